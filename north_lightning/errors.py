@@ -1,0 +1,61 @@
+"""One error class per boundary; each message says what was expected, what came, and what to do."""
+
+
+class NorthError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(NorthError, ValueError):
+    """A setting that cannot work: the key, what was expected, what came."""
+
+
+class CheckpointError(NorthError):
+    """A checkpoint that is missing, incomplete or of another shape."""
+
+
+class TokenizerError(NorthError, ValueError):
+    """A tokenizer that does not fit the model, the chat format or the sampler."""
+
+
+class DataError(NorthError, ValueError):
+    """A sample or file that cannot be used; names file and line."""
+
+
+class TaskError(NorthError):
+    """A task directory that is malformed."""
+
+
+class InvalidActionError(NorthError):
+    """The model's turn is not a valid action. This is the model's failure: it scores 0 and is trained on."""
+
+
+class InfrastructureError(NorthError):
+    """Something that is not the model's doing failed. Never a reward: retried, then dropped with its reason."""
+
+
+class SandboxError(InfrastructureError):
+    """A sandbox could not start or died."""
+
+
+class SandboxUnavailableError(SandboxError):
+    """This machine cannot isolate commands; nothing is run without isolation."""
+
+
+class SamplerError(InfrastructureError):
+    """The sampler did not answer, or answered what it must not (non-finite log-probabilities)."""
+
+
+class SidecarError(SamplerError):
+    """The vLLM process could not start or is dead."""
+
+
+class WeightPushError(InfrastructureError):
+    """A weight push did not complete: the sampler must not be used until one does."""
+
+
+class VerifierError(InfrastructureError):
+    """A verifier raised, hung or returned something that is not a finite number."""
+
+
+class QueueError(NorthError):
+    """The rollout queue was used out of order (unknown group, completed twice)."""

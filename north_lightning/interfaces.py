@@ -1,0 +1,208 @@
+"""Everything that is replaceable, on one page.
+
+Each class is chosen in YAML by ``class_path`` and may live in any importable module (``./plugins`` is on the path). A
+plug-in needs only this module, ``types`` and ``errors``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from north_lightning.types import (
+    AssistantAction,
+    CommandResult,
+    Prompt,
+    Reward,
+    Rollout,
+    RolloutGroup,
+    Sample,
+    SamplingParams,
+    Step,
+    Task,
+)
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+
+    from torch import Tensor
+
+
+# ---- loss ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLossInputs:
+    """Aligned per-token tensors of one (micro-)batch."""
+
+    trainer_logprobs: Tensor  # [T] float32, with gradient
+    rollout_logprobs: Tensor  # [T] float32
+    advantages: Tensor  # [T] float32
+    loss_mask: Tensor  # [T] bool
+    num_trained_tokens: int  # of the whole optimizer step: the denominator
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLossOutputs:
+    loss: Tensor  # scalar, to be minimised; already divided by ``num_trained_tokens``
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class PolicyLoss(ABC):
+    """A reinforcement-learning objective over tokens."""
+
+    @abstractmethod
+    def __call__(self, inputs: PolicyLossInputs) -> PolicyLossOutputs:
+        """Raise ``ValueError`` on non-finite inputs under the mask."""
+
+
+# ---- queue ---------------------------------------------------------------------------------------------------------
+
+
+class RolloutQueue(ABC):
+    """Between producer and trainer. Holds groups from dispatch until trained or dropped; each ends exactly once.
+
+    Life of a group: ``admit`` (a slot is charged, ids count up from 0) -> ``complete`` or ``drop`` -> ``take`` ->
+    ``release`` (the slot is free again). Calls come from several threads; none of them blocks.
+    """
+
+    @abstractmethod
+    def admit(self) -> int | None:
+        """The id of a new group, or None while every slot is charged."""
+
+    @abstractmethod
+    def complete(self, group: RolloutGroup) -> None:
+        """Hand in a finished group; ``QueueError`` if it was not admitted or has ended already."""
+
+    @abstractmethod
+    def drop(self, group_id: int, reason: str) -> None:
+        """Give a group up, visibly; its slot is free at once."""
+
+    @abstractmethod
+    def take(self, num_groups: int) -> list[RolloutGroup] | None:
+        """Exactly ``num_groups`` completed groups in this queue's order, or None while fewer may be taken."""
+
+    @abstractmethod
+    def release(self, group_ids: Iterable[int]) -> None:
+        """The groups were trained: free their slots."""
+
+    @abstractmethod
+    def stats(self) -> Mapping[str, float]:
+        """Numbers to log: depth, in flight, trained, and ``dropped/<reason>``."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives only; what ``load_state_dict`` needs so that every group still ends exactly once."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+# ---- sandbox -------------------------------------------------------------------------------------------------------
+
+
+class Sandbox(ABC):
+    """One isolated file system and its processes, for one attempt or one verification. Work directory: ``/work``."""
+
+    @abstractmethod
+    async def spawn(self, argv: Sequence[str]) -> Process:
+        """Start a long-lived program inside, with pipes on stdin and stdout (stderr joins stdout)."""
+
+    @abstractmethod
+    async def run(self, command: str, timeout_s: float) -> CommandResult:
+        """One ``bash -c`` in a fresh process; killed at the time-out with everything it started."""
+
+    @abstractmethod
+    async def snapshot(self, destination: Path) -> None:
+        """End every process, then copy ``/work`` to ``destination``: links as links, special files left out."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End every process and delete everything. May be called twice."""
+
+
+class SandboxProvider(ABC):
+    """Makes sandboxes. Picklable: it travels to the rollout process."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """``SandboxUnavailableError`` with the remedy, if commands cannot be isolated here."""
+
+    @abstractmethod
+    async def open(
+        self,
+        image: Path,
+        read_only: Mapping[str, Path] | None = None,
+        writable: Mapping[str, Path] | None = None,
+    ) -> Sandbox:
+        """A sandbox whose ``/work`` starts as a copy of the directory ``image``; mounts: path inside -> path here."""
+
+
+# ---- harness -------------------------------------------------------------------------------------------------------
+
+
+class HarnessSession(ABC):
+    """One attempt at one task through one harness."""
+
+    @abstractmethod
+    async def act(self, action: AssistantAction) -> Step:
+        """Carry out one validated action; ``InvalidActionError`` where the harness forbids it (two calls, ...)."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End what the session started (not the sandbox). May be called twice."""
+
+
+class Harness(ABC):
+    """Prompt, tools, observations and end of an agent loop. Picklable, stateless: sessions hold the state."""
+
+    name: str
+
+    @abstractmethod
+    def prompt(self, task: Task, variation: int = 0) -> Prompt:
+        """The opening messages and tools; ``variation`` picks wording, so that a model reads instead of replaying."""
+
+    @abstractmethod
+    async def open(self, task: Task, sandbox: Sandbox) -> HarnessSession: ...
+
+
+# ---- reward --------------------------------------------------------------------------------------------------------
+
+
+class RewardVerifier(ABC):
+    """Scores one finished attempt. Picklable: it travels to the rollout process.
+
+    ``workdir`` is a snapshot of the attempt's ``/work``, every agent process gone; ``sandboxes`` opens fresh sandboxes
+    to grade in. Raise to say "not graded" (an infrastructure failure, never a 0).
+    """
+
+    @abstractmethod
+    async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward: ...
+
+
+# ---- sampler -------------------------------------------------------------------------------------------------------
+
+
+class Sampler(ABC):
+    """Token ids in, token ids out."""
+
+    @abstractmethod
+    async def generate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> Sample:
+        """``SamplerError`` when no answer can be had."""
+
+    async def close(self) -> None:  # noqa: B027
+        """Release connections."""
+
+
+class WeightTransport(ABC):
+    """Carries the trainer's weights to a running sampler. Used from one thread of the trainer."""
+
+    @abstractmethod
+    def push(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Send HF-named tensors, in flight requests kept; return when the sampler has confirmed ``version``.
+
+        ``WeightPushError`` otherwise: the sampler must not be used until a push succeeds.
+        """

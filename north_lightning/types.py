@@ -1,0 +1,230 @@
+"""The nouns every part shares: conversations, tasks, rollouts, rewards, batches.
+
+Plain data; nothing here imports another part of the package. Everything except the tensor batches is picklable and free of
+torch at run time, because rollouts are produced in a child process that never imports it.
+
+Alignment, once and for all: every per-token list is aligned with ``token_ids``. ``loss_mask[t]`` says that token ``t``
+is trained, ``rollout_logprobs[t]`` is the sampler's log-probability *of* token ``t`` given the tokens before it, and
+``policy_versions[t]`` the policy that produced it. The first token of a document is never trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NOT_SAMPLED = -1
+"""``policy_versions`` entry of a token that no policy produced (prompt, observation)."""
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "abort"]
+StopReason = Literal["finished", "invalid_action", "max_turns", "length", "context"]
+
+
+# ---- conversations -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as the model sees it; ``parameters`` is a JSON schema of an object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call. ``id`` is a digit string, counted from "0" over the whole conversation."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    tool_call_id: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message. An assistant's has content or tool calls, not both; a tool's answers ``tool_call_id``."""
+
+    role: Role
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantAction:
+    """What a model said in one turn, parsed and validated: either ``tool_calls`` or ``content``."""
+
+    reasoning: str = ""
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a harness puts before the model for a task."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A harness's answer to one action: results to show the model, and whether the attempt is over."""
+
+    results: tuple[ToolResult, ...] = ()
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedSample:
+    """A conversation as ids, for SFT."""
+
+    token_ids: list[int]  # [T]
+    loss_mask: list[bool]  # [T]
+    source: str = ""
+
+
+# ---- tasks and sandboxes -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One Harbor task directory, read.
+
+    ``environment`` names the kind of work (``terminal``, ``swe``) and so the harness; ``family`` the generator or
+    benchmark it came from; ``max_turns`` is the step budget of an attempt.
+    """
+
+    id: str
+    environment: str
+    family: str
+    instruction: str
+    directory: Path
+    max_turns: int
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    output: str  # stdout and stderr, interleaved, capped by the sandbox
+    exit_code: int
+    timed_out: bool = False
+
+
+# ---- sampling and rollouts -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One generation, token by token; the stop token is included."""
+
+    token_ids: list[int]  # [T]
+    logprobs: list[float]  # [T], of the sampled tokens, after temperature and top-p
+    policy_versions: list[int]  # [T]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One sampled turn: tokens ``start:end`` of the rollout; ``error`` says why it was not a valid action."""
+
+    start: int
+    end: int
+    finish_reason: FinishReason
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A verifier's verdict; ``details`` (per-test results, messages) is for people."""
+
+    value: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One attempt at one task. Every token with ``loss_mask`` true is exactly the token that was sampled."""
+
+    task_id: str
+    environment: str
+    family: str
+    group_id: int
+    index: int  # within the group
+    seed: int
+    token_ids: list[int] = field(default_factory=list)  # [T]
+    loss_mask: list[bool] = field(default_factory=list)  # [T]
+    rollout_logprobs: list[float] = field(default_factory=list)  # [T], 0.0 where not sampled
+    policy_versions: list[int] = field(default_factory=list)  # [T], NOT_SAMPLED where not sampled
+    turns: list[Turn] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)  # for people; never re-encoded
+    stop_reason: StopReason = "finished"
+    reward: Reward | None = None
+    advantage: float = 0.0
+    duration_s: float = 0.0
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        return sum(self.loss_mask)
+
+
+@dataclass(slots=True)
+class RolloutGroup:
+    """All attempts at one task that share a baseline."""
+
+    group_id: int
+    task_id: str
+    environment: str
+    rollouts: list[Rollout]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [rollout.reward.value for rollout in self.rollouts if rollout.reward is not None]
+
+
+# ---- tensors for the trainer ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class PackedBatch:
+    """Documents laid end to end in one row; attention never crosses ``cu_seqlens`` boundaries."""
+
+    token_ids: Tensor  # [T] int64
+    cu_seqlens: Tensor  # [N + 1] int32, from 0 to T
+    loss_mask: Tensor  # [T] bool, False at the first token of every document
+    num_trained_tokens: int  # of the whole optimizer step's batch: the denominator of the loss
+    sources: list[str] = field(default_factory=list)  # [N]
+
+
+@dataclass(slots=True)
+class RolloutBatch(PackedBatch):
+    """A packed batch of rollouts. Rollouts with zero advantage may be left out of the tensors; they count in
+    ``num_trained_tokens``."""
+
+    rollout_logprobs: Tensor = None  # type: ignore[assignment]  # [T] float32
+    advantages: Tensor = None  # type: ignore[assignment]  # [T] float32
+    policy_versions: Tensor = None  # type: ignore[assignment]  # [T] int64
+    groups: list[RolloutGroup] = field(default_factory=list)  # everything the batch consumed, for metrics
