@@ -1,0 +1,56 @@
+# make setup | quickstart | test | bench | lint | clean. Everything runs from .venv, on a CPU, and needs no GPU.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.north-setup
+TORCH := torch==2.13.0+cpu
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: setup system test lint quickstart bench clean
+
+setup: system $(STAMP)
+
+# tmux runs the terminals, bubblewrap isolates the commands of the model.
+system:
+	@missing=""; \
+	command -v tmux >/dev/null || missing="$$missing tmux"; \
+	command -v bwrap >/dev/null || missing="$$missing bubblewrap"; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing$$missing"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	else \
+		echo "north_lightning needs$$missing. Install with:  sudo apt-get install -y$$missing"; exit 1; \
+	fi
+
+# The CPU build of torch is asked for by its exact name, so that the CUDA build (several GB) can never be taken: first
+# from wherever pip is configured to look, then from PyTorch's own index of CPU wheels. All else comes with --no-deps from
+# a lock file (see the head of requirements/cpu.txt).
+$(STAMP): requirements/cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+		{ echo "Python 3.11 is needed ('$(PYTHON)' is not): make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "Install with:  sudo apt-get install -y python3.11-venv"; rm -rf $(VENV); exit 1; }
+	$(PIP) install -q --no-deps '$(TORCH)' 2>/dev/null || $(PIP) install -q --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
+	$(PIP) install -q --no-deps --only-binary :all: -r requirements/cpu.txt
+	$(PIP) install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m pytest tests/benchmarks -m "" -s
+
+quickstart: setup
+	$(BIN)/python -m north_lightning quickstart
+
+clean:
+	rm -rf $(VENV) runs wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
