@@ -1,7 +1,7 @@
 """The nouns every part shares: conversations, tasks, rollouts, rewards, batches.
 
-Plain data; nothing here imports another part of the package. Everything except the tensor batches is picklable and free of
-torch at run time, because rollouts are produced in a child process that never imports it.
+Plain data; nothing here imports another part of the package. Everything except the tensor batches is picklable and
+free of torch at run time, because rollouts are produced in a child process that never imports it.
 
 Alignment, once and for all: every per-token list is aligned with ``token_ids``. ``loss_mask[t]`` says that token ``t``
 is trained, ``rollout_logprobs[t]`` is the sampler's log-probability *of* token ``t`` given the tokens before it, and
