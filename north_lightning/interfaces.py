@@ -43,6 +43,7 @@ class PolicyLossInputs:
     advantages: Tensor  # [T] float32
     loss_mask: Tensor  # [T] bool
     num_trained_tokens: int  # of the whole optimizer step: the denominator
+    entropy: Tensor | None = None  # [T], without gradient; for metrics
 
 
 @dataclass(frozen=True, slots=True)
