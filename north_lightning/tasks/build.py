@@ -1,14 +1,18 @@
-"""Builds the generated task sets: ``python -m north_lightning tasks --config ...``.
+"""Builds generated task sets: ``python -m north_lightning tasks --config ...``.
 
-Out: ``<output_dir>/<split>-<environment>/`` directories of Harbor tasks. The same settings give the same bytes.
+Out: one directory of Harbor tasks per set, ``<output_dir>/<name>``. The same settings give the same bytes.
 """
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.progress import track
 
+from north_lightning.errors import ConfigError
 from north_lightning.tasks.harbor import write_task
 from north_lightning.tasks.names import Split
 from north_lightning.tasks.software import software_task
@@ -17,9 +21,39 @@ from north_lightning.tasks.terminal import terminal_task
 GENERATORS = {"terminal": terminal_task, "swe": software_task}
 
 
-def build(output_dir: Path, environment: str, split: Split, count: int, first: int = 0, seed: int = 0) -> Path:
-    """Write tasks ``first .. first + count - 1`` of one environment and split; returns their directory."""
-    directory = output_dir / f"{split}-{environment}"
-    for index in track(range(first, first + count), description=f"tasks {split}-{environment}"):
-        write_task(GENERATORS[environment](index, seed, split), directory)
-    return directory
+@dataclass(frozen=True)
+class TaskSetSettings:
+    """One generated set.
+
+    Args:
+        name: Directory of the set.
+        environment: Terminal tasks or software tasks.
+        split: Whose names to draw from; the two splits share none.
+        count: How many tasks.
+        first: Index of the first task; sets of one split that must not overlap start apart.
+    """
+
+    name: str
+    environment: Literal["terminal", "swe"]
+    split: Split
+    count: int
+    first: int = 0
+
+
+def build_task_sets(output_dir: Path, sets: list[TaskSetSettings], seed: int = 0) -> None:
+    """Write every set anew.
+
+    Args:
+        output_dir: Parent of the sets' directories.
+        sets: What to generate.
+        seed: Another seed, other names.
+    """
+    names = [one.name for one in sets]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"sets: names must differ, got {names}")
+    for one in sets:
+        directory = output_dir / one.name
+        if directory.exists():
+            shutil.rmtree(directory)
+        for index in track(range(one.first, one.first + one.count), description=f"tasks {one.name}"):
+            write_task(GENERATORS[one.environment](index, seed, one.split), directory)

@@ -1,6 +1,6 @@
 """Single-turn samples for the first SFT stage: a question, and the shell command or word that answers it.
 
-Every command is run in the sandbox before it may be trained on: its setup is made, the command executed, its check demanded.
+Every command is run in the sandbox before it may be trained on: setup, command, check.
 Out: conversations of a user's question and an assistant's answer, with the names of one split only.
 """
 

@@ -1,0 +1,118 @@
+"""The evaluation's memory: one line per attempt, appended as it ends, keyed so that a stopped evaluation goes on.
+
+In: finished rollouts. Out: ``attempts.jsonl``. The key is (checkpoint digest, task digest, harness, seed): a result is found
+again only if exactly the same weights met exactly the same task through the same harness settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from north_lightning.errors import DataError
+from north_lightning.interfaces import Harness
+from north_lightning.rollout.metrics import has_loop, num_invalid_turns
+from north_lightning.types import Rollout, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at one task. ``reward`` is None exactly when ``error`` says what failed outside the model."""
+
+    checkpoint: str
+    weights: str
+    task_id: str
+    task: str
+    environment: str
+    family: str
+    harness: str
+    seed: int
+    reward: float | None
+    error: str | None = None
+    stop_reason: str = ""
+    turns: int = 0
+    generated_tokens: int = 0
+    invalid_turns: int = 0
+    looped: bool = False
+    duration_s: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return (self.weights, self.task, self.harness, self.seed)
+
+
+def attempt_of(rollout: Rollout, identity: dict[str, Any]) -> Attempt:
+    """The record of a finished rollout; ``identity`` holds the fields that name it."""
+    return Attempt(
+        **identity,
+        reward=rollout.reward.value if rollout.reward is not None else 0.0,
+        stop_reason=rollout.stop_reason,
+        turns=len(rollout.turns),
+        generated_tokens=rollout.num_sampled_tokens,
+        invalid_turns=num_invalid_turns(rollout),
+        looped=has_loop(rollout),
+        duration_s=round(rollout.duration_s, 3),
+    )
+
+
+def read_attempts(path: Path) -> list[Attempt]:
+    """Every recorded attempt; a half-written last line (a killed run) is left out, any other bad line is an error."""
+    if not path.exists():
+        return []
+    known = {field.name for field in fields(Attempt)}
+    lines = path.read_text().splitlines()
+    attempts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            attempts.append(Attempt(**{key: row[key] for key in row if key in known}))
+        except (ValueError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise DataError(f"{path}:{number}: not an attempt: {error}") from error
+    return attempts
+
+
+def append_attempts(path: Path, attempts: Iterable[Attempt]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        for attempt in attempts:
+            file.write(json.dumps(asdict(attempt)) + "\n")
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line without its newline, so that appending starts on a fresh one."""
+    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
+
+
+def task_digest(task: Task) -> str:
+    """Of everything that defines the task: instruction, image, tests, budget; the first 16 hex digits of a SHA-256."""
+    digest = sha256(f"{task.instruction}\0{task.max_turns}\0".encode())
+    for part in ("environment", "tests"):
+        for path in sorted((task.directory / part).rglob("*")):
+            if ".git" in path.parts:
+                continue
+            digest.update(f"{path.relative_to(task.directory)}\0".encode())
+            if path.is_symlink():
+                digest.update(str(path.readlink()).encode())
+            elif path.is_file():
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def weights_digest(checkpoint: Path) -> str:
+    """Of a checkpoint's safetensors shards; the first 16 hex digits of a SHA-256."""
+    digest = sha256()
+    for shard in sorted(checkpoint.glob("*.safetensors")):
+        digest.update(shard.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def harness_digest(harness: Harness) -> str:
+    """Name and settings of a harness."""
+    return f"{harness.name}-{sha256(json.dumps(vars(harness), sort_keys=True, default=str).encode()).hexdigest()[:8]}"

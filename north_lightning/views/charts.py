@@ -1,0 +1,89 @@
+"""Curves as inline SVG, for pages that open without a server or a network.
+
+In: series of (x, y). Out: SVG text. No data is read or chosen here.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+
+matplotlib.use("svg")
+
+from matplotlib.figure import Figure
+
+COLOURS = ("#2f6f9f", "#d1603d", "#3c8d5a", "#8a5aa8", "#b08a2e", "#5b6770")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One curve; ``smooth`` > 1 draws a running mean over so many points above the raw ones."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    smooth: int = 1
+
+
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """Mean of the last ``width`` values at every point (fewer at the start)."""
+    means = []
+    for end in range(1, len(values) + 1):
+        recent = values[max(0, end - width) : end]
+        means.append(sum(recent) / len(recent))
+    return means
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    xlabel: str,
+    ylabel: str,
+    ylim: tuple[float | None, float | None] = (None, None),
+    level: tuple[str, float] | None = None,
+) -> str:
+    """SVG of the curves; ``level`` is a named horizontal line, such as a bound."""
+    figure = Figure(figsize=(5.4, 3.0), layout="constrained")
+    axes = figure.add_subplot()
+    for number, one in enumerate(series):
+        colour = COLOURS[number % len(COLOURS)]
+        if one.smooth > 1:
+            axes.plot(one.x, one.y, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(one.x, running_mean(one.y, one.smooth), color=colour, linewidth=1.6, label=one.label)
+    if level is not None:
+        axes.axhline(level[1], color="#999999", linestyle="--", linewidth=1.0, label=level[0])
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_ylim(*ylim)
+    axes.grid(alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1 or level is not None:
+        axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def bar_chart(labels: Sequence[str], groups: Sequence[tuple[str, Sequence[float]]], *, xlabel: str) -> str:
+    """SVG of horizontal bars, one group of bars a label; values between 0 and 1."""
+    figure = Figure(figsize=(5.4, 0.6 + 0.36 * len(labels)), layout="constrained")
+    axes = figure.add_subplot()
+    height = 0.8 / len(groups)
+    for number, (name, values) in enumerate(groups):
+        positions = [row + number * height for row in range(len(labels))]
+        axes.barh(positions, values, height=height, label=name, color=COLOURS[number % len(COLOURS)])
+    axes.set_yticks([row + 0.4 - height / 2 for row in range(len(labels))], labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(xlabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
