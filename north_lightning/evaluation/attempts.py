@@ -1,7 +1,7 @@
 """The evaluation's memory: one line per attempt, appended as it ends, keyed so that a stopped evaluation goes on.
 
-In: finished rollouts. Out: ``attempts.jsonl``. The key is (checkpoint digest, task digest, harness, seed): a result is found
-again only if exactly the same weights met exactly the same task through the same harness settings.
+In: finished rollouts. Out: ``attempts.jsonl``. The key is (checkpoint digest, task digest, harness, seed): a result is
+found again only if exactly the same weights met exactly the same task through the same harness settings.
 """
 
 from __future__ import annotations

@@ -1,0 +1,114 @@
+"""Records SFT data: scripted solutions carried out through the harnesses in the sandbox, and verified.
+
+In: task sets whose tasks have a scripted solution. Out: ``<output_dir>/<environment>.jsonl``, one conversation a line.
+Every tool call in it was executed, every observation is what came back, and the verifier gave the result a 1; a solution
+that scores less is an error of the task, not a sample.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from north_lightning.data.sources import Conversation, write_samples
+from north_lightning.errors import ConfigError, TaskError
+from north_lightning.interfaces import Harness, RewardVerifier, SandboxProvider
+from north_lightning.rollout.attempt import AttemptLoop, ScriptedPolicy, script_of_calls
+from north_lightning.tasks import image_of, load_tasks, solution_steps
+from north_lightning.tasks.names import Split
+from north_lightning.tasks.single_turn import Question, command_question, verify_commands, word_question
+from north_lightning.types import Rollout, Task
+
+# A first look that the task does not need: real trajectories have such turns, and RL learns to leave them out.
+LOOK_AROUND = {"terminal": ("terminal", {"keystrokes": "ls"}), "swe": ("bash", {"command": "ls"})}
+
+
+def record_trajectories(
+    task_sets: list[Path],
+    output_dir: Path,
+    harnesses: dict[str, Harness],
+    verifier: RewardVerifier,
+    sandboxes: SandboxProvider,
+    look_around_fraction: float = 0.15,
+    concurrency: int = 8,
+    seed: int = 0,
+    num_questions: int = 0,
+    split: Split = "train",
+) -> None:
+    """Record a trajectory of every task, and verified single-turn questions beside them.
+
+    Args:
+        task_sets: Directories of tasks, or listings.
+        output_dir: Where ``<environment>.jsonl``, ``commands.jsonl`` and ``words.jsonl`` are written.
+        harnesses: Environment -> the harness to act through.
+        verifier: Every solution must score 1 with it.
+        sandboxes: Where commands run.
+        look_around_fraction: Share of the trajectories that begin with a needless look around.
+        concurrency: Tasks at a time.
+        seed: Of wordings and looks around.
+        num_questions: Single-turn questions of each kind (commands, words).
+        split: Whose names the questions use.
+    """
+    sandboxes.check()
+    tasks = [task for path in task_sets for task in load_tasks(path)]
+    unknown = {task.environment for task in tasks} - harnesses.keys()
+    if unknown:
+        raise ConfigError(f"harnesses: none for environment {', '.join(sorted(unknown))}")
+    loop = AttemptLoop(sandboxes, verifier, image_of)
+    recorded = asyncio.run(_record_all(tasks, harnesses, loop, look_around_fraction, concurrency, seed))
+    by_source: dict[str, list[Conversation]] = {}
+    for conversation in recorded:
+        by_source.setdefault(conversation.source, []).append(conversation)
+    for question in asyncio.run(_questions(num_questions, seed, split, sandboxes)):
+        conversation = Conversation(question.messages, (), source=question.source)
+        by_source.setdefault(question.source, []).append(conversation)
+    for source, conversations in by_source.items():
+        write_samples(output_dir / f"{source}.jsonl", conversations)
+
+
+async def _record_all(
+    tasks: Sequence[Task],
+    harnesses: Mapping[str, Harness],
+    loop: AttemptLoop,
+    look_around_fraction: float,
+    concurrency: int,
+    seed: int,
+) -> list[Conversation]:
+    slots = asyncio.Semaphore(concurrency)
+    with Progress() as progress:
+        bar = progress.add_task("trajectories", total=len(tasks))
+
+        async def one(number: int, task: Task) -> Conversation:
+            async with slots:
+                rng = random.Random(f"{seed}/{task.id}")
+                look_around = rng.random() < look_around_fraction
+                conversation = await _record(task, harnesses[task.environment], loop, number, look_around)
+                progress.advance(bar)
+                return conversation
+
+        return list(await asyncio.gather(*(one(number, task) for number, task in enumerate(tasks))))
+
+
+async def _record(task: Task, harness: Harness, loop: AttemptLoop, variation: int, look_around: bool) -> Conversation:
+    steps = ([LOOK_AROUND[task.environment]] if look_around else []) + solution_steps(task)
+    rollout = Rollout(task.id, task.environment, task.family, group_id=0, index=0, seed=0)
+    await loop.run(task, harness, ScriptedPolicy(script_of_calls(steps)), rollout, variation)
+    if rollout.reward is None or rollout.reward.value != 1.0:
+        raise TaskError(f"{task.directory}: the scripted solution scored {rollout.reward}, expected 1")
+    return Conversation(
+        tuple(rollout.messages),
+        harness.prompt(task, variation).tools,
+        source=task.environment,
+        harness=harness.name,
+        environment=task.environment,
+    )
+
+
+async def _questions(count: int, seed: int, split: Split, sandboxes: SandboxProvider) -> list[Question]:
+    questions = [make(index, seed, split) for make in (command_question, word_question) for index in range(count)]
+    await verify_commands(questions, sandboxes)
+    return questions
