@@ -1,0 +1,137 @@
+"""Token ids in, token ids out, over HTTP from a vLLM server.
+
+Comes in: a prompt as ids. Goes out: a ``Sample`` whose every token carries the log-probability it was sampled with and the
+version of the weights that produced it. Nothing here tokenises, parses or imports torch: this module runs in the rollout
+process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from north_lightning.errors import SamplerError
+from north_lightning.interfaces import Sampler
+from north_lightning.types import FinishReason, Sample, SamplingParams
+
+GENERATE_PATH = "/inference/v1/generate"
+UNNAMED_VERSION = "default"
+"""What vLLM calls its weights before anybody has named them: the ones it was started with, version 0."""
+CLAMPED_LOGPROB = -9999.0
+"""vLLM replaces NaN and -inf by this number before it answers."""
+
+_FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort")
+
+
+class VLLMSampler(Sampler):
+    """Asks one vLLM server. Picklable; the connection is made at the first request, in the event loop that makes it.
+
+    Args:
+        url: base URL of the server, as in ``Sidecar.url``.
+        timeout_s: give a request up after so many seconds (a weight push delays requests by a fraction of one).
+        num_retries: how often a request is sent again when the connection breaks; answers are never retried.
+        max_connections: requests in flight at most; further ones wait.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 300.0, num_retries: int = 3, max_connections: int = 256) -> None:
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self.num_retries = num_retries
+        self.max_connections = max_connections
+        self._client: httpx.AsyncClient | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_client": None}
+
+    async def generate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> Sample:
+        """Sample until one of ``params.stop_token_ids`` (kept, as the last token) or ``max_tokens``.
+
+        Nothing else stops a generation, the model's end-of-sequence id included. ``SamplerError`` when the server cannot be
+        reached, refuses the request, or answers what cannot be trained on.
+        """
+        sampling_params: dict[str, Any] = {
+            "max_tokens": params.max_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "stop_token_ids": list(params.stop_token_ids),
+            "seed": params.seed,
+            "ignore_eos": True,
+            "detokenize": False,
+            "logprobs": 0,  # of the sampled token only
+        }
+        answer = await self._post({"token_ids": list(prompt_token_ids), "sampling_params": sampling_params})
+        return sample_from_answer(answer)
+
+    async def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probability, under the server's present weights, of every token given those before it; 0.0 for the first."""
+        sampling_params = {"max_tokens": 1, "temperature": 1.0, "detokenize": False, "prompt_logprobs": 0}
+        answer = await self._post({"token_ids": list(token_ids), "sampling_params": sampling_params})
+        entries = answer["prompt_logprobs"]
+        return [0.0] + [
+            float(entry[str(token)]["logprob"]) for token, entry in zip(token_ids[1:], entries[1:], strict=True)
+        ]
+
+    async def close(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    async def _post(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._client is None:
+            limits = httpx.Limits(max_connections=self.max_connections, max_keepalive_connections=self.max_connections)
+            self._client = httpx.AsyncClient(base_url=self.url, timeout=self.timeout_s, limits=limits)
+        for attempt in itertools.count():
+            try:
+                response = await self._client.post(GENERATE_PATH, json=body)
+                break
+            except httpx.TimeoutException as error:
+                raise SamplerError(f"{self.url}: no answer within {self.timeout_s:.0f} s") from error
+            except httpx.TransportError as error:
+                if attempt >= self.num_retries:
+                    raise SamplerError(
+                        f"{self.url}: no connection after {attempt + 1} attempts ({type(error).__name__}: {error}); "
+                        "is the vLLM sidecar still running?"
+                    ) from error
+                await asyncio.sleep(0.1 * 2**attempt)
+        if response.status_code != httpx.codes.OK:
+            raise SamplerError(f"{self.url}: status {response.status_code}: {response.text[:500]}")
+        answer: Mapping[str, Any] = response.json()
+        return answer
+
+
+def sample_from_answer(answer: Mapping[str, Any]) -> Sample:
+    """Read an answer of vLLM's token-in/token-out route; ``SamplerError`` if it is not consistent and finite."""
+    choice = answer["choices"][0]
+    token_ids = list(choice["token_ids"])
+    content = choice["logprobs"]["content"]
+    if [entry["token_id"] for entry in content] != token_ids:
+        raise SamplerError(f"log-probabilities of {len(content)} tokens do not belong to the {len(token_ids)} sampled")
+    logprobs = [float(entry["logprob"]) for entry in content]
+    for position, value in enumerate(logprobs):
+        if not math.isfinite(value) or value <= CLAMPED_LOGPROB:
+            raise SamplerError(f"log-probability {value} at token {position}: the sampler's weights are not finite")
+    if choice["finish_reason"] not in _FINISH_REASONS:
+        raise SamplerError(f"finish reason: expected one of {_FINISH_REASONS}, got {choice['finish_reason']!r}")
+    versions = versions_from_spans(choice["weight_versions"], len(token_ids))
+    return Sample(token_ids, logprobs, versions, choice["finish_reason"])
+
+
+def versions_from_spans(spans: Sequence[Mapping[str, Any]] | None, num_tokens: int) -> list[int]:
+    """``[{version, start, end}, ...]`` -> one version per token; ``SamplerError`` unless the spans tile the tokens."""
+    versions: list[int] = []
+    for span in spans or ():
+        if span["start"] != len(versions) or span["end"] < span["start"]:
+            raise SamplerError(f"weight versions: expected spans that follow each other from 0, got {spans}")
+        name = span["version"]
+        if name != UNNAMED_VERSION and not name.isdigit():
+            raise SamplerError(f"weight version: expected a number, got {name!r}; is another trainer pushing weights?")
+        versions += [0 if name == UNNAMED_VERSION else int(name)] * (span["end"] - span["start"])
+    if len(versions) != num_tokens:
+        raise SamplerError(f"weight versions: spans cover {len(versions)} of {num_tokens} tokens: {spans}")
+    return versions
