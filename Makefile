@@ -34,7 +34,7 @@ $(STAMP): requirements/cpu.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "Install with:  sudo apt-get install -y python3.11-venv"; rm -rf $(VENV); exit 1; }
 	$(PIP) install -q --no-deps '$(TORCH)' 2>/dev/null || $(PIP) install -q --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
-	$(PIP) install -q --no-deps --only-binary :all: -r requirements/cpu.txt
+	$(PIP) install -qq --no-deps --only-binary :all: -r requirements/cpu.txt
 	$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -50,7 +50,7 @@ bench: setup
 	$(BIN)/python -m pytest tests/benchmarks -m "" -s
 
 quickstart: setup
-	$(BIN)/python -m north_lightning quickstart
+	$(BIN)/python -m north_lightning recipe --config configs/quickstart/recipe.yaml
 
 clean:
 	rm -rf $(VENV) runs wandb .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

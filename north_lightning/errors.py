@@ -59,3 +59,7 @@ class VerifierError(InfrastructureError):
 
 class QueueError(NorthError):
     """The rollout queue was used out of order (unknown group, completed twice)."""
+
+
+class TrainingError(NorthError):
+    """A loss or gradient that is not finite, or a batch older than its bound: the optimizer step was not taken."""

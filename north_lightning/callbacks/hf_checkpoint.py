@@ -1,0 +1,58 @@
+"""Writes the model as a Hugging Face checkpoint: what vLLM serves, the next stage starts from, and a release is made of.
+
+In: a running ``NorthModule``. Out: a folder that appears whole or not at all. Not here: Lightning's own checkpoints, which
+hold the optimizer too and from which a run resumes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from north_lightning.errors import ConfigError
+from north_lightning.modules import NorthModule
+
+
+class HFCheckpoint(Callback):
+    """Writes ``directory`` at the end of training, and ``directory/step-N`` on the way if asked to.
+
+    Args:
+        directory: Where to; ``checkpoint`` in the run's folder by default.
+        every_n_steps: Also write every so many optimizer steps.
+    """
+
+    def __init__(self, directory: Path | None = None, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ConfigError(f"every_n_steps: expected at least 1, got {every_n_steps}")
+        self.directory = directory
+        self.every_n_steps = every_n_steps
+        self._written_at = -1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if self.every_n_steps and step % self.every_n_steps == 0 and step != self._written_at:
+            self._written_at = step
+            self._write(trainer, pl_module, self._directory(trainer) / f"step-{step}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module, self._directory(trainer))
+
+    def _directory(self, trainer: Trainer) -> Path:
+        return self.directory or Path(trainer.default_root_dir) / "checkpoint"
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, directory: Path) -> None:
+        assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
+        if not trainer.is_global_zero:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        fresh = directory.with_name(f".{directory.name}.writing")
+        shutil.rmtree(fresh, ignore_errors=True)
+        pl_module.save_hf(fresh)
+        for kept in directory.glob("step-*"):  # earlier steps lie inside the folder that is replaced
+            kept.rename(fresh / kept.name)
+        shutil.rmtree(directory)
+        fresh.rename(directory)

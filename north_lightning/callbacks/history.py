@@ -1,0 +1,144 @@
+"""Every logged number, kept on disk: one JSON line per optimizer step, and a summary at the end.
+
+In: what modules and callbacks log. Out: ``history.jsonl`` and ``summary.json`` in the run's folder, which reports are
+made from. Independent of W&B, which may be used beside it. Not here: charts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+HISTORY, SUMMARY = "history.jsonl", "summary.json"
+
+
+class JSONLHistory(Logger):
+    """A Lightning logger: ``{"step": 12, "time_s": 34.5, "train/loss": 0.6, ...}``, one line per logged step.
+
+    ``step`` counts complete optimizer steps, ``time_s`` seconds of this process. A resumed run drops the lines of steps
+    that it repeats. Values that are not finite become ``null``.
+
+    Args:
+        save_dir: The run's folder.
+    """
+
+    def __init__(self, save_dir: Path) -> None:
+        super().__init__()
+        self.path = Path(save_dir) / HISTORY
+        self._file: TextIO | None = None
+        self._started = time.monotonic()
+
+    @property
+    def name(self) -> str | None:
+        return None
+
+    @property
+    def version(self) -> int | str | None:
+        return None
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the configuration is saved as ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if self._file is None:
+            self._file = _continue(self.path, step or 0)
+        numbers = {key: _number(value) for key, value in metrics.items() if key != "epoch"}
+        line = {"step": step, "time_s": round(time.monotonic() - self._started, 3), **numbers}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _continue(path: Path, step: int) -> TextIO:
+    """``path`` opened behind its last line of a step before ``step``; a torn last line is dropped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [line for line in read_history(path) if line["step"] < step] if path.exists() else []
+    file = path.open("w")
+    file.writelines(json.dumps(line) + "\n" for line in kept)
+    return file
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``history.jsonl``; a last line that a crash cut off is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+class RunSummary(Callback):
+    """Writes ``summary.json``: steps, seconds, peak memory, why training ended, and the last value of every metric."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        complete = trainer.max_steps not in (-1, None) and trainer.global_step >= trainer.max_steps
+        summary = {
+            "steps": trainer.global_step,
+            "seconds": round(time.monotonic() - self._started, 3),
+            "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+            "stopped": "max_steps" if complete else "early" if trainer.should_stop else "end of data",
+            "metrics": {name: _number(value) for name, value in sorted(trainer.callback_metrics.items())},
+        }
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+
+
+class Throughput(Callback):
+    """Logs ``speed/tokens_per_s`` (of all tokens that pass through the model) and ``speed/step_s``.
+
+    The time of a step runs from the end of the one before, so waiting for data is part of it. Works on any batch that
+    has ``token_ids``, or ``rows`` that have.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.monotonic()
+        self._tokens = 0
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
+    ) -> None:
+        self._tokens += sum(row.token_ids.numel() for row in getattr(batch, "rows", [batch]))
+        if trainer.global_step == self._step:
+            return
+        now = time.monotonic()
+        seconds = (now - self._since) / (trainer.global_step - self._step)
+        pl_module.log("speed/tokens_per_s", self._tokens / max(now - self._since, 1e-9))
+        pl_module.log("speed/step_s", seconds)
+        self._since, self._tokens, self._step = now, 0, trainer.global_step

@@ -1,0 +1,68 @@
+"""One trainer per run folder, and nothing lost when it is told to end.
+
+In: ``trainer.default_root_dir``. Out: a lock while a run is alive, a checkpoint after a SIGTERM or Ctrl-C. Not here:
+periodic checkpoints (Lightning's ``ModelCheckpoint``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import TextIO
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from north_lightning.errors import ConfigError
+
+LOCK, INTERRUPTED = ".lock", "interrupted.ckpt"
+
+
+class RunLock(Callback):
+    """Refuses a second trainer in the same run folder. The kernel frees the lock of a process that died."""
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero or self._file is not None:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise ConfigError(
+                f"'{folder}' is in use by another trainer (process {holder}); set trainer.default_root_dir to another folder"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        self._file = file
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class SaveOnInterrupt(Callback):
+    """After a SIGTERM or Ctrl-C, writes ``interrupted.ckpt`` in the run's folder, to resume from with ``--ckpt_path``."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException | KeyboardInterrupt) and trainer.training:
+            path = Path(trainer.default_root_dir) / INTERRUPTED
+            trainer.save_checkpoint(path)
+            if trainer.is_global_zero:
+                print(f"interrupted after {trainer.global_step} steps; resume with --ckpt_path {path}", flush=True)

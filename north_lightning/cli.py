@@ -1,0 +1,119 @@
+"""The command line: which command runs what, and how errors reach a person.
+
+In: ``sys.argv``. Out: an exit code (0; 1 for an error we raise on purpose, in one line; 2 for a mistake in the arguments or
+the config; 130 and 143 after an interrupt and a SIGTERM). Not here: what the commands do.
+
+``fit``, ``validate``, ``test`` and ``predict`` are Lightning's and live in ``lightning_cli``, whose import takes seconds.
+Every other command is a row of ``UTILITIES``: a function whose parameters are the command's arguments (``--help``, and
+``--config FILE.yaml`` for all of them at once). It is imported when it runs, and so without Lightning or torch if it needs
+neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from north_lightning.errors import ConfigError, NorthError
+
+TRAINING = {
+    "fit": "train: an SFT stage or asynchronous RL",
+    "validate": "the validation loss of a checkpoint",
+    "test": "evaluate a checkpoint on held-out tasks",
+    "predict": "Lightning's predict loop, for modules of your own",
+}
+
+UTILITIES: dict[str, tuple[str, str]] = {  # name: (module:function, one line)
+    "doctor": ("north_lightning.doctor:doctor", "check that this machine can run everything"),
+    "recipe": ("north_lightning.recipe:run_recipe", "run a list of these commands, one after another"),
+}
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT, EXIT_SIGTERM = 1, 2, 130, 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. ``NORTH_DEBUG=1`` shows the traceback of our own errors too."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments else "--help"
+    try:
+        if command in ("-h", "--help"):
+            print(overview())
+        elif command in UTILITIES:
+            add_plugins_to_path()
+            run_utility(command, arguments[1:])
+        elif command in TRAINING:
+            add_plugins_to_path()
+            from north_lightning.lightning_cli import run_training
+
+            run_training(arguments)
+        else:
+            raise UnknownCommandError(command)
+    except NorthError as error:
+        if os.environ.get("NORTH_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, UnknownCommandError) else EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPT
+    return 0
+
+
+def overview() -> str:
+    rows = [*TRAINING.items(), *((name, line) for name, (_, line) in UTILITIES.items())]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(
+        [
+            "usage: python -m north_lightning COMMAND [--config FILE.yaml] [--key value ...]",
+            "",
+            *(f"  {name:<{width}}  {line}" for name, line in rows),
+            "",
+            "COMMAND --help shows every key; `fit --print_config` prints the complete config and runs nothing.",
+        ]
+    )
+
+
+class UnknownCommandError(ConfigError):
+    def __init__(self, command: str) -> None:
+        from difflib import get_close_matches
+
+        known = [*TRAINING, *UTILITIES]
+        close = get_close_matches(command, known, 1)
+        suggestion = f" Did you mean '{close[0]}'?" if close else ""
+        super().__init__(f"unknown command '{command}'.{suggestion} Commands: {', '.join(known)}.")
+
+
+def run_utility(command: str, arguments: Sequence[str]) -> None:
+    """Parse ``arguments`` against the signature of the command's function and call it."""
+    from jsonargparse import auto_cli
+
+    from north_lightning.parser import NorthParser
+
+    location, description = UTILITIES[command]
+    module_name, function_name = location.split(":")
+    function = getattr(importlib.import_module(module_name), function_name)
+    prog = f"python -m north_lightning {command}"
+    auto_cli(
+        function,
+        args=list(arguments),
+        prog=prog,
+        description=description,
+        parser_class=NorthParser,
+        as_positional=False,
+    )
+
+
+def add_plugins_to_path() -> None:
+    """Make plug-ins importable: ``$NORTH_PLUGINS`` (folders, separated as in ``$PATH``), else ``./plugins``.
+
+    Installed packages join through the entry-point group ``north_lightning.plugins``; importing them is enough.
+    """
+    wanted = os.environ.get("NORTH_PLUGINS")
+    folders = [Path(folder) for folder in wanted.split(os.pathsep)] if wanted else [Path("plugins")]
+    for folder in folders:
+        if folder.is_dir():
+            sys.path.append(str(folder.resolve()))
+        elif wanted:
+            raise ConfigError(f"NORTH_PLUGINS: expected folders, got '{folder}', which is not one")

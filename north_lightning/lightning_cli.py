@@ -1,0 +1,85 @@
+"""``fit``, ``validate``, ``test``, ``predict``: Lightning's CLI with the habits this package needs.
+
+In: the command line. Out: a finished run, or an error of ``errors``. Not here: the parts that are composed; each is
+chosen in YAML by ``class_path``, by its short name if it belongs to this package.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from north_lightning.cli import EXIT_SIGTERM
+from north_lightning.doctor import refuse_cuda_torchvision
+
+refuse_cuda_torchvision()
+
+from lightning.pytorch import LightningDataModule  # noqa: E402
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
+
+import north_lightning.callbacks  # noqa: E402
+import north_lightning.data  # noqa: E402
+from north_lightning.errors import ConfigError  # noqa: E402
+from north_lightning.modules import NorthModule  # noqa: E402
+from north_lightning.parser import ExplainingParser  # noqa: E402
+
+PLUGIN_GROUP = "north_lightning.plugins"
+
+
+class TrainingParser(ExplainingParser, LightningArgumentParser):
+    """Lightning's parser, with ``ExplainingParser``'s errors."""
+
+
+class NorthCLI(LightningCLI):
+    """Chooses model, data and every plug-in from the config; nothing is linked behind the user's back."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults(
+            {
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.use_distributed_sampler": False,
+                "trainer.logger": False,
+                "trainer.enable_model_summary": False,
+                "trainer.enable_progress_bar": False,
+                "weights_only": True,
+            }
+        )
+
+
+def run_training(arguments: Sequence[str]) -> None:
+    """Run one of Lightning's commands.
+
+    Raises:
+        ConfigError: also in place of Lightning's own complaints about a configuration.
+        SystemExit: with 143 after a SIGTERM, once callbacks have saved what they save.
+    """
+    for plugin in entry_points(group=PLUGIN_GROUP):
+        plugin.load()
+    os.environ.setdefault("WANDB_MODE", "offline")
+    sys.argv = [sys.argv[0], *arguments]  # Lightning warns when it is given both
+    try:
+        NorthCLI(
+            NorthModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_class=TrainingParser,
+            parser_kwargs=_parser_kwargs(),
+        )
+    except SIGTERMException:
+        sys.exit(EXIT_SIGTERM)
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
+
+
+def _parser_kwargs() -> dict[str, Any]:
+    prog = "python -m north_lightning"
+    return {"prog": prog, **{name: {"prog": f"{prog} {name}"} for name in LightningCLI.subcommands()}}

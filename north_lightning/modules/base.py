@@ -1,0 +1,147 @@
+"""What every way of training North shares: the model and where it comes from, the optimizer, clipping, release.
+
+In: a checkpoint or a config. Out: a LightningModule whose ``model`` maps packed rows to hidden states, and
+``save_hf(directory)``. Not here: any objective.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from north_lightning.errors import CheckpointError, ConfigError, TrainingError
+from north_lightning.losses import token_logprobs, trained_positions
+from north_lightning.model import NorthConfig, NorthModel, load_checkpoint, save_checkpoint
+from north_lightning.types import PackedBatch
+
+
+class NorthModule(LightningModule):
+    """A North model and how it is optimized; subclasses add the objective.
+
+    Args:
+        checkpoint: Folder of a Hugging Face ``cohere2_moe`` checkpoint to start from.
+        config: A ``config.json`` to start from with random weights; give this or ``checkpoint``.
+        tokenizer: Folder of the tokenizer that belongs to the model, checked against it and released with it; the
+            checkpoint's own by default.
+        optimizer: Makes the optimizer from the parameters that are trained.
+        lr_scheduler: Makes the schedule, stepped once per optimizer step; constant by default.
+        max_grad_norm: Gradients are scaled down to this total norm.
+        freeze_router: Keep the experts' routers as they are.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path | None = None,
+        config: Path | None = None,
+        tokenizer: Path | None = None,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
+            parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0
+        ),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        max_grad_norm: float = 1.0,
+        freeze_router: bool = False,
+    ) -> None:
+        super().__init__()
+        if (checkpoint is None) == (config is None):
+            raise ConfigError(f"expected either model.checkpoint or model.config, got {checkpoint=}, {config=}")
+        if checkpoint is not None and not (checkpoint / "config.json").is_file():
+            raise CheckpointError(f"model.checkpoint: no config.json in '{checkpoint}'; expected a checkpoint's folder")
+        if config is not None and not config.is_file():
+            raise ConfigError(f"model.config: no file '{config}'")
+        if max_grad_norm <= 0:
+            raise ConfigError(f"model.max_grad_norm: expected more than 0, got {max_grad_norm}")
+        self.checkpoint = checkpoint
+        self.config_path = config
+        self.tokenizer_dir = tokenizer or checkpoint
+        self.optimizer_factory = optimizer
+        self.lr_scheduler_factory = lr_scheduler
+        self.max_grad_norm = max_grad_norm
+        self.freeze_router = freeze_router
+        self.model: NorthModel | None = None
+
+    # ---- the model ---------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build the model once, on whatever device Lightning has set."""
+        if self.model is not None:
+            return
+        if self.checkpoint is not None:
+            self.model = load_checkpoint(self.checkpoint)
+        else:
+            assert self.config_path is not None
+            self.model = NorthModel(NorthConfig.from_json(self.config_path))
+        if self.freeze_router:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(".router." not in f".{name}.")
+        self.model.train()
+
+    def save_hf(self, directory: Path) -> None:
+        """Write the model as a Hugging Face checkpoint, with its tokenizer."""
+        assert self.model is not None, "configure_model has not run"
+        save_checkpoint(self.model, directory, tokenizer_dir=self.tokenizer_dir)
+
+    def trained_logprobs(
+        self, batch: PackedBatch, temperature: float = 1.0, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities [R] and, if wanted, entropies [R] of the tokens under ``loss_mask``, in their order."""
+        assert self.model is not None
+        hidden = self.model(batch.token_ids, batch.cu_seqlens)  # [T, D]
+        sources, targets = trained_positions(batch.token_ids, batch.cu_seqlens, batch.loss_mask)  # [R], [R]
+        return token_logprobs(
+            hidden[sources],
+            self.model.embedding_weight,
+            targets,
+            logit_scale=self.model.config.logit_scale,
+            temperature=temperature,
+            with_entropy=with_entropy,
+        )
+
+    # ---- optimization --------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
+        self._configured_lr = optimizer.param_groups[0]["lr"]
+        if self.lr_scheduler_factory is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler_factory(optimizer), "interval": "step"},
+        }
+
+    def on_train_start(self) -> None:
+        """A resumed optimizer brings its own learning rate along: refuse a config that says otherwise."""
+        group = self.optimizers().param_groups[0]
+        resumed = group.get("initial_lr", group["lr"])
+        if resumed != self._configured_lr:
+            raise ConfigError(
+                f"the checkpoint was trained with learning rate {resumed}, the config says {self._configured_lr}: set it "
+                "to the checkpoint's, or start from its weights (model.checkpoint) instead of resuming (--ckpt_path)"
+            )
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning's hook under automatic optimization: clip by ``max_grad_norm``."""
+        if gradient_clip_val is not None:
+            raise ConfigError(f"trainer.gradient_clip_val={gradient_clip_val}: set model.max_grad_norm instead")
+        self.clip_and_check_gradients()
+
+    def clip_and_check_gradients(self) -> Tensor:
+        """Scale gradients to ``max_grad_norm``, log their norm before that; ``TrainingError`` if it is not finite."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise TrainingError(f"gradient norm is {norm.item()} at step {self.global_step}; the step was not taken")
+        self.log("grad_norm", norm)
+        return norm
+
+    def gradient_scale(self) -> float:
+        """What a loss is multiplied by so that gradients *add up* over micro-batches and ranks, where Lightning and
+        DistributedDataParallel take means."""
+        return float(self.trainer.accumulate_grad_batches * self.trainer.world_size)

@@ -1,0 +1,96 @@
+"""Argument parsing that explains mistakes: what was not accepted, where, and what was probably meant.
+
+In: jsonargparse's parser and its error text. Out: a short message and exit code 2. Not here: which arguments exist.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+import sys
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+NOISE = re.compile(
+    r"\s*(Subtypes: |Given value( type)?: |- Expected a <class 'NoneType'>|Errors:$|- Not a valid subclass)"
+)
+UNKNOWN_OPTION = re.compile(r"Option '([^']+)' is not accepted")
+UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'|unrecognized arguments: --([^\s=]+)")
+UNKNOWN_CLASS = re.compile(r"class_path '([\w.]+)\.(\w+)':?\s+module '[^']+' has no attribute")
+CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
+
+
+class ExplainingParser(ArgumentParser):
+    """No abbreviations (``--trainer.max_step`` is a mistake, not ``max_steps``), and errors with a suggestion."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        sys.stderr.write(f"error: {shorten(message)}{suggest(message, parser)}\n")
+        sys.stderr.write(f"Every key is listed by: {parser.prog.replace(' [options]', '')} --help\n")
+        sys.exit(2)
+
+
+class NorthParser(ExplainingParser):
+    """For utility commands."""
+
+
+def shorten(message: str) -> str:
+    """``message`` without the lines in which a union of types lists what else it might have been."""
+    return "\n".join(line for line in message.splitlines() if not NOISE.match(line))
+
+
+def suggest(message: str, parser: ArgumentParser) -> str:
+    """What was probably meant, or nothing."""
+    if found := UNKNOWN_OPTION.search(message):
+        meant, candidates = found[1], _parameters_of(_nearest_class_path(message, found))
+    elif found := UNKNOWN_CLASS.search(message):
+        meant, candidates = found[2], _names_of(found[1])
+    elif found := UNKNOWN_KEY.search(message):
+        meant = found[1] or found[2]
+        candidates = _keys_of(parser, with_subcommands=True)
+    else:
+        return ""
+    close = difflib.get_close_matches(meant, candidates, n=1, cutoff=0.6)
+    if close:
+        return f"\n'{meant}' is unknown; did you mean '{close[0]}'?"
+    return f"\n'{meant}' is unknown. Known here: {', '.join(candidates)}" if 0 < len(candidates) < 30 else ""
+
+
+def _keys_of(parser: ArgumentParser, with_subcommands: bool) -> list[str]:
+    keys = [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    for action in parser._actions if with_subcommands else ():
+        for subparser in (action.choices or {}).values() if isinstance(action.choices, dict) else ():
+            keys += _keys_of(subparser, with_subcommands=False)
+    return keys
+
+
+def _nearest_class_path(message: str, found: re.Match[str]) -> str:
+    """The class an option was not accepted by: named just before it, or after it on the same line."""
+    line_end = message.find("\n", found.end())
+    after = CLASS_PATH.search(message[found.end() : line_end if line_end >= 0 else len(message)])
+    before = CLASS_PATH.findall(message[: found.start()])
+    return after[1] if after else before[-1] if before else ""
+
+
+def _parameters_of(class_path: str) -> list[str]:
+    module_name, _, class_name = class_path.rpartition(".")
+    if not module_name:
+        return []
+    chosen = getattr(importlib.import_module(module_name), class_name)
+    constructors = [base.__init__ for base in inspect.getmro(chosen) if "__init__" in vars(base)]
+    names = dict.fromkeys(name for constructor in constructors for name in inspect.signature(constructor).parameters)
+    return [name for name in names if name not in ("self", "args", "kwargs", "params")]
+
+
+def _names_of(module_name: str) -> list[str]:
+    return [name for name in vars(importlib.import_module(module_name)) if not name.startswith("_")]
