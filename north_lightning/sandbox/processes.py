@@ -1,0 +1,121 @@
+"""Processes that live in a process namespace of their own, seen from the host.
+
+In: a complete command line that starts bubblewrap. Out: asyncio processes whose ``kill`` ends everything started inside,
+and capped output. Knows nothing of directories, mounts or user ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from asyncio.subprocess import Process
+from collections import deque
+from collections.abc import Sequence
+
+from north_lightning.errors import SandboxError
+
+STARTED = b"\x02"
+"""First byte on stdout of every sandboxed process, written by its init once isolation and limits are in place."""
+
+_STREAM_BYTES = 1 << 18
+_MAX_ERROR_BYTES = 4000
+
+
+class NamespaceProcess(Process):
+    """A program in its own process namespace; ``pid`` is bubblewrap's, whose only child is the namespace's init."""
+
+    def kill(self) -> None:
+        """Kill the namespace's init. The kernel then kills all the rest before ``wait`` returns: nothing survives."""
+        if self.returncode is None and not _kill_only_child(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                super().kill()
+
+    def terminate(self) -> None:
+        """Same as ``kill``: an init gets no signal it has no handler for."""
+        self.kill()
+
+
+def _kill_only_child(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as children:
+            child = int(children.read().split()[0])
+        handle = os.pidfd_open(child)
+    except (OSError, IndexError, ValueError):
+        return False
+    try:
+        with open(f"/proc/{child}/stat") as status:
+            parent = int(status.read().rpartition(")")[2].split()[1])
+        if parent != pid:
+            return False
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+async def start(argv: Sequence[str], *, with_stdin: bool, pass_fds: Sequence[int] = ()) -> NamespaceProcess:
+    """Start ``argv`` and return once its ``STARTED`` byte is there; ``SandboxError`` with its words otherwise."""
+    loop = asyncio.get_running_loop()
+    try:
+        transport, protocol = await loop.subprocess_exec(
+            lambda: asyncio.subprocess.SubprocessStreamProtocol(limit=_STREAM_BYTES, loop=loop),
+            *argv,
+            stdin=subprocess.PIPE if with_stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={},
+            cwd="/",
+            pass_fds=tuple(pass_fds),
+        )
+    except OSError as error:
+        raise SandboxError(f"cannot start {argv[0]}: {error}") from error
+    process = NamespaceProcess(transport, protocol, loop)
+    assert process.stdout is not None
+    started = False
+    try:
+        first = await process.stdout.read(1)
+        started = first == STARTED
+        if not started:
+            words = (first + await process.stdout.read(_MAX_ERROR_BYTES)).decode(errors="replace").strip()
+            raise SandboxError(f"the sandbox did not start: {words or 'no message'}")
+    finally:
+        if not started:
+            process.kill()
+    return process
+
+
+class CappedOutput:
+    """Keeps the first and the last half of at most ``max_bytes`` of a stream."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.num_bytes = 0
+        self._half = max(max_bytes // 2, 1)
+        self._head = bytearray()
+        self._tail: deque[bytes] = deque()
+        self._tail_bytes = 0
+
+    def add(self, chunk: bytes) -> None:
+        self.num_bytes += len(chunk)
+        room = self._half - len(self._head)
+        if room > 0:
+            self._head += chunk[:room]
+            chunk = chunk[room:]
+        if chunk:
+            self._tail.append(chunk)
+            self._tail_bytes += len(chunk)
+            while self._tail_bytes - len(self._tail[0]) >= self._half:
+                self._tail_bytes -= len(self._tail.popleft())
+
+    def text(self) -> str:
+        """Decoded, undecodable bytes replaced; a line says how many bytes were left out between head and tail."""
+        tail = b"".join(self._tail)[-self._half :]
+        left_out = self.num_bytes - len(self._head) - len(tail)
+        if not left_out:
+            return (self._head + tail).decode(errors="replace")
+        head = self._head.decode(errors="replace")
+        return f"{head}\n[... {left_out} bytes left out ...]\n{tail.decode(errors='replace')}"

@@ -1,0 +1,176 @@
+"""Where sandboxes live on this machine: scratch directories, user ids, and the ``/etc`` they see.
+
+One ``Host`` per process. As root every sandbox gets a user id that no other live sandbox on the machine has, and, where
+mounting is permitted, a file system in memory with a size and a number of files it cannot exceed. Otherwise sandboxes run
+as the calling user in plain directories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+from north_lightning.errors import SandboxError, SandboxUnavailableError
+from north_lightning.sandbox.trees import copy_tree, delete_tree, mount_tmpfs, unmount
+
+UIDS_PER_PROCESS = 1024
+_PREFIX = "north-sandbox-"
+_LOCKS = Path("/run/north_lightning")
+_ETC_FILES = ("ld.so.cache", "nsswitch.conf", "inputrc", "services", "protocols", "mime.types", "debian_version", "os-release")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One sandbox's place: ``directory`` on the host, and the user id its processes have (None: the caller's)."""
+
+    index: int
+    directory: Path
+    uid: int | None
+    is_bounded: bool
+
+
+class Host:
+    """Scratch root, user ids and slots of this process."""
+
+    def __init__(self, root: Path | None, max_slots: int, first_uid: int) -> None:
+        parent = Path(root) if root is not None else Path(tempfile.gettempdir())
+        parent.mkdir(parents=True, exist_ok=True)
+        self.is_root = os.geteuid() == 0
+        self.pid = os.getpid()
+        _delete_stale(parent)
+        self.root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        self.root.chmod(0o711)
+        self._lock = _lock(self.root / "lock")
+        self._first_uid: int | None = None
+        self._uid_lock = -1
+        if self.is_root:
+            self._check_reachable(parent)
+            self._first_uid, self._uid_lock = _claim_uids(first_uid)
+        self._free = list(range(max_slots))[::-1]
+        self.can_mount = self._probe_mount()
+        self.etc = _make_etc(self.root / "etc")
+        self._finalizer = weakref.finalize(self, _remove, self.root, os.getpid())
+
+    def _check_reachable(self, parent: Path) -> None:
+        closed = [str(path) for path in (parent.resolve(), *parent.resolve().parents) if not path.stat().st_mode & 0o001]
+        if closed:
+            raise SandboxUnavailableError(
+                f"sandbox root {parent}: expected every directory above it to be searchable by all users (chmod o+x), "
+                f"but {closed[0]} is not; choose another root"
+            )
+
+    def _probe_mount(self) -> bool:
+        if not self.is_root:
+            return False
+        probe = self.root / "probe"
+        probe.mkdir()
+        try:
+            mount_tmpfs(probe, 1 << 16, 16)
+        except OSError:
+            return False
+        finally:
+            unmount([probe])
+            probe.rmdir()
+        return True
+
+    def take(self, size_bytes: int, num_inodes: int) -> Slot:
+        if not self._free:
+            raise SandboxError("every sandbox slot is in use: close sandboxes, or raise max_slots")
+        index = self._free.pop()
+        directory = self.root / f"slot{index}"
+        try:
+            directory.mkdir(0o711)
+            if self.can_mount:
+                mount_tmpfs(directory, size_bytes, num_inodes)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+            self._free.append(index)
+            raise SandboxError(f"cannot make a sandbox directory: {error}") from error
+        uid = None if self._first_uid is None else self._first_uid + index
+        return Slot(index, directory, uid, is_bounded=self.can_mount)
+
+    def give_back(self, slot: Slot) -> None:
+        """Delete the slot's files, then let it be used again."""
+        try:
+            if slot.is_bounded:
+                unmount([slot.directory])
+                slot.directory.rmdir()
+            else:
+                delete_tree(slot.directory)
+        except OSError as error:
+            raise SandboxError(f"cannot delete the sandbox directory {slot.directory}: {error}") from error
+        self._free.append(slot.index)
+
+
+def _lock(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _claim_uids(first_uid: int) -> tuple[int, int]:
+    """The first of ``UIDS_PER_PROCESS`` user ids that no other live process on this machine uses, and the lock on them."""
+    _LOCKS.mkdir(mode=0o700, exist_ok=True)
+    for block in range(256):
+        start = first_uid + block * UIDS_PER_PROCESS
+        try:
+            return start, _lock(_LOCKS / f"uids-{start}")
+        except BlockingIOError:
+            continue
+    raise SandboxError(f"every block of sandbox user ids from {first_uid} on is in use ({_LOCKS}/uids-*)")
+
+
+def _make_etc(etc: Path) -> Path:
+    etc.mkdir(0o755)
+    for name in _ETC_FILES:
+        with contextlib.suppress(OSError):
+            shutil.copyfile(f"/etc/{name}", etc / name)
+    if Path("/etc/alternatives").is_dir():
+        copy_tree(Path("/etc/alternatives"), etc / "alternatives")
+    (etc / "passwd").write_text(
+        "root:x:0:0:root:/root:/bin/bash\nagent:x:1000:1000:agent:/home/agent:/bin/bash\n"
+        "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+    )
+    (etc / "group").write_text("root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n")
+    (etc / "hosts").write_text("127.0.0.1\tlocalhost sandbox\n::1\tlocalhost\n")
+    (etc / "hostname").write_text("sandbox\n")
+    for path in etc.iterdir():
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return etc
+
+
+def _remove(root: Path, pid: int) -> None:
+    """Unmount and delete a scratch root, unless this is a forked child of the process that made it."""
+    if os.getpid() != pid:
+        return
+    with open("/proc/self/mounts", "rb") as mounts:
+        points = [line.split()[1].decode("unicode_escape", errors="replace") for line in mounts]
+    unmount(Path(point) for point in points if point.startswith(f"{root}/"))
+    with contextlib.suppress(OSError, Exception):
+        delete_tree(root)
+
+
+def _delete_stale(parent: Path) -> None:
+    """Delete what killed processes of this user have left in ``parent``."""
+    for root in parent.glob(f"{_PREFIX}*"):
+        try:
+            if root.lstat().st_uid != os.geteuid() or root.is_symlink() or not (root / "lock").exists():
+                continue
+            lock = _lock(root / "lock")
+        except OSError:
+            continue  # in use, or gone already
+        try:
+            _remove(root, os.getpid())
+        finally:
+            os.close(lock)
