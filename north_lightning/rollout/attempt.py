@@ -1,0 +1,244 @@
+"""One attempt at one task: prompt, turns, snapshot, reward. The only agent loop: sampled and scripted policies share
+it.
+
+In: a task, a harness and a policy that says what the assistant does next. Out: the messages, the stop reason and the
+reward, written into a ``Rollout``. It handles no token: that is the policy's part. It retries nothing.
+
+Waits for: the policy (each turn), the sandbox (each action), the verifier (once). Everything it waits for has a time
+limit and ends in a typed error, and the sandbox is closed however the attempt ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import shutil
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from north_lightning.errors import InfrastructureError, InvalidActionError, SandboxError, VerifierError
+from north_lightning.interfaces import Harness, HarnessSession, RewardVerifier, Sandbox, SandboxProvider
+from north_lightning.rollout.stages import Timeouts, clean_up, within
+from north_lightning.types import (
+    AssistantAction,
+    Message,
+    Prompt,
+    Reward,
+    Rollout,
+    StopReason,
+    Task,
+    ToolCall,
+    ToolResult,
+)
+
+Script = Callable[[Sequence[Message]], Awaitable[AssistantAction]]
+"""A scripted policy: all messages so far (prompt, its own turns, tool results) -> the next action."""
+
+
+class AttemptEnds(Exception):
+    """Control flow, not a failure: the policy can say nothing more, for this reason."""
+
+    def __init__(self, stop_reason: StopReason) -> None:
+        super().__init__(stop_reason)
+        self.stop_reason: StopReason = stop_reason
+
+
+class Policy(ABC):
+    """Says what the assistant does. One object per attempt; calls come in the order of the conversation."""
+
+    @abstractmethod
+    def begin(self, prompt: Prompt) -> None:
+        """The opening messages and tools."""
+
+    @abstractmethod
+    async def act(self, messages: Sequence[Message], next_call_id: int) -> AssistantAction:
+        """The next turn; ``InvalidActionError`` if it is not an action, ``AttemptEnds`` if there can be no further
+        turn."""
+
+    @abstractmethod
+    def observe(self, results: Sequence[ToolResult]) -> None:
+        """What the last action gave; called only if another turn follows. ``AttemptEnds`` if it does not fit."""
+
+    def reject(self, error: InvalidActionError) -> Message | None:
+        """The last turn was not a valid action; returns what was said, for people, if it is not in the messages yet."""
+        return None
+
+
+class ScriptedPolicy(Policy):
+    """A solver in place of a model; call ids are counted here, so the script may leave them empty."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def begin(self, prompt: Prompt) -> None: ...
+
+    async def act(self, messages: Sequence[Message], next_call_id: int) -> AssistantAction:
+        action = await self._script(messages)
+        calls = tuple(replace(call, id=str(next_call_id + i)) for i, call in enumerate(action.tool_calls))
+        return replace(action, tool_calls=calls)
+
+    def observe(self, results: Sequence[ToolResult]) -> None: ...
+
+
+def script_of_calls(calls: Sequence[tuple[str, dict[str, object]]], answer: str = "Done.") -> Script:
+    """A script that makes these (tool name, arguments) calls, one a turn, whatever comes back, and then answers."""
+
+    async def script(messages: Sequence[Message]) -> AssistantAction:
+        turn = sum(message.role == "assistant" for message in messages)
+        if turn >= len(calls):
+            return AssistantAction(content=answer)
+        name, arguments = calls[turn]
+        return AssistantAction(tool_calls=(ToolCall("", name, arguments),))
+
+    return script
+
+
+@dataclass(frozen=True)
+class AttemptLoop:
+    """Runs attempts with one set of plug-ins.
+
+    Args:
+        sandboxes: Where commands run.
+        verifier: What scores the result.
+        image_of: The directory a task's ``/work`` starts from.
+        timeouts: Limits of every stage.
+    """
+
+    sandboxes: SandboxProvider
+    verifier: RewardVerifier
+    image_of: Callable[[Task], Path]
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+    async def run(self, task: Task, harness: Harness, policy: Policy, rollout: Rollout, variation: int) -> None:
+        """Fill ``messages``, ``stop_reason``, ``reward`` and ``duration_s`` of ``rollout``.
+
+        An invalid action scores 0 without a verification. Every other end is verified as it stands, a used-up turn
+        budget included.
+
+        Raises:
+            InfrastructureError: a stage failed; the rollout is worthless.
+        """
+        started = time.monotonic()
+        prompt = harness.prompt(task, variation)
+        rollout.messages.extend(prompt.messages)
+        policy.begin(prompt)
+        scratch = Path(tempfile.mkdtemp(prefix="north-attempt-"))
+        try:
+            workdir = scratch / "work"
+            rollout.stop_reason = await self._in_sandbox(task, harness, policy, rollout, workdir)
+            if rollout.stop_reason != "invalid_action":
+                rollout.reward = await self._verify(task, rollout, workdir)
+        finally:
+            await clean_up(self.timeouts.close_s, f"deleting {scratch}", _delete(scratch))
+        rollout.duration_s = time.monotonic() - started
+
+    async def _in_sandbox(
+        self, task: Task, harness: Harness, policy: Policy, rollout: Rollout, workdir: Path
+    ) -> StopReason:
+        limits = self.timeouts
+        sandbox = await self._open_sandbox(task)
+        try:
+            opening = harness.open(task, sandbox)
+            session = await within(limits.open_s, SandboxError, f"opening harness {harness.name!r}", opening)
+            try:
+                stop_reason = await self._converse(task, policy, session, rollout)
+            finally:
+                await clean_up(limits.close_s, f"closing harness {harness.name!r}", session.close())
+            if stop_reason != "invalid_action":
+                await within(limits.snapshot_s, SandboxError, "snapshot of /work", sandbox.snapshot(workdir))
+            return stop_reason
+        finally:
+            await clean_up(limits.close_s, "closing the sandbox", sandbox.close())
+
+    async def _open_sandbox(self, task: Task) -> Sandbox:
+        opening = asyncio.ensure_future(self.sandboxes.open(self.image_of(task)))
+        try:
+            return await within(self.timeouts.open_s, SandboxError, "opening a sandbox", opening)
+        except BaseException:
+            opening.add_done_callback(_close_if_opened)
+            raise
+
+    async def _converse(self, task: Task, policy: Policy, session: HarnessSession, rollout: Rollout) -> StopReason:
+        next_call_id = 0
+        for turns_left in reversed(range(task.max_turns)):
+            try:
+                action = await policy.act(rollout.messages, next_call_id)
+                rollout.messages.append(
+                    Message("assistant", action.content, action.reasoning, tool_calls=action.tool_calls)
+                )
+                step = await within(self.timeouts.act_s, InfrastructureError, "the harness", session.act(action))
+            except AttemptEnds as end:
+                return end.stop_reason
+            except InvalidActionError as error:
+                said = policy.reject(error)
+                if said is not None:
+                    rollout.messages.append(said)
+                rollout.reward = Reward(0.0, {"invalid_action": str(error)})
+                return "invalid_action"
+            next_call_id += len(action.tool_calls)
+            rollout.messages.extend(
+                Message("tool", result.content, tool_call_id=result.tool_call_id) for result in step.results
+            )
+            if step.done:
+                return "finished"
+            if not step.results:
+                raise InfrastructureError("the harness: expected results or the end after an action, got neither")
+            if turns_left:
+                try:
+                    policy.observe(step.results)
+                except AttemptEnds as end:
+                    return end.stop_reason
+        return "max_turns"
+
+    async def _verify(self, task: Task, rollout: Rollout, workdir: Path) -> Reward:
+        name = type(self.verifier).__name__
+        verifying = self.verifier.verify(task, rollout, workdir, self.sandboxes)
+        try:
+            reward = await within(self.timeouts.verify_s, VerifierError, f"verifier {name}", verifying)
+        except InvalidActionError as error:
+            raise VerifierError(f"verifier {name} raised InvalidActionError: {error}") from error
+        if not isinstance(reward, Reward):
+            raise VerifierError(f"verifier {name}: expected a Reward, got {type(reward).__name__}")
+        if not isinstance(reward.value, int | float) or not math.isfinite(reward.value):
+            raise VerifierError(f"verifier {name}: expected a finite number as value, got {reward.value!r}")
+        return Reward(float(reward.value), reward.details)
+
+
+async def record_scripted(
+    task: Task,
+    harness: Harness,
+    script: Script,
+    *,
+    sandboxes: SandboxProvider,
+    verifier: RewardVerifier,
+    image_of: Callable[[Task], Path],
+    variation: int = 0,
+    timeouts: Timeouts | None = None,
+) -> Rollout:
+    """Let ``script`` solve ``task`` through the harness in a sandbox and verify what it left behind.
+
+    Returns:
+        A rollout with messages, stop reason and reward but no tokens. Its tools are ``harness.prompt(task,
+        variation).tools``. Every tool result in it is what the call really gave.
+
+    Raises:
+        InfrastructureError: as for a sampled attempt.
+    """
+    rollout = Rollout(task.id, task.environment, task.family, group_id=-1, index=0, seed=0)
+    loop = AttemptLoop(sandboxes, verifier, image_of, timeouts or Timeouts())
+    await loop.run(task, harness, ScriptedPolicy(script), rollout, variation)
+    return rollout
+
+
+async def _delete(directory: Path) -> None:
+    await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+
+def _close_if_opened(opening: asyncio.Future[Sandbox]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        closing = asyncio.ensure_future(opening.result().close())
+        closing.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -1,0 +1,214 @@
+"""The rollout process: runs groups with asyncio, away from the trainer's interpreter.
+
+In: (dispatch number, group id, task id) over a pipe. Out: groups, failures, and a sign of life every second. It ends
+when the pipe closes, on SIGTERM, and when its parent dies, closing its sandboxes first; ten seconds later it is
+killed.
+
+It knows nothing of the queue, and imports neither torch nor lightning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from north_lightning.errors import InfrastructureError, NorthError, SandboxUnavailableError
+from north_lightning.rollout.runner import RolloutRunner
+from north_lightning.types import RolloutGroup, Task
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+EXIT_GRACE_S = 10
+HEAVY_MODULES = ("torch", "lightning", "transformers", "vllm")
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """What the process needs; pickled, so everything in it must be importable by name."""
+
+    make_runner: Callable[[], RolloutRunner]
+    tasks: Sequence[Task]
+    group_size: int
+    seed: int
+
+
+# ---- messages ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """To the child: work on this group. Numbers are never reused, so a late answer can be told from a current one."""
+
+    number: int
+    group_id: int
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAll:
+    """To the child: forget every dispatch; nothing about them will be answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    heavy_modules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The event loop turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    number: int
+    group: RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Infrastructure failed for one group."""
+
+    number: int
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Fatal:
+    """A mistake that no retry mends (configuration, a bug in a plug-in): the run must stop."""
+
+    error: Exception
+
+
+# ---- process -------------------------------------------------------------------------------------------------------
+
+
+def run_child(connection: Connection, pickled_spec: bytes, parent_pid: int) -> None:
+    """Entry point of the process."""
+    _die_with(parent_pid)
+    # A handler instead of SIG_IGN: ignored signals are inherited by every program started in a sandbox, where Ctrl-C
+    # must work. The trainer alone decides what Ctrl-C means for the run.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    logging.basicConfig(format="[rollouts] %(levelname)s %(name)s: %(message)s")
+    try:
+        spec: ChildSpec = pickle.loads(pickled_spec)  # from our own parent
+        runner = spec.make_runner()
+    except Exception as error:
+        connection.send(Fatal(portable(error)))
+        return
+    asyncio.run(_Worker(connection, spec, runner).run())
+
+
+class _Worker:
+    def __init__(self, connection: Connection, spec: ChildSpec, runner: RolloutRunner) -> None:
+        self._connection = connection
+        self._runner = runner
+        self._group_size = spec.group_size
+        self._seed = spec.seed
+        self._tasks = {task.id: task for task in spec.tasks}
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        self._sender = ThreadPoolExecutor(1, "send")  # a large group must not hold the event loop
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def terminate(*_: object) -> None:
+            signal.alarm(EXIT_GRACE_S)
+            loop.call_soon_threadsafe(self._stopping.set)
+
+        signal.signal(signal.SIGTERM, terminate)
+        loop.add_reader(self._connection.fileno(), self._receive)
+        await self._send(Ready(tuple(name for name in HEAVY_MODULES if name in sys.modules)))
+        beating = asyncio.create_task(self._beat())
+        await self._stopping.wait()
+        signal.alarm(EXIT_GRACE_S)
+        loop.remove_reader(self._connection.fileno())
+        beating.cancel()
+        for job in self._jobs:
+            job.cancel()
+        await asyncio.gather(beating, *self._jobs, return_exceptions=True)
+        await self._runner.sampler.close()
+        self._sender.shutdown(wait=False, cancel_futures=True)
+
+    def _receive(self) -> None:
+        try:
+            while self._connection.poll():
+                self._handle(self._connection.recv())
+        except (EOFError, OSError):
+            self._stopping.set()
+
+    def _handle(self, message: Dispatch | CancelAll) -> None:
+        if isinstance(message, CancelAll):
+            for job in self._jobs:
+                job.cancel()
+            return
+        job = asyncio.create_task(self._work(message))
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+
+    async def _work(self, dispatch: Dispatch) -> None:
+        answer: Finished | Failed | Fatal
+        try:
+            task = self._tasks[dispatch.task_id]
+            group = await self._runner.run_group(task, dispatch.group_id, self._group_size, self._seed)
+            answer = Finished(dispatch.number, group)
+        except SandboxUnavailableError as error:
+            answer = Fatal(portable(error))
+        except InfrastructureError as error:
+            answer = Failed(dispatch.number, portable(error))
+        except Exception as error:
+            answer = Fatal(portable(error))
+        await self._send(answer)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            await self._send(Alive())
+
+    async def _send(self, message: object) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._sender, self._send_now, message)
+        except OSError:
+            self._stopping.set()
+
+    def _send_now(self, message: object) -> None:
+        try:
+            data = pickle.dumps(message)
+        except Exception as error:
+            assert isinstance(message, Finished), message
+            unsendable = InfrastructureError(f"group {message.group.group_id} cannot be pickled: {error}")
+            data = pickle.dumps(Failed(message.number, unsendable))
+        self._connection.send_bytes(data)
+
+
+def portable(error: Exception) -> Exception:
+    """The error, or one of the same meaning that survives pickling, with this process's traceback as a note."""
+    trace = "".join(traceback.format_exception(error))
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:
+        kind = InfrastructureError if isinstance(error, InfrastructureError) else NorthError
+        copy = kind(f"{type(error).__name__}: {error}")
+    copy.add_note(f"In the rollout process:\n{trace}")
+    assert isinstance(copy, Exception)
+    return copy
+
+
+def _die_with(parent_pid: int) -> None:
+    """Ask the kernel for SIGTERM when the parent dies, however it dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent_pid:
+        sys.exit(1)

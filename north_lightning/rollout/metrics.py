@@ -1,0 +1,149 @@
+"""Numbers about rollouts, as pure functions: how often tasks are solved, and how the model behaves on the way.
+
+In: rollouts or groups. Out: flat dictionaries of floats. It logs nothing and holds no state.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from north_lightning.types import Message, Rollout, RolloutGroup
+
+LOOP_WINDOW_TURNS = 10
+LOOP_REPEATS = 3
+REPETITION_MAX_PERIOD = 64
+REPETITION_MIN_TOKENS = 48
+REPETITION_MIN_REPEATS = 4
+
+Metrics = dict[str, float]
+
+
+def rollout_metrics(rollouts: Sequence[Rollout]) -> Metrics:
+    """Means over ``rollouts``; empty for no rollouts.
+
+    ``pass@1`` share solved; ``invalid_call_rate`` turns that were no valid action over all turns,
+    ``invalid_rollouts`` rollouts with one; ``truncated`` ended by a token limit; ``loop_rate`` see ``has_loop``;
+    ``concluded`` submitted or answered; ``false_success`` concluded but unsolved, over concluded; turns; lengths in
+    tokens.
+    """
+    if not rollouts:
+        return {}
+    num_turns = sum(len(rollout.turns) for rollout in rollouts)
+    num_invalid = [num_invalid_turns(rollout) for rollout in rollouts]
+    concluded = [rollout for rollout in rollouts if rollout.stop_reason == "finished"]
+    metrics = {
+        "pass@1": _share(rollouts, is_solved),
+        "reward": _mean([rollout.reward.value for rollout in rollouts if rollout.reward is not None]),
+        "invalid_call_rate": sum(num_invalid) / num_turns if num_turns else 0.0,
+        "invalid_rollouts": sum(count > 0 for count in num_invalid) / len(rollouts),
+        "truncated": _share(rollouts, lambda rollout: rollout.stop_reason in ("length", "context")),
+        "max_turns_reached": _share(rollouts, lambda rollout: rollout.stop_reason == "max_turns"),
+        "loop_rate": _share(rollouts, has_loop),
+        "concluded": len(concluded) / len(rollouts),
+        "false_success": _share(concluded, lambda rollout: not is_solved(rollout)) if concluded else 0.0,
+        "turns": num_turns / len(rollouts),
+        "duration_s": _mean([rollout.duration_s for rollout in rollouts]),
+    }
+    generated = [rollout.num_sampled_tokens for rollout in rollouts]
+    metrics["generated_tokens"] = _mean(generated)
+    metrics |= {f"generated_tokens/p{q}": percentile(generated, q) for q in (10, 50, 90)}
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    return metrics | {f"total_tokens/p{q}": percentile(lengths, q) for q in (10, 50, 90)}
+
+
+def group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
+    """``solve_all`` and ``solve_none``: shares of groups whose attempts all, or none, solved the task: no signal in
+    either."""
+    if not groups:
+        return {}
+    solved = [[is_solved(rollout) for rollout in group.rollouts] for group in groups]
+    return {
+        "solve_all": sum(all(attempts) for attempts in solved) / len(groups),
+        "solve_none": sum(not any(attempts) for attempts in solved) / len(groups),
+    }
+
+
+def metrics_by_environment(groups: Sequence[RolloutGroup]) -> Metrics:
+    """Both of the above over everything, and again as ``<environment>/<name>``."""
+    environments = sorted({group.environment for group in groups})
+    metrics = _all_metrics(groups)
+    for environment in environments:
+        members = [group for group in groups if group.environment == environment]
+        metrics |= {f"{environment}/{name}": value for name, value in _all_metrics(members).items()}
+    return metrics
+
+
+def is_solved(rollout: Rollout) -> bool:
+    """Whether the verifier gave full marks."""
+    return rollout.reward is not None and rollout.reward.value >= 1.0
+
+
+def num_invalid_turns(rollout: Rollout) -> int:
+    """Turns that were no valid action: unparseable, an unknown tool, wrong arguments, or forbidden by the harness."""
+    return sum(turn.error is not None for turn in rollout.turns)
+
+
+def has_loop(rollout: Rollout) -> bool:
+    """Whether the attempt went in circles.
+
+    Either the same calls got the same observations three times within ten turns, or one turn repeats itself: at least
+    48 tokens in which a block of at most 64 comes four times in a row.
+    """
+    return _repeats_exchange(rollout.messages) or any(
+        _repeats_tokens(rollout.token_ids[turn.start : turn.end]) for turn in rollout.turns
+    )
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """The ``q``-th percentile with linear interpolation between the two nearest values."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * q / 100
+    low, high = math.floor(place), math.ceil(place)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def _all_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
+    return rollout_metrics([rollout for group in groups for rollout in group.rollouts]) | group_metrics(groups)
+
+
+def _repeats_exchange(messages: Sequence[Message]) -> bool:
+    exchanges = _exchanges(messages)
+    for end in range(1, len(exchanges) + 1):
+        recent = exchanges[max(0, end - LOOP_WINDOW_TURNS) : end]
+        if recent.count(recent[-1]) >= LOOP_REPEATS:
+            return True
+    return False
+
+
+def _exchanges(messages: Sequence[Message]) -> list[str]:
+    """One text per turn with calls: what was called and what came back."""
+    starts = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    exchanges = []
+    for start, end in pairwise([*starts, len(messages)]):
+        if messages[start].tool_calls:
+            calls = [[call.name, dict(call.arguments)] for call in messages[start].tool_calls]
+            results = [message.content for message in messages[start + 1 : end]]
+            exchanges.append(json.dumps([calls, results], sort_keys=True))
+    return exchanges
+
+
+def _repeats_tokens(token_ids: Sequence[int]) -> bool:
+    for period in range(1, min(REPETITION_MAX_PERIOD, len(token_ids) // REPETITION_MIN_REPEATS) + 1):
+        needed = max(REPETITION_MIN_TOKENS, REPETITION_MIN_REPEATS * period) - period
+        run = 0
+        for earlier, later in zip(token_ids, token_ids[period:], strict=False):
+            run = run + 1 if earlier == later else 0
+            if run >= needed:
+                return True
+    return False
+
+
+def _share(rollouts: Sequence[Rollout], holds: Callable[[Rollout], bool]) -> float:
+    return sum(map(holds, rollouts)) / len(rollouts)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0

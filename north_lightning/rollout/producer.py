@@ -1,0 +1,352 @@
+"""Keeps the rollout queue filled: the trainer's end of the rollout process.
+
+In: free slots of the queue. Out: completed groups and visible drops. A thread pumps messages; the process behind it
+samples.
+
+    queue.admit ──► schedule ──► rollout process ──► queue.complete
+                        ▲               │
+                        └── dispatched again after a failure, a bounded number of times, then queue.drop(reason)
+
+The thread waits for: messages of the process, at most ``POLL_S``. It never waits for the trainer, and the trainer
+never waits for it except in ``start`` and ``stop``; it learns of failures by calling ``check``.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from north_lightning.errors import ConfigError, InfrastructureError, QueueError
+from north_lightning.interfaces import RolloutQueue
+from north_lightning.rollout.child import (
+    EXIT_GRACE_S,
+    Alive,
+    CancelAll,
+    ChildSpec,
+    Dispatch,
+    Failed,
+    Fatal,
+    Finished,
+    Ready,
+    run_child,
+)
+from north_lightning.rollout.records import append_records
+from north_lightning.rollout.runner import RolloutRunner
+from north_lightning.rollout.schedule import TaskSchedule
+from north_lightning.types import Task
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.05
+CHILD_DIED = "child_died"
+
+
+@dataclass(frozen=True)
+class ProducerSpec:
+    """What is sampled. Everything in it is picklable: it travels to the rollout process.
+
+    Args:
+        tasks: The training tasks.
+        make_runner: Called in the rollout process to build its runner.
+        group_size: Attempts per task that share a baseline.
+        max_concurrent_groups: Groups in the rollout process at a time.
+        environment_weights: Environment -> share of groups. Default: in proportion to the number of tasks.
+        seed: Of task order, prompt wording and sampling.
+    """
+
+    tasks: Sequence[Task]
+    make_runner: Callable[[], RolloutRunner]
+    group_size: int
+    max_concurrent_groups: int
+    environment_weights: Mapping[str, float] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FailurePolicy:
+    """How much failing infrastructure a run bears.
+
+    Args:
+        max_dispatches: Times a group is tried before it is dropped.
+        redispatch_delay_s: Pause before a group's second try; doubles with every further one.
+        max_consecutive_drops: So many dropped groups with none completed between stop the run.
+        max_child_restarts: Deaths of the rollout process borne with no group completed between.
+        heartbeat_timeout_s: A rollout process silent for longer is killed and restarted.
+    """
+
+    max_dispatches: int = 3
+    redispatch_delay_s: float = 2.0
+    max_consecutive_drops: int = 8
+    max_child_restarts: int = 3
+    heartbeat_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A group the queue has admitted and the producer owes an end."""
+
+    group_id: int
+    num_failures: int = 0
+    not_before: float = 0.0
+
+
+class RolloutProducer:
+    """Runs the rollout process for one queue.
+
+    Args:
+        queue: Where groups are admitted, completed and dropped.
+        spec: What is sampled.
+        failures: How much failing infrastructure a run bears.
+        rollouts_path: File to append every finished rollout to, one JSON object a line.
+    """
+
+    def __init__(
+        self,
+        queue: RolloutQueue,
+        spec: ProducerSpec,
+        failures: FailurePolicy | None = None,
+        rollouts_path: Path | None = None,
+    ) -> None:
+        if spec.max_concurrent_groups < 1:
+            raise ConfigError(f"max_concurrent_groups: expected at least 1, got {spec.max_concurrent_groups}")
+        self._queue = queue
+        self._spec = spec
+        self._limits = failures or FailurePolicy()
+        self._rollouts_path = rollouts_path
+        self._schedule = TaskSchedule(spec.tasks, spec.environment_weights, spec.seed)
+        self._waiting: list[_Job] = []
+        self._running: dict[int, _Job] = {}  # dispatch number -> job
+        self._next_dispatch = 0
+        self._counts: Counter[str] = Counter()
+        self._consecutive_drops = 0
+        self._consecutive_deaths = 0
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._suspended = threading.Event()
+        self._ready = threading.Event()
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+        self._last_message = 0.0
+        self.heavy_modules: tuple[str, ...] = ()
+
+    # ---- called by the trainer --------------------------------------------------------------------------------------
+
+    def start(self, timeout_s: float = 120.0) -> None:
+        """Start the process and wait until it is ready; raises what went wrong in it."""
+        assert self._thread is None, "start() twice"
+        self._stopping.clear()
+        self._ready.clear()
+        self._thread = threading.Thread(target=self._pump, name="rollout-producer", daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + timeout_s
+        while not self._ready.wait(POLL_S):
+            self.check()
+            if time.monotonic() > deadline:
+                self.stop()
+                raise InfrastructureError(f"the rollout process: expected it ready within {timeout_s:g} s, it was not")
+
+    def stop(self) -> None:
+        """End the process and its sandboxes. Groups in flight stay admitted; ``start`` dispatches them again."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def check(self) -> None:
+        """Raise what stopped the producer, if anything did."""
+        if self._error is not None:
+            raise self._error
+
+    def suspend(self) -> None:
+        """Stop sampling, for example while the sampler restarts: work in flight is thrown away, its groups are kept."""
+        self._suspended.set()
+
+    def resume(self) -> None:
+        """Go on after ``suspend``: the kept groups are dispatched again under their ids, earlier failures forgiven."""
+        self._suspended.clear()
+
+    def stats(self) -> Mapping[str, float]:
+        """Groups completed, dispatched again and late; ``failures/<error class>``; restarts of the process."""
+        counts = {name: float(count) for name, count in sorted(self._counts.items())}
+        return {"running": float(len(self._running)), "waiting": float(len(self._waiting)), **counts}
+
+    @property
+    def child_pid(self) -> int | None:
+        """Process id of the rollout process while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    # ---- the thread -------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        try:
+            self._start_child()
+            while not self._stopping.is_set():
+                if self._suspended.is_set():
+                    self._recall()
+                elif self._ready.is_set():
+                    self._dispatch()
+                self._receive()
+        except Exception as error:
+            self._error = error
+        finally:
+            self._end_child()
+
+    def _dispatch(self) -> None:
+        now = time.monotonic()
+        while len(self._running) < self._spec.max_concurrent_groups:
+            job = next((job for job in self._waiting if job.not_before <= now), None)
+            if job is not None:
+                self._waiting.remove(job)
+            else:
+                group_id = self._queue.admit()
+                if group_id is None:
+                    return
+                job = _Job(group_id)
+            number, self._next_dispatch = self._next_dispatch, self._next_dispatch + 1
+            self._running[number] = job
+            self._send(Dispatch(number, job.group_id, self._schedule.task(job.group_id).id))
+
+    def _recall(self) -> None:
+        if self._running:
+            self._send(CancelAll())
+        self._keep_all()
+        self._waiting = [replace(job, num_failures=0, not_before=0.0) for job in self._waiting]
+        self._consecutive_drops = 0
+
+    def _receive(self) -> None:
+        assert self._connection is not None
+        assert self._process is not None
+        ready = multiprocessing.connection.wait([self._connection, self._process.sentinel], POLL_S)
+        if self._connection in ready:
+            try:
+                message = self._connection.recv()
+            except (EOFError, OSError):
+                self._restart_child("died")
+                return
+            self._last_message = time.monotonic()
+            self._handle(message)
+        elif ready:
+            self._restart_child("died")
+        elif time.monotonic() - self._last_message > self._limits.heartbeat_timeout_s:
+            self._restart_child(f"gave no sign of life for {self._limits.heartbeat_timeout_s:g} s")
+
+    def _handle(self, message: Ready | Alive | Finished | Failed | Fatal) -> None:
+        if isinstance(message, Ready):
+            self.heavy_modules = message.heavy_modules
+            if message.heavy_modules:
+                log.warning("the rollout process imported %s; it needs none of it", ", ".join(message.heavy_modules))
+            self._ready.set()
+        elif isinstance(message, Finished):
+            self._finish(message)
+        elif isinstance(message, Failed):
+            job = self._running.pop(message.number, None)
+            if job is not None:
+                self._fail(job, type(message.error).__name__, message.error)
+        elif isinstance(message, Fatal):
+            raise message.error
+
+    def _finish(self, message: Finished) -> None:
+        job = self._running.pop(message.number, None)
+        if job is None:
+            return  # recalled while its answer was under way; it is dispatched again
+        if self._rollouts_path is not None:
+            append_records(self._rollouts_path, message.group.rollouts)
+        try:
+            self._queue.complete(message.group)
+        except QueueError:
+            # Each job is handed in once, so the queue itself has ended it (a head that took too long).
+            self._counts["late"] += 1
+            return
+        self._counts["completed"] += 1
+        self._consecutive_drops = self._consecutive_deaths = 0
+
+    def _fail(self, job: _Job, reason: str, error: Exception) -> None:
+        self._counts[f"failures/{reason}"] += 1
+        num_failures = job.num_failures + 1
+        if num_failures < self._limits.max_dispatches:
+            self._counts["redispatched"] += 1
+            pause_s = self._limits.redispatch_delay_s * 2 ** (num_failures - 1)
+            self._waiting.append(replace(job, num_failures=num_failures, not_before=time.monotonic() + pause_s))
+            return
+        log.warning("group %d dropped after %d tries: %s: %s", job.group_id, num_failures, reason, error)
+        try:
+            self._queue.drop(job.group_id, reason)
+        except QueueError:
+            self._counts["late"] += 1
+        self._consecutive_drops += 1
+        if self._consecutive_drops >= self._limits.max_consecutive_drops:
+            raise InfrastructureError(
+                f"{self._consecutive_drops} groups in a row failed {self._limits.max_dispatches} times each; "
+                f"the last: {reason}: {error}"
+            ) from error
+
+    # ---- the process ------------------------------------------------------------------------------------------------
+
+    def _start_child(self) -> None:
+        spec = ChildSpec(self._spec.make_runner, tuple(self._spec.tasks), self._spec.group_size, self._spec.seed)
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        # From this thread: the kernel ties "die with the parent" to the thread that started the process.
+        self._process = context.Process(
+            target=run_child, args=(theirs, pickle.dumps(spec), os.getpid()), name="rollouts", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._last_message = time.monotonic()
+
+    def _restart_child(self, what: str) -> None:
+        assert self._process is not None
+        self._process.join(0.1 if what == "died" else 0.0)
+        exit_code = self._process.exitcode
+        self._ready.clear()
+        lost, self._running = self._running, {}
+        self._end_child()
+        if exit_code is not None and exit_code < 0:
+            what = f"was killed by {signal.Signals(-exit_code).name}"
+        error = InfrastructureError(f"the rollout process {what} (exit code {exit_code})")
+        self._counts["child_restarts"] += 1
+        self._consecutive_deaths += 1
+        if self._consecutive_deaths > self._limits.max_child_restarts:
+            self._running = lost
+            raise InfrastructureError(f"{error}, {self._consecutive_deaths} times with no group completed between")
+        log.warning("%s; restarting it and dispatching %d groups again", error, len(lost))
+        for job in lost.values():
+            self._fail(job, CHILD_DIED, error)
+        self._start_child()
+
+    def _end_child(self) -> None:
+        self._keep_all()
+        if self._connection is not None:
+            self._connection.close()  # the process ends at the end of its input
+            self._connection = None
+        if self._process is not None:
+            self._process.join(EXIT_GRACE_S + 1.0)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+            self._process.close()
+            self._process = None
+
+    def _keep_all(self) -> None:
+        self._waiting = [*self._running.values(), *self._waiting]
+        self._running = {}
+
+    def _send(self, message: Dispatch | CancelAll) -> None:
+        assert self._connection is not None
+        try:
+            self._connection.send(message)
+        except OSError:
+            log.debug("the rollout process is gone; noticed at the next receive")

@@ -1,0 +1,65 @@
+"""Finished rollouts as lines of JSON, for people and for metrics. Token ids are left out: messages say what they
+said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from north_lightning.types import NOT_SAMPLED, Message, Rollout
+
+
+def rollout_record(rollout: Rollout) -> dict[str, Any]:
+    """One rollout as JSON primitives: identity, verdict, turns, versions, messages."""
+    versions = [version for version in rollout.policy_versions if version != NOT_SAMPLED]
+    return {
+        "group_id": rollout.group_id,
+        "index": rollout.index,
+        "task_id": rollout.task_id,
+        "environment": rollout.environment,
+        "family": rollout.family,
+        "seed": rollout.seed,
+        "reward": None if rollout.reward is None else rollout.reward.value,
+        "reward_details": {} if rollout.reward is None else dict(rollout.reward.details),
+        "advantage": rollout.advantage,
+        "stop_reason": rollout.stop_reason,
+        "duration_s": round(rollout.duration_s, 3),
+        "num_tokens": len(rollout.token_ids),
+        "num_sampled_tokens": rollout.num_sampled_tokens,
+        "policy_version_min": min(versions, default=None),
+        "policy_version_max": max(versions, default=None),
+        "turns": [
+            {"num_tokens": turn.end - turn.start, "finish_reason": turn.finish_reason, "error": turn.error}
+            for turn in rollout.turns
+        ],
+        "messages": [_message(message) for message in rollout.messages],
+    }
+
+
+def append_records(path: Path, rollouts: Iterable[Rollout]) -> None:
+    """Append one line per rollout; a line torn by an earlier crash is closed first."""
+    lines = "".join(json.dumps(rollout_record(rollout), default=str) + "\n" for rollout in rollouts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                lines = "\n" + lines
+        file.write(lines.encode())
+
+
+def _message(message: Message) -> dict[str, Any]:
+    record: dict[str, Any] = {"role": message.role}
+    if message.reasoning:
+        record["reasoning"] = message.reasoning
+    if message.content or not message.tool_calls:
+        record["content"] = message.content
+    if message.tool_calls:
+        record["tool_calls"] = [
+            {"id": call.id, "name": call.name, "arguments": dict(call.arguments)} for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        record["tool_call_id"] = message.tool_call_id
+    return record

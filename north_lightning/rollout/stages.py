@@ -1,0 +1,92 @@
+"""Stages of an attempt that must end: each under a time limit, each failure an error of its own boundary.
+
+In: an awaitable of a plug-in (sandbox, harness, sampler, verifier). Out: its result, or a typed
+``InfrastructureError``. It retries nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from north_lightning.errors import ConfigError, InfrastructureError, NorthError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CANCEL_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds each stage of an attempt may take; beyond it the attempt fails as infrastructure.
+
+    Args:
+        open_s: Opening a sandbox, and the harness in it.
+        sample_s: One turn of the sampler, waiting in its queue included.
+        act_s: One action; must exceed the harness's own command time-out.
+        snapshot_s: Copying ``/work``.
+        verify_s: The verifier.
+        close_s: Closing a session or a sandbox.
+    """
+
+    open_s: float = 60.0
+    sample_s: float = 600.0
+    act_s: float = 120.0
+    snapshot_s: float = 60.0
+    verify_s: float = 300.0
+    close_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value > 0:
+                raise ConfigError(f"timeouts.{field.name}: expected a positive number of seconds, got {value}")
+
+
+async def within(timeout_s: float, failure: type[InfrastructureError], what: str, work: Awaitable[T]) -> T:
+    """The result of ``work``; a time-out or an unexpected exception is raised as ``failure``.
+
+    ``NorthError`` passes unchanged. Work that ignores its cancellation is left behind after a few seconds, so that no
+    plug-in can hold an attempt.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        finished, _ = await asyncio.wait({task}, timeout=timeout_s)
+    except asyncio.CancelledError:
+        await _abandon(task, what)
+        raise
+    if not finished:
+        await _abandon(task, what)
+        raise failure(f"{what}: expected an end within {timeout_s:g} s, got none")
+    try:
+        return task.result()
+    except NorthError:
+        raise
+    except (Exception, asyncio.CancelledError) as error:
+        raise failure(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+async def clean_up(timeout_s: float, what: str, closing: Awaitable[None]) -> None:
+    """Run ``closing`` to its end, also when the caller is cancelled meanwhile. A failure is logged: the attempt's own
+    outcome stands."""
+    task = asyncio.ensure_future(closing)
+    try:
+        await asyncio.wait_for(asyncio.shield(task), timeout_s)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=timeout_s)
+        raise
+    except Exception as error:
+        log.warning("%s failed: %s: %s", what, type(error).__name__, error)
+
+
+async def _abandon(task: asyncio.Future[Any], what: str) -> None:
+    task.cancel()
+    task.add_done_callback(lambda late: late.cancelled() or late.exception())  # retrieved, so that asyncio stays quiet
+    _, still_running = await asyncio.wait({task}, timeout=CANCEL_GRACE_S)
+    if still_running:
+        log.warning("%s ignores its cancellation; left behind", what)
