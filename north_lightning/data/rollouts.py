@@ -1,0 +1,209 @@
+"""Batches for reinforcement learning: groups out of the rollout queue, packed into rows.
+
+In: a ``RolloutQueue`` that a producer fills. Out: one ``RolloutStep`` per optimizer step. The queue's order is its own;
+slots are freed by whoever trained the step (``RolloutDataModule.release``). Nothing here samples or scores.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from north_lightning.data.batches import move_batch, pack_rollouts
+from north_lightning.data.packing import BestFitPacker
+from north_lightning.errors import ConfigError, DataError, InfrastructureError
+from north_lightning.interfaces import RolloutQueue
+from north_lightning.types import RolloutBatch, RolloutGroup
+
+_log = logging.getLogger(__name__)
+
+
+class RolloutStep:
+    """Everything one optimizer step consumes.
+
+    Not a dataclass on purpose: Lightning walks through dataclasses to convert tensors, and would copy every token list
+    of every rollout.
+
+    Attributes:
+        micro_batches: rows to compute, at least one; add up their losses, each already divided by
+            ``num_trained_tokens``, and step once.
+        groups: all groups taken, those without any signal included.
+        num_trained_tokens: sampled tokens of all groups, the denominator of every micro-batch's loss.
+        wait_s: seconds the trainer waited for the groups.
+    """
+
+    __slots__ = ("groups", "micro_batches", "num_trained_tokens", "wait_s")
+
+    def __init__(
+        self, micro_batches: list[RolloutBatch], groups: list[RolloutGroup], num_trained_tokens: int, wait_s: float
+    ) -> None:
+        self.micro_batches = micro_batches
+        self.groups = groups
+        self.num_trained_tokens = num_trained_tokens
+        self.wait_s = wait_s
+
+
+def make_step(groups: Sequence[RolloutGroup], max_row_tokens: int, wait_s: float = 0.0) -> RolloutStep:
+    """Pack the rollouts that have a gradient; count the tokens of all.
+
+    A rollout with advantage 0 adds exactly 0 to the loss and to every gradient, so it is not computed, but its sampled
+    tokens are in the denominator as if it were. Where no rollout has a gradient the shortest one is computed all the
+    same, so that a step always has a loss to differentiate.
+
+    Raises:
+        ConfigError: a rollout is longer than ``max_row_tokens``. Nothing is cut.
+        DataError: no rollout has tokens, or one is malformed.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.token_ids]
+    if not rollouts:
+        raise DataError(f"groups {[group.group_id for group in groups]}: expected rollouts with tokens, got none")
+    for rollout in rollouts:
+        if len(rollout.token_ids) > max_row_tokens:
+            raise ConfigError(
+                f"max_row_tokens: expected at least the longest rollout's {len(rollout.token_ids)} tokens "
+                f"({rollout.task_id}), got {max_row_tokens}"
+            )
+    total = sum(rollout.num_sampled_tokens for rollout in rollouts)
+    computed = [rollout for rollout in rollouts if rollout.advantage != 0.0 and rollout.num_sampled_tokens]
+    computed = computed or [min(rollouts, key=lambda rollout: len(rollout.token_ids))]
+    # Longest first makes the packer's best fit best-fit-decreasing.
+    order = sorted(range(len(computed)), key=lambda i: -len(computed[i].token_ids))
+    rows = BestFitPacker(max_row_tokens, len(computed)).pack((i, len(computed[i].token_ids)) for i in order)
+    micro_batches = [pack_rollouts([computed[i] for i in row], total) for row in rows]
+    return RolloutStep(micro_batches, list(groups), total, wait_s)
+
+
+class RolloutDataModule(LightningDataModule):
+    """Takes completed groups from the queue, one ``RolloutStep`` per optimizer step.
+
+    Fetching alternates strictly with training, so nothing taken is untrained when a checkpoint is written. After the
+    optimizer step somebody calls ``release(step)``; without it the queue runs out of slots. One process only: the queue
+    lives in the trainer's memory.
+
+    Args:
+        queue: where the producer puts groups.
+        groups_per_batch: groups of one optimizer step.
+        max_row_tokens: the most tokens of a micro-batch; at least the context length of a rollout.
+        num_batches: optimizer steps of the run (Lightning's epoch).
+        poll_s: seconds between looks into an empty queue.
+        max_wait_s: give up with the queue's statistics when one batch takes longer.
+    """
+
+    def __init__(
+        self,
+        queue: RolloutQueue,
+        groups_per_batch: int,
+        max_row_tokens: int,
+        num_batches: int,
+        poll_s: float = 0.02,
+        max_wait_s: float = 1800.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("groups_per_batch", groups_per_batch),
+            ("max_row_tokens", max_row_tokens),
+            ("num_batches", num_batches),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
+        self.queue = queue
+        self.groups_per_batch = groups_per_batch
+        self.max_row_tokens = max_row_tokens
+        self.num_batches = num_batches
+        self.poll_s = poll_s
+        self.max_wait_s = max_wait_s
+        self._checks: list[Callable[[], None]] = []
+
+    def add_check(self, check: Callable[[], None]) -> None:
+        """Have ``check`` called while waiting; it raises when waiting has become pointless (the producer died)."""
+        self._checks.append(check)
+
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        if stage != "fit" or trainer is None:
+            return
+        for name, value in (
+            ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches),
+            ("number of ranks", trainer.world_size),
+        ):
+            if value != 1:
+                raise ConfigError(f"{name}: expected 1, because a batch is a whole optimizer step; got {value}")
+
+    def train_dataloader(self) -> RolloutLoader:
+        return RolloutLoader(self)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if isinstance(batch, RolloutStep):
+            batch.micro_batches = [move_batch(micro_batch, device) for micro_batch in batch.micro_batches]
+        return batch
+
+    def release(self, step: RolloutStep) -> None:
+        """The step was trained: free its groups' slots. Call once, after the optimizer step."""
+        self.queue.release([group.group_id for group in step.groups])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The queue. It is restored before training starts, and so before a producer admits new groups."""
+        return {"queue": self.queue.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.queue.load_state_dict(state_dict["queue"])
+
+    def take_step(self) -> RolloutStep:
+        """Wait for a batch of groups and pack it.
+
+        Raises:
+            SIGTERMException: the process was told to end while waiting.
+            InfrastructureError: nothing came for ``max_wait_s``; or whatever a check raises.
+        """
+        start = time.monotonic()
+        reported = start
+        while (groups := self.queue.take(self.groups_per_batch)) is None:
+            if self.trainer is not None and self.trainer.received_sigterm:
+                raise SIGTERMException
+            for check in self._checks:
+                check()
+            now = time.monotonic()
+            if now - start > self.max_wait_s:
+                raise InfrastructureError(
+                    f"rollout queue: expected {self.groups_per_batch} groups within {self.max_wait_s:.0f} s, "
+                    f"got fewer; queue: {dict(self.queue.stats())}"
+                )
+            if now - reported > 60:
+                reported = now
+                _log.warning("waiting %.0f s for rollouts; queue: %s", now - start, dict(self.queue.stats()))
+            time.sleep(self.poll_s)
+        return make_step(groups, self.max_row_tokens, time.monotonic() - start)
+
+
+class RolloutLoader:
+    """``num_batches`` steps; sized, because Lightning would fetch the next batch before training on this one."""
+
+    def __init__(self, data: RolloutDataModule) -> None:
+        self._data = data
+        self._batch = 0
+        self._resumed = False
+
+    def __len__(self) -> int:
+        return self._data.num_batches
+
+    def __iter__(self) -> Iterator[RolloutStep]:
+        if not self._resumed or self._batch >= len(self):
+            self._batch = 0
+        self._resumed = False
+        while self._batch < len(self):
+            step = self._data.take_step()
+            self._batch += 1
+            yield step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batch": self._batch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._batch = int(state["batch"])
+        self._resumed = True

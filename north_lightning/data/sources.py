@@ -1,0 +1,199 @@
+"""Conversations on disk: JSON Lines, one canonical sample a line.
+
+In: files of ``{"messages": [...], "tools": [...], "source", "harness", "environment", "repo", "task_id"}`` with
+OpenAI's message and tool objects (``reasoning_content`` for thinking). Out: ``Conversation`` objects, one at a time;
+and the way back. Anything that is not this is a ``DataError`` that names file and line. Whether a conversation is
+*good* is for ``filters``; what it looks like in tokens for ``chat``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from north_lightning.errors import DataError
+from north_lightning.types import Message, Role, ToolCall, ToolSpec
+
+_LABELS = ("source", "harness", "environment", "repo", "task_id")
+_ROLES = get_args(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One sample; the labels say where it came from and are empty where unknown."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    source: str = ""
+    harness: str = ""
+    environment: str = ""
+    repo: str = ""
+    task_id: str = ""
+
+
+def read_samples(path: Path | str) -> Iterator[Conversation]:
+    """Every conversation of a JSONL file, in order; empty lines are skipped.
+
+    Raises:
+        DataError: the file is missing, or a line is not a canonical sample: ``file:line``, expected and got.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: expected a JSONL file of conversations, found none")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield sample_from_json(json.loads(line))
+            except (DataError, json.JSONDecodeError) as error:
+                raise DataError(f"{path}:{number}: {error}") from error
+
+
+def write_samples(path: Path | str, samples: Iterable[Conversation]) -> int:
+    """Write conversations so that ``read_samples`` gives them back equal; the number written.
+
+    The file appears complete or not at all.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    count = 0
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for sample in samples:
+                file.write(json.dumps(sample_to_json(sample), ensure_ascii=False) + "\n")
+                count += 1
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+# ---- JSON in -------------------------------------------------------------------------------------------------------
+
+
+def sample_from_json(record: Any) -> Conversation:
+    """The conversation in a decoded line; ``DataError`` names the key, what was expected and what came."""
+    record = _object(record, "sample", {"messages", "tools", *_LABELS})
+    messages = _list(record.get("messages"), "messages")
+    if not messages:
+        raise DataError("messages: expected at least one, got none")
+    return Conversation(
+        messages=tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages)),
+        tools=tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(_list(record.get("tools") or [], "tools"))),
+        **{label: _string(record.get(label), label) for label in _LABELS},
+    )
+
+
+def _message(record: Any, where: str) -> Message:
+    record = _object(record, where, {"role", "content", "reasoning_content", "tool_calls", "tool_call_id"})
+    role = record.get("role")
+    if role not in _ROLES:
+        raise DataError(f"{where}.role: expected one of {', '.join(_ROLES)}, got {role!r}")
+    calls = _list(record.get("tool_calls") or [], f"{where}.tool_calls")
+    reasoning = _string(record.get("reasoning_content"), f"{where}.reasoning_content")
+    if role != "assistant" and (calls or reasoning):
+        raise DataError(f"{where}: expected tool_calls and reasoning_content of an assistant only, got role {role!r}")
+    answered = record.get("tool_call_id")
+    if (role == "tool") != isinstance(answered, str):
+        raise DataError(f"{where}.tool_call_id: expected a string for a tool's message only, got {answered!r} ({role})")
+    return Message(
+        role=role,
+        content=_string(record.get("content"), f"{where}.content"),
+        reasoning=reasoning,
+        tool_calls=tuple(_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)),
+        tool_call_id=answered,
+    )
+
+
+def _call(record: Any, where: str) -> ToolCall:
+    record = _object(record, where, {"id", "type", "function", "index"})
+    function = _object(record.get("function"), f"{where}.function", {"name", "arguments"})
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):  # OpenAI's API sends a string of JSON
+        try:
+            arguments = json.loads(arguments)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}.function.arguments: expected JSON, got {arguments[:80]!r} ({error})") from error
+    if not isinstance(arguments, dict):
+        raise DataError(f"{where}.function.arguments: expected an object, got {arguments!r}"[:200])
+    return ToolCall(
+        id=_string(record.get("id"), f"{where}.id", required=True),
+        name=_string(function.get("name"), f"{where}.function.name", required=True),
+        arguments=arguments,
+    )
+
+
+def _tool(record: Any, where: str) -> ToolSpec:
+    record = _object(record, where, {"type", "function"})
+    function = _object(record.get("function"), f"{where}.function", {"name", "description", "parameters", "strict"})
+    parameters = function.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise DataError(f"{where}.function.parameters: expected a JSON schema, got {parameters!r}"[:200])
+    return ToolSpec(
+        name=_string(function.get("name"), f"{where}.function.name", required=True),
+        description=_string(function.get("description"), f"{where}.function.description"),
+        parameters=parameters,
+    )
+
+
+def _object(value: Any, where: str, known: set[str]) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected an object, got {type(value).__name__}")
+    if unknown := sorted(set(value) - known):
+        raise DataError(f"{where}: expected only the keys {', '.join(sorted(known))}; got {', '.join(unknown)}")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise DataError(f"{where}: expected a list, got {type(value).__name__}")
+    return value
+
+
+def _string(value: Any, where: str, required: bool = False) -> str:
+    if value is None and not required:
+        return ""
+    if not isinstance(value, str) or (required and not value):
+        raise DataError(f"{where}: expected a {'non-empty ' if required else ''}string, got {value!r}"[:200])
+    return value
+
+
+# ---- JSON out ------------------------------------------------------------------------------------------------------
+
+
+def sample_to_json(sample: Conversation) -> dict[str, Any]:
+    """The canonical object of one line; labels that are empty are left out."""
+    record: dict[str, Any] = {"messages": [_message_to_json(message) for message in sample.messages]}
+    if sample.tools:
+        record["tools"] = [
+            {
+                "type": "function",
+                "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
+            }
+            for tool in sample.tools
+        ]
+    return record | {label: getattr(sample, label) for label in _LABELS if getattr(sample, label)}
+
+
+def _message_to_json(message: Message) -> dict[str, Any]:
+    record: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        record["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        record["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments), ensure_ascii=False)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        record["tool_call_id"] = message.tool_call_id
+    return record
