@@ -1,4 +1,4 @@
-"""Agent loops: the prompt and tools a model sees, what its calls do in a sandbox, what it sees next, and when it ends."""
+"""Agent loops: the prompt and tools a model sees, what its calls do in a sandbox, and when an attempt ends."""
 
 from north_lightning.harnesses.react_terminal import ReActTerminalHarness
 from north_lightning.harnesses.swe_agent import SWEAgentHarness

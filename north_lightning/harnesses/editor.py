@@ -1,8 +1,8 @@
 """A file editor for a model: view, create, str_replace, insert, undo_edit on text files inside a sandbox.
 
-In: the arguments of one call. Out: the text the model reads, be it a listing, a snippet around the edit or an error that
-says what to change. Files are read and written through the sandbox's shell, so the machine that trains never opens
-a path that a model chose.
+In: the arguments of one call. Out: the text the model reads, be it a listing, a snippet around the edit or an error
+that says what to change. Files are read and written through the sandbox's shell, so the machine that trains never
+opens a path that a model chose.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class EditError(Exception):
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines without their newlines, as ``cat -n`` and ``grep -n`` count them (``str.splitlines`` counts form feeds too)."""
+    """Lines without newlines, as ``cat -n`` and ``grep -n`` count them (``str.splitlines`` counts form feeds too)."""
     return text.removesuffix("\n").split("\n") if text else []
 
 

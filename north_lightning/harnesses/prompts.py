@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 REACT_SYSTEM = (
     "Solve the task in the terminal, one tool call at a time. When it is done, answer without a call.",
-    "You work in a shell. Each turn, send keystrokes with the terminal tool; once the task is finished, reply in words.",
+    "You work in a shell. Each turn, send keystrokes with the terminal tool; when the task is finished, say so.",
     "Use the terminal tool to carry out the request step by step, then say that you are done.",
 )
 
@@ -27,7 +27,7 @@ SWE_USER = (
     "{issue}\n\nThe code is in {repository}. Find the cause, fix it without touching tests, check, and submit.",
 )
 
-SWE_REVIEW = "These are your changes. Read them once more, remove what does not belong to the fix, and call submit again to finish."
+SWE_REVIEW = "These are your changes. Take back what does not belong to the fix, then call submit again to finish."
 
 
 def pick(wordings: Sequence[str], variation: int) -> str:

@@ -3,9 +3,9 @@
 In: a task and a sandbox whose ``/work`` is a git repository. Out: a session that runs each call and returns
 ``OBSERVATION:`` and its output. What is graded is the snapshot of ``/work``, not the patch shown at ``submit``.
 
-Where it differs from SWE-agent: a turn without exactly one valid call ends the attempt (``InvalidActionError``, reward 0)
-where SWE-agent would drop the turn and ask again up to three times, because a dropped turn breaks the token prefix that
-training relies on. Sentences are shorter and our own.
+Where it differs from SWE-agent: a turn without exactly one valid call ends the attempt (``InvalidActionError``,
+reward 0) where SWE-agent would drop the turn and ask again up to three times, because a dropped turn breaks the token
+prefix that training relies on. Sentences are shorter and our own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What every harness does at the two ends of a turn: take the one call out of an action, cut a long observation.
 
-In: a parsed ``AssistantAction`` or raw output. Out: its only call, checked against the tool's schema, or text of bounded
-length. It knows nothing of sandboxes and runs nothing.
+In: a parsed ``AssistantAction`` or raw output. Out: its only call, checked against the tool's schema, or text of
+bounded length. It knows nothing of sandboxes and runs nothing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,260 @@
+"""The unit-test reward: 1 if the task's tests pass on what an attempt left behind, else 0.
+
+In: a task and the snapshot of the attempt's ``/work``. Out: a ``Reward``. The tests run in a *fresh* sandbox that no
+process of the attempt has seen; the task's ``tests/`` is mounted read-only at ``/tests``, a new directory at
+``/logs/verifier``. What is not the attempt's doing (no sandbox, no reward file, no interpreter) raises.
+
+**Terminal tasks** follow Harbor: ``test.sh`` runs in ``/work``, its exit code is ignored, ``reward.json`` beats
+``reward.txt``. Two choices of ours: a ``test.sh`` that does not end in time scores 0, because what it waits for is what
+the attempt left (a machine that is merely too slow scores 0 as well, so the limit has to be generous); and a process
+that outlives ``test.sh`` scores 0, because it may have rewritten the reward.
+
+**Software tasks** are judged here, not in the sandbox: every expected test id gets a secret, the runner inside hands
+back the secret of each test that passed, and a missing one is a failure. ``unittest_runner`` says how it keeps them,
+``graded_tree`` what of the attempt is graded at all.
+
+Not defended: the code under test shares an interpreter with the tests. Code that walks stack frames or the garbage
+collector's objects, reads its own memory, or replaces an assertion and puts it back before the test ends, can find a
+secret or fake a pass; it can also read ``/tests`` while it is being graded. A terminal task whose ``test.sh`` executes
+a program of the attempt lets that program write the reward, if it ends before ``test.sh`` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from north_lightning.errors import VerifierError
+from north_lightning.interfaces import RewardVerifier, SandboxProvider
+from north_lightning.sandbox.trees import delete_tree
+from north_lightning.types import CommandResult, Reward, Rollout, Task
+from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
+
+RUNNER = Path(__file__).with_name("unittest_runner.py")
+INSIDE = "/grader/unittest_runner.py"
+END = "-"
+
+MAX_REPORT_BYTES = 1_000_000
+MAX_OUTPUT_CHARS = 2_000
+
+LEFT_RUNNING = 77
+RUN_TEST_SCRIPT = f"""cd /work || exit
+before=(/proc/[0-9]*)
+/bin/bash /tests/test.sh </dev/null
+for wait in 0 0.05 0.2; do
+    [ $wait = 0 ] || /bin/sleep $wait
+    after=(/proc/[0-9]*)
+    [ ${{#after[@]}} -gt ${{#before[@]}} ] || exit 0
+done
+exit {LEFT_RUNNING}"""
+
+
+class UnitTestVerifier(RewardVerifier):
+    """1 if the task's unit tests pass on the attempt's ``/work`` in a fresh sandbox, else 0.
+
+    Args:
+        timeout_s: Limit of one run of the tests; reaching it scores 0.
+        python: The interpreter inside the sandbox for software tasks.
+        max_snapshot_mib: A software attempt that leaves more than this scores 0.
+    """
+
+    def __init__(self, timeout_s: float = 60.0, python: str = "/usr/bin/python3", max_snapshot_mib: int = 256) -> None:
+        self.timeout_s = timeout_s
+        self.python = python
+        self.max_snapshot_mib = max_snapshot_mib
+
+    async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
+        """``VerifierError`` or ``SandboxError`` if the tests could not be run; any other outcome is a ``Reward``."""
+        tests = task.directory / "tests"
+        if not tests.is_dir():
+            raise VerifierError(f"task {task.id}: expected a directory {tests}")
+        scratch = Path(tempfile.mkdtemp(prefix="north-verify-"))
+        try:
+            if task.environment == "swe":
+                return await self._verify_by_name(task, tests, workdir, scratch, sandboxes)
+            return await self._verify_by_script(task, tests, workdir, scratch, sandboxes)
+        finally:
+            await asyncio.to_thread(delete_tree, scratch)
+
+    # ---- terminal tasks: Harbor's test.sh --------------------------------------------------------------------------
+
+    async def _verify_by_script(
+        self, task: Task, tests: Path, workdir: Path, scratch: Path, sandboxes: SandboxProvider
+    ) -> Reward:
+        logs = make_writable(scratch / "logs")
+        result = await self._run(sandboxes, workdir, {"/tests": tests}, logs, RUN_TEST_SCRIPT)
+        details = {"output": result.output[-MAX_OUTPUT_CHARS:]}
+        if result.timed_out:
+            return Reward(0.0, {**details, "reason": f"test.sh did not end within {self.timeout_s:g} s"})
+        if result.exit_code not in (0, LEFT_RUNNING):
+            raise VerifierError(
+                f"task {task.id}: test.sh was killed (exit code {result.exit_code}): {details['output']}"
+            )
+        if result.exit_code == LEFT_RUNNING:
+            return Reward(0.0, {**details, "reason": "a process outlived test.sh"})
+        numbers = read_reward(logs, task.id)
+        return Reward(only_reward(numbers, task.id), {**details, **numbers})
+
+    # ---- software tasks: expected tests by name --------------------------------------------------------------------
+
+    async def _verify_by_name(
+        self, task: Task, tests: Path, workdir: Path, scratch: Path, sandboxes: SandboxProvider
+    ) -> Reward:
+        expected = expected_tests(task, tests)
+        graded = scratch / "work"
+        allowance = Allowance(self.max_snapshot_mib * 2**20)
+        try:
+            await asyncio.to_thread(
+                build_graded_tree, task.directory / "environment" / "files", workdir, graded, allowance
+            )
+        except UngradableTree as error:
+            return Reward(0.0, {"reason": str(error)})
+        logs = make_writable(scratch / "logs")
+        with Exchange(logs, expected) as exchange:
+            result = await self._run(
+                sandboxes, graded, {"/tests": tests, INSIDE: RUNNER}, logs,
+                f"cd /work && exec {self.python} -I -S -E -B {INSIDE} </dev/null",
+            )  # fmt: skip
+            if not exchange.was_taken():
+                raise VerifierError(
+                    f"task {task.id}: the test runner did not start (exit code {result.exit_code}): "
+                    f"{result.output[-MAX_OUTPUT_CHARS:]}"
+                )
+            passed, ended, notes = exchange.read()
+        details: dict[str, Any] = {
+            "output": result.output[-MAX_OUTPUT_CHARS:],
+            "passed": [test for test in expected if test in passed],
+            "failed": [test for test in expected if test not in passed],
+            "notes": notes,
+        }
+        orderly = ended and result.exit_code == 0 and not result.timed_out
+        if not orderly:
+            details["reason"] = "the tests did not run to their end"
+        return Reward(float(orderly and not details["failed"]), details)
+
+    async def _run(
+        self, sandboxes: SandboxProvider, image: Path, read_only: Mapping[str, Path], logs: Path, command: str
+    ) -> CommandResult:
+        """Run ``command`` in a fresh sandbox; no process of it is left when this returns."""
+        sandbox = await sandboxes.open(image, read_only=read_only, writable={"/logs/verifier": logs})
+        try:
+            return await sandbox.run(command, self.timeout_s)
+        finally:
+            await sandbox.close()
+
+
+class Exchange:
+    """The two files between verifier and runner: a secret per expected test goes in, those of passed tests come back.
+
+    Both are read through file descriptors opened before the sandbox starts, so that removing, replacing or
+    linking them inside changes nothing here.
+    """
+
+    def __init__(self, logs: Path, expected: Sequence[str]) -> None:
+        self._secrets = {secrets.token_hex(16): test for test in (*expected, END)}
+        self._expected = self._create(logs / "expected")
+        self._results = self._create(logs / "results")
+        os.write(self._expected, "".join(f"{secret} {test}\n" for secret, test in self._secrets.items()).encode())
+
+    def was_taken(self) -> bool:
+        """Whether the runner came so far as to read and remove the secrets."""
+        return os.fstat(self._expected).st_nlink == 0
+
+    def read(self) -> tuple[set[str], bool, list[str]]:
+        """Passed tests, whether the run came to its end, and what the runner noted on the others (for people only)."""
+        lines = os.pread(self._results, MAX_REPORT_BYTES, 0).decode(errors="replace").splitlines()
+        handed_back = {self._secrets[line] for line in lines if line in self._secrets}
+        notes = [line[2:] for line in lines if line.startswith("! ")]
+        return handed_back - {END}, END in handed_back, notes
+
+    @staticmethod
+    def _create(path: Path) -> int:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC)
+        os.fchmod(descriptor, 0o666)
+        return descriptor
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._expected)
+        os.close(self._results)
+
+
+def make_writable(path: Path) -> Path:
+    """A new directory that whoever the sandbox runs as may write in."""
+    path.mkdir()
+    path.chmod(0o777)
+    return path
+
+
+def expected_tests(task: Task, tests: Path) -> list[str]:
+    """FAIL_TO_PASS and PASS_TO_PASS of ``[metadata]``: dotted unittest ids whose module lies under ``tests``."""
+    ids: list[str] = []
+    for key in ("fail_to_pass", "pass_to_pass"):
+        names = task.metadata.get(key)
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise VerifierError(f"task {task.id}: expected a list of test ids in metadata {key!r}, got {names!r}")
+        ids.extend(names)
+    if not task.metadata["fail_to_pass"]:
+        raise VerifierError(f"task {task.id}: expected at least one test id in metadata 'fail_to_pass'")
+    for name in ids:
+        parts = name.split(".")
+        if len(name.split()) != 1 or len(parts) < 3 or not tests.joinpath(*parts[:-2]).with_suffix(".py").is_file():
+            raise VerifierError(
+                f"task {task.id}: expected test id module.Class.method of a file in {tests}, got {name!r}"
+            )
+    return list(dict.fromkeys(ids))
+
+
+def read_reward(logs: Path, task_id: str) -> dict[str, float]:
+    """The numbers of ``reward.json``, or else of ``reward.txt`` as ``{"reward": x}``; ``VerifierError`` without any."""
+    for name in ("reward.json", "reward.txt"):
+        try:
+            text = read_regular_file(logs / name)
+        except FileNotFoundError:
+            continue
+        try:
+            value = json.loads(text) if name == "reward.json" else float(text)
+            numbers = {
+                key: float(number) for key, number in (value if isinstance(value, dict) else {"reward": value}).items()
+            }
+        except (ValueError, TypeError) as error:
+            raise VerifierError(f"task {task_id}: expected numbers in {name}, got {text[:80]!r}") from error
+        if not numbers or not all(math.isfinite(number) for number in numbers.values()):
+            raise VerifierError(f"task {task_id}: expected finite numbers in {name}, got {text[:80]!r}")
+        return numbers
+    raise VerifierError(f"task {task_id}: test.sh wrote neither reward.json nor reward.txt to /logs/verifier")
+
+
+def only_reward(numbers: Mapping[str, float], task_id: str) -> float:
+    """The number named ``reward``, or the only one."""
+    if "reward" in numbers:
+        return numbers["reward"]
+    if len(numbers) == 1:
+        return next(iter(numbers.values()))
+    raise VerifierError(f"task {task_id}: expected a number named 'reward' in reward.json, got {sorted(numbers)}")
+
+
+def read_regular_file(path: Path) -> str:
+    """Text of a file that untrusted code may have placed; links and special files are a ``VerifierError``."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise VerifierError(f"{path.name}: expected a regular file: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise VerifierError(f"{path.name}: expected a regular file")
+        return os.read(descriptor, MAX_REPORT_BYTES).decode(errors="replace")
+    finally:
+        os.close(descriptor)
