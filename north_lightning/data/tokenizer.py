@@ -1,0 +1,56 @@
+"""``python -m north_lightning tokenizer``: trains a small model's tokenizer on the conversations it will be trained on.
+
+In: JSONL files of conversations and the model's config. Out: a tokenizer directory whose ids fit that config.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from north_lightning.chat import ChatFormat, mine_phrases, train_tokenizer
+from north_lightning.chat.render import render_conversation
+from north_lightning.data.sources import Conversation, read_samples
+from north_lightning.errors import ConfigError
+
+
+def train_tokenizer_command(
+    files: list[Path],
+    output_dir: Path,
+    model_config: Path,
+    reasoning: bool = False,
+    min_fraction: float = 0.001,
+    max_phrases: int = 400,
+) -> None:
+    """Train a tokenizer on conversations and check it against a model's config.
+
+    Args:
+        files: JSONL files of conversations.
+        output_dir: Where tokenizer.json and its companions are written.
+        model_config: The model's config.json: vocabulary size and special ids.
+        reasoning: Whether the model will think before it acts.
+        min_fraction: A phrase that stands in at least this share of the texts becomes one token.
+        max_phrases: How many phrases at most.
+    """
+    if not model_config.is_file():
+        raise ConfigError(f"model_config: no file '{model_config}'")
+    config = json.loads(model_config.read_text())
+    conversations = [conversation for file in files for conversation in read_samples(file)]
+    texts = [text for conversation in conversations for text in _texts(conversation, reasoning)]
+    phrases = mine_phrases(texts, min_fraction=min_fraction, max_phrases=max_phrases)
+    tokenizer = train_tokenizer(texts, phrases, config["vocab_size"], output_dir)
+    tokenizer.check(config, str(model_config))
+    chat = ChatFormat(tokenizer, reasoning)
+    lengths = [len(chat.encode_conversation(one.messages, one.tools).token_ids) for one in conversations]
+    num_characters = sum(map(len, texts))
+    Console(highlight=False).print(
+        f"{output_dir}: {tokenizer.vocab_size} ids, {len(phrases)} phrases; {len(conversations)} conversations of "
+        f"{sum(lengths) / len(lengths):.0f} tokens on average, {num_characters / sum(lengths):.1f} characters a token"
+    )
+
+
+def _texts(conversation: Conversation, reasoning: bool) -> list[str]:
+    segments = render_conversation(conversation.messages, conversation.tools, reasoning)
+    return [segment.text for segment in segments if not segment.is_control]
