@@ -139,7 +139,9 @@ class BubblewrapProvider(SandboxProvider):
         try:
             host = self._prepared()
         except OSError as error:
-            raise SandboxUnavailableError(f"cannot prepare sandboxes under {self.root or 'the temporary directory'}: {error}") from error
+            raise SandboxUnavailableError(
+                f"cannot prepare sandboxes under {self.root or 'the temporary directory'}: {error}"
+            ) from error
         slot = host.take(16 * _MIB, 1000)
         try:
             _make_directories(slot)
@@ -345,7 +347,9 @@ def _reachable(path: Path, slot: Slot, number: int) -> Path:
     if slot.uid is None or is_reachable_by_others(path):
         return path.resolve()
     if not slot.is_bounded:
-        raise SandboxError(f"mounts: {path} lies below a directory that only root may search; chmod o+x it, or move {path}")
+        raise SandboxError(
+            f"mounts: {path} lies below a directory that only root may search; chmod o+x it, or move {path}"
+        )
     point = slot.directory / f"mount{number}"
     if path.is_dir():
         point.mkdir()
@@ -407,7 +411,9 @@ def _probe(prefix: Sequence[str], slot: Slot) -> None:
         leaks.append(f"files do not belong to user id {slot.uid}")
     leaks = [leak for leak in leaks if leak]
     if leaks or done.returncode != 0:
-        raise SandboxUnavailableError(f"bubblewrap does not isolate here: {'; '.join(leaks) or done.returncode}\n{_remedy()}")
+        raise SandboxUnavailableError(
+            f"bubblewrap does not isolate here: {'; '.join(leaks) or done.returncode}\n{_remedy()}"
+        )
 
 
 def _remedy() -> str:

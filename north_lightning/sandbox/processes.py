@@ -7,7 +7,6 @@ and capped output. Knows nothing of directories, mounts or user ids.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
@@ -28,34 +27,46 @@ class NamespaceProcess(Process):
     """A program in its own process namespace; ``pid`` is bubblewrap's, whose only child is the namespace's init."""
 
     def kill(self) -> None:
-        """Kill the namespace's init. The kernel then kills all the rest before ``wait`` returns: nothing survives."""
+        """Kill the namespace's init. The kernel then kills all the rest before ``wait`` returns: nothing survives.
+
+        Does not go through the transport, whose ``kill`` may reap the process behind the event loop's back.
+        """
         if self.returncode is None and not _kill_only_child(self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                super().kill()
+            _kill_child(self.pid, of=os.getpid())
 
     def terminate(self) -> None:
         """Same as ``kill``: an init gets no signal it has no handler for."""
         self.kill()
+
+    def send_signal(self, signal: int) -> None:
+        raise NotImplementedError("a signal would reach bubblewrap, not the program; only kill() works")
 
 
 def _kill_only_child(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as children:
             child = int(children.read().split()[0])
-        handle = os.pidfd_open(child)
     except (OSError, IndexError, ValueError):
         return False
+    return _kill_child(child, of=pid)
+
+
+def _kill_child(pid: int, of: int) -> bool:
+    """SIGKILL to ``pid`` if it still is a child of ``of``; a number that was given to another process is left alone."""
     try:
-        with open(f"/proc/{child}/stat") as status:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat") as status:
             parent = int(status.read().rpartition(")")[2].split()[1])
-        if parent != pid:
-            return False
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        if parent == of:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        return parent == of
     except OSError:
         return False
     finally:
         os.close(handle)
-    return True
 
 
 async def start(argv: Sequence[str], *, with_stdin: bool, pass_fds: Sequence[int] = ()) -> NamespaceProcess:
@@ -111,11 +122,22 @@ class CappedOutput:
             while self._tail_bytes - len(self._tail[0]) >= self._half:
                 self._tail_bytes -= len(self._tail.popleft())
 
+    @property
+    def head(self) -> bytes:
+        return bytes(self._head)
+
+    @property
+    def tail(self) -> bytes:
+        return b"".join(self._tail)[-self._half :]
+
+    @property
+    def num_left_out(self) -> int:
+        """Bytes between head and tail that were thrown away."""
+        return self.num_bytes - len(self._head) - min(self._tail_bytes, self._half)
+
     def text(self) -> str:
         """Decoded, undecodable bytes replaced; a line says how many bytes were left out between head and tail."""
-        tail = b"".join(self._tail)[-self._half :]
-        left_out = self.num_bytes - len(self._head) - len(tail)
-        if not left_out:
-            return (self._head + tail).decode(errors="replace")
-        head = self._head.decode(errors="replace")
-        return f"{head}\n[... {left_out} bytes left out ...]\n{tail.decode(errors='replace')}"
+        if not self.num_left_out:
+            return (self.head + self.tail).decode(errors="replace")
+        head, tail = self.head.decode(errors="replace"), self.tail.decode(errors="replace")
+        return f"{head}\n[... {self.num_left_out} bytes left out ...]\n{tail}"

@@ -22,7 +22,16 @@ from north_lightning.sandbox.trees import copy_tree, delete_tree, mount_tmpfs, u
 UIDS_PER_PROCESS = 1024
 _PREFIX = "north-sandbox-"
 _LOCKS = Path("/run/north_lightning")
-_ETC_FILES = ("ld.so.cache", "nsswitch.conf", "inputrc", "services", "protocols", "mime.types", "debian_version", "os-release")
+_ETC_FILES = (
+    "ld.so.cache",
+    "nsswitch.conf",
+    "inputrc",
+    "services",
+    "protocols",
+    "mime.types",
+    "debian_version",
+    "os-release",
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,9 @@ class Host:
         self._finalizer = weakref.finalize(self, _remove, self.root, os.getpid())
 
     def _check_reachable(self, parent: Path) -> None:
-        closed = [str(path) for path in (parent.resolve(), *parent.resolve().parents) if not path.stat().st_mode & 0o001]
+        closed = [
+            str(path) for path in (parent.resolve(), *parent.resolve().parents) if not path.stat().st_mode & 0o001
+        ]
         if closed:
             raise SandboxUnavailableError(
                 f"sandbox root {parent}: expected every directory above it to be searchable by all users (chmod o+x), "

@@ -1,0 +1,392 @@
+"""A real terminal (tmux, 160x40) in a sandbox, for a model that types and reads.
+
+In: keystrokes. Out: what a command newly printed, as plain text, or the screen where that is what counts. One tmux in
+control mode serves all of an attempt: no process per action. Bash announces its prompts and the start and end of commands
+by shell integration sequences (OSC 133, with a number that is new for every terminal), so nothing polls and no stale
+command can be taken for a finished one. Does not know tools, tasks or observation formats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections import deque
+from collections.abc import Mapping
+from typing import Literal
+
+from north_lightning.errors import InvalidActionError, SandboxError
+from north_lightning.interfaces import Sandbox
+from north_lightning.sandbox.escapes import capped, plain_text
+from north_lightning.sandbox.processes import CappedOutput
+
+_START_TIMEOUT_S = 20.0
+_QUIET_S = 0.05
+_RAW_BYTES = 1 << 17
+_PANE = "%0"
+_KEY = re.compile(
+    r"(?:[CMS]-)+\S|Enter|Escape|Tab|BTab|BSpace|Up|Down|Left|Right|Home|End|PageUp|PageDown|F(?:[1-9]|1[0-2])"
+)
+_SUBMITTING_KEYS = frozenset({"C-c", "C-d", "C-j", "C-m", "C-z", "C-\\", "Enter"})
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class TerminalClosedError(InvalidActionError):
+    """The model ended its own shell, and types on."""
+
+
+class Terminal:
+    """One tmux session with one bash in ``/work``; prompt ``$ ``, no history expansion, ``PAGER=cat``.
+
+    Args:
+        sandbox: where it runs; bash (5.1 or newer) and tmux (3.2 or newer) must be installed there.
+        columns, rows: size of the screen.
+        max_output_bytes: longest answer of ``send``; more is cut out of the middle, and a line says so.
+        environment: variables on top of the sandbox's.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        *,
+        columns: int = 160,
+        rows: int = 40,
+        max_output_bytes: int = 10_000,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.closed = False  # the shell has ended
+        self.timed_out = False  # the last ``send`` returned before the prompt did
+        self._sandbox = sandbox
+        self._columns = columns
+        self._rows = rows
+        self._max_output_bytes = max_output_bytes
+        self._environment = {"PAGER": "cat", "GIT_PAGER": "cat", **(environment or {})}
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._replies: deque[asyncio.Future[list[str]]] = deque()
+        self._pane = _PaneOutput(secrets.token_hex(4))
+
+    @property
+    def at_prompt(self) -> bool:
+        """Whether bash waits for a command (or for the rest of one)."""
+        return self._pane.is_at_prompt and not self.closed
+
+    @property
+    def last_exit_code(self) -> int | None:
+        """Exit status of the last command that ended; None before the first prompt."""
+        return self._pane.last_exit_code
+
+    async def start(self) -> None:
+        """Return at the first prompt; ``SandboxError`` if there is none within 20 s."""
+        assert self._process is None, "a terminal starts once"
+        self._process = await self._sandbox.spawn(self._command())
+        self._reader = asyncio.ensure_future(self._read())
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                while not (self._pane.num_prompts or self.closed):
+                    await self._change()
+        except TimeoutError:
+            await self.close()
+            raise SandboxError(f"no prompt within {_START_TIMEOUT_S} s of starting tmux") from None
+        if self.closed:
+            words = self._pane.stray.text().strip()
+            await self.close()
+            raise SandboxError(
+                f"tmux did not start: {words or 'no message'} (are tmux and bash installed in the sandbox?)"
+            )
+
+    async def send(self, keystrokes: str, timeout_s: float, *, enter: bool = True) -> str:
+        """Type, press Enter, and return what is new once the prompt is back, or the screen at the time-out.
+
+        The echo of what was typed and the prompt are not part of the answer. A name of a key alone (``C-c``, ``C-d``,
+        ``Up``, ``Escape``, as tmux spells them) presses that key, without Enter. One newline at the end counts as the Enter.
+        With ``enter`` false, or after a key that submits nothing, the answer is the screen as soon as it is quiet. A program
+        that waits for input runs into the time-out; the next ``send`` types into it. Printing by background jobs since the
+        last call comes first.
+
+        Raises ``TerminalClosedError`` if the shell had ended before, ``SandboxError`` if the sandbox is gone.
+        """
+        if self.closed:
+            await self._raise_closed()
+        self.timed_out = False
+        pane = self._pane
+        pending = pane.take()
+        was_at_prompt, num_prompts = pane.is_at_prompt, pane.num_prompts
+        pane.begin_typing()
+        typed, submits = self._type(keystrokes, enter)
+        try:
+            async with asyncio.timeout(timeout_s):
+                if submits:
+                    await self._prompt_after(num_prompts, needs_quiet=not was_at_prompt)
+                else:
+                    await self._quiet()
+        except TimeoutError:
+            self.timed_out = submits
+        if self.closed and self._sandbox_died():
+            await self._raise_closed()
+        return await self._answer(
+            pending, typed if not was_at_prompt else "", show_screen=not submits or self.timed_out
+        )
+
+    async def screen(self) -> str:
+        """The screen's lines, without blank lines at its end; empty once the shell has ended."""
+        if self.closed:
+            return ""
+        return "\n".join(await self._control(f"capture-pane -p -t {_PANE}")).rstrip()
+
+    async def close(self) -> None:
+        """End the session. May be called twice; the sandbox stays open."""
+        self.closed = True
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+        if self._reader is not None:
+            await self._reader
+
+    # ---- starting and ending
+
+    def _command(self) -> list[str]:
+        nonce = self._pane.nonce
+        prompts = (
+            rf"PS1='\[\e]133;D;$?;k={nonce}\a\e]133;A;k={nonce}\a\]$ '"
+            rf" PS2='\[\e]133;P;k={nonce}\a\]> ' PS0='\e]133;C;k={nonce}\a'"
+        )
+        command = ["tmux", "-L", f"terminal-{nonce}", "-f", "/dev/null", "-C", "start-server"]
+        # The history limit is read when a pane is made.
+        for option, value in (
+            ("history-limit", "10000"),
+            ("status", "off"),
+            ("automatic-rename", "off"),
+            ("escape-time", "0"),
+        ):
+            command += [";", "set-option", "-g", option, value]
+        command += [";", "new-session", "-x", str(self._columns), "-y", str(self._rows), "-c", "/work"]
+        for name, text in {"PROMPT_COMMAND": prompts, "HISTFILE": "", **self._environment}.items():
+            command += ["-e", f"{name}={text}"]
+        return [*command, "--", "bash", "--noprofile", "--norc", "+H", "-i"]
+
+    def _sandbox_died(self) -> bool:
+        code = self._process.returncode if self._process is not None else None
+        return code is not None and code < 0
+
+    async def _raise_closed(self) -> None:
+        assert self._process is not None, "start() comes first"
+        if self._sandbox_died():
+            raise SandboxError(f"the terminal's sandbox died (signal {-(self._process.returncode or 0)})")
+        raise TerminalClosedError("the terminal is closed: its shell has ended")
+
+    # ---- typing
+
+    def _type(self, keystrokes: str, enter: bool) -> tuple[str, bool]:
+        """Queue the keystrokes; the text typed, and whether they hand something to the shell or program."""
+        if _KEY.fullmatch(keystrokes):
+            self._control(f"send-keys -t {_PANE} -- {_quoted(keystrokes)}")
+            return "", keystrokes in _SUBMITTING_KEYS
+        text = keystrokes.replace("\r\n", "\n")
+        has_control = _CONTROL.search(text) is not None
+        if text.endswith("\n"):
+            text, enter = text[:-1], True
+        if text:
+            # A bracketed paste reaches bash as one edit: newlines and tabs are text, and nothing is echoed twice.
+            self._control(f"set-buffer -b typed -- {_quoted(text)}")
+            self._control(f"paste-buffer -d {'' if has_control else '-p '}-b typed -t {_PANE}")
+            if has_control and not _CONTROL.sub("", text):
+                return "", True
+        if enter:
+            self._control(f"send-keys -t {_PANE} Enter")
+        return text + "\n" * enter, enter
+
+    async def _prompt_after(self, num_prompts: int, *, needs_quiet: bool) -> None:
+        """Wait for a prompt later than ``num_prompts``. ``needs_quiet``: bash may go on to read what was typed ahead."""
+        pane = self._pane
+        while not self.closed:
+            if pane.num_prompts > num_prompts and pane.is_at_prompt:
+                if not (needs_quiet or pane.is_continuation):
+                    return
+                num_marks = pane.num_marks
+                await self._quiet()
+                if pane.num_marks == num_marks:
+                    return
+            else:
+                await self._change()
+
+    async def _quiet(self) -> None:
+        """Wait until nothing has been printed for a moment."""
+        try:
+            while not self.closed:
+                async with asyncio.timeout(_QUIET_S):
+                    await self._change()
+        except TimeoutError:
+            return
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    # ---- reading
+
+    async def _answer(self, pending: CappedOutput, echo: str, show_screen: bool) -> str:
+        output = self._pane.take()
+        left_out = pending.num_left_out + output.num_left_out
+        if not show_screen or self.closed:
+            before, text = (self._plain(part) for part in (pending, output))
+            if text is not None and before is not None:
+                if echo and text.startswith(echo):
+                    text = text[len(echo) :]
+                if self._pane.is_continuation and self._pane.is_at_prompt:
+                    text += "> "
+                return capped(before + text, self._max_output_bytes, left_out)
+        return capped(await self.screen(), self._max_output_bytes)
+
+    def _plain(self, output: CappedOutput) -> str | None:
+        head = plain_text(output.head, self._columns)
+        tail = plain_text(output.tail, self._columns)
+        return None if head is None or tail is None else head + tail
+
+    def _control(self, line: str) -> asyncio.Future[list[str]]:
+        """Send one tmux command; its answer comes in order, empty if tmux is gone."""
+        assert self._process is not None and self._process.stdin is not None, "start() comes first"
+        reply: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        if self.closed:
+            reply.set_result([])
+        else:
+            self._replies.append(reply)
+            self._process.stdin.write(line.encode() + b"\n")
+        return reply
+
+    async def _read(self) -> None:
+        """Take in everything tmux says until it ends."""
+        assert self._process is not None and self._process.stdout is not None
+        control = _ControlStream()
+        rest = b""
+        while chunk := await self._process.stdout.read(1 << 18):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                kind, value = control.feed(line)
+                if kind == "output":
+                    self._pane.feed(value)
+                elif kind == "stray":
+                    self._pane.stray.add(value + b"\n")
+                elif kind == "reply" and self._replies:
+                    reply = self._replies.popleft()
+                    if not reply.done():
+                        reply.set_result([text.decode(errors="replace") for text in control.reply])
+            self._changed.set()
+        await self._process.wait()
+        self.closed = True
+        for reply in self._replies:
+            if not reply.done():
+                reply.set_result([])
+        self._changed.set()
+
+
+def _quoted(text: str) -> str:
+    """A word for tmux's command parser: everything but letters and digits in octal."""
+    return '"' + "".join(chr(b) if chr(b).isalnum() and b < 128 else f"\\{b:03o}" for b in text.encode() if b) + '"'
+
+
+class _ControlStream:
+    """tmux's control-mode lines: replies to our commands, and output of the pane."""
+
+    def __init__(self) -> None:
+        self.reply: list[bytes] = []
+        self._block: bytes | None = None  # what follows "%begin" in the open block
+        self._output = b"%output " + _PANE.encode() + b" "
+
+    def feed(self, line: bytes) -> tuple[Literal["output", "reply", "stray", "none"], bytes]:
+        if self._block is not None:
+            if line == b"%end " + self._block or line == b"%error " + self._block:
+                is_ours = self._block.endswith(b" 1")  # the commands of the command line are flagged 0
+                self._block = None
+                return ("reply" if is_ours else "none"), b""
+            self.reply.append(line)
+            return "none", b""
+        if line.startswith(self._output):
+            return "output", _unescaped(line[len(self._output) :])
+        if line.startswith(b"%begin "):
+            self._block = line[len(b"%begin ") :]
+            self.reply = []
+            return "none", b""
+        return ("none" if line.startswith(b"%") or not line else "stray"), line
+
+
+def _unescaped(data: bytes) -> bytes:
+    data = data.replace(rb"\015\012", b"\r\n").replace(rb"\033", b"\x1b")
+    if b"\\" in data:
+        data = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), data)
+    return data
+
+
+class _PaneOutput:
+    """Splits a pane's bytes at bash's marks into output (kept), and prompts and echo of typing (dropped)."""
+
+    def __init__(self, nonce: str) -> None:
+        self.nonce = nonce
+        self.num_prompts = 0
+        self.num_marks = 0
+        self.is_at_prompt = False
+        self.is_continuation = False  # the prompt is "> "
+        self.last_exit_code: int | None = None
+        self.stray = CappedOutput(4000)  # what tmux said outside its protocol: why it did not start
+        self._is_typing = False
+        self._at_prompt = bytearray()  # printed since the prompt: background jobs, or the echo of typing ahead
+        self._output = CappedOutput(_RAW_BYTES)
+        self._rest = b""
+        key = nonce.encode()
+        self._marks = re.compile(
+            rb"\x1b\]133;(?P<mark>[ACP]);k="
+            + key
+            + rb"\x07|\x1b\]133;D;(?P<code>\d+);k="
+            + key
+            + rb"\x07|\x1b\[\?2004l\r"
+        )
+
+    def feed(self, data: bytes) -> None:
+        data = self._rest + data
+        position = 0
+        for match in self._marks.finditer(data):
+            self._keep(data[position : match.start()])
+            position = match.end()
+            self._pass(match)
+        data = data[position:]
+        escape = data.rfind(b"\x1b", max(len(data) - 40, 0))
+        cut = escape if escape >= 0 and _may_be_mark(data[escape:]) else len(data)
+        self._rest = data[cut:]
+        self._keep(data[:cut])
+
+    def _pass(self, match: re.Match[bytes]) -> None:
+        self.num_marks += 1
+        if match["code"] is not None:
+            self.last_exit_code = int(match["code"])
+        elif match["mark"] in (b"A", b"P"):
+            self.is_at_prompt = True
+            self.is_continuation = match["mark"] == b"P"
+            self._is_typing = False
+            self._at_prompt.clear()
+            self.num_prompts += 1
+        else:  # a command starts, or its line was accepted
+            self.is_at_prompt = False
+            self._at_prompt.clear()
+
+    def _keep(self, data: bytes) -> None:
+        if not self.is_at_prompt:
+            self._output.add(data)
+        elif not self._is_typing and len(self._at_prompt) < _RAW_BYTES:
+            self._at_prompt += data
+
+    def begin_typing(self) -> None:
+        self._is_typing = True
+
+    def take(self) -> CappedOutput:
+        """What was printed since the last call."""
+        output, self._output = self._output, CappedOutput(_RAW_BYTES)
+        if self.is_at_prompt and not self._is_typing:
+            output.add(bytes(self._at_prompt).removeprefix(b"> " if self.is_continuation else b"$ "))
+            self._at_prompt[:] = b"> " if self.is_continuation else b"$ "
+        return output
+
+
+def _may_be_mark(tail: bytes) -> bool:
+    starts = (b"\x1b]133;", b"\x1b[?2004l\r")
+    return any(start.startswith(tail) or (start == starts[0] and tail.startswith(start)) for start in starts)
