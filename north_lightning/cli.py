@@ -1,12 +1,12 @@
 """The command line: which command runs what, and how errors reach a person.
 
-In: ``sys.argv``. Out: an exit code (0; 1 for an error we raise on purpose, in one line; 2 for a mistake in the arguments or
-the config; 130 and 143 after an interrupt and a SIGTERM). Not here: what the commands do.
+In: ``sys.argv``. Out: an exit code (0; 1 for an error we raise on purpose, in one line; 2 for a mistake in the
+arguments or the config; 130 and 143 after an interrupt and a SIGTERM). Not here: what the commands do.
 
-``fit``, ``validate``, ``test`` and ``predict`` are Lightning's and live in ``lightning_cli``, whose import takes seconds.
+``fit``, ``validate``, ``test`` and ``predict`` are Lightning's and live in ``lightning_cli``, slow to import.
 Every other command is a row of ``UTILITIES``: a function whose parameters are the command's arguments (``--help``, and
-``--config FILE.yaml`` for all of them at once). It is imported when it runs, and so without Lightning or torch if it needs
-neither.
+``--config FILE.yaml`` for all of them at once). It is imported when it runs, and so without Lightning or torch if it
+needs neither.
 """
 
 from __future__ import annotations
@@ -22,16 +22,20 @@ from north_lightning.errors import ConfigError, NorthError
 TRAINING = {
     "fit": "train: an SFT stage or asynchronous RL",
     "validate": "the validation loss of a checkpoint",
-    "test": "evaluate a checkpoint on held-out tasks",
     "predict": "Lightning's predict loop, for modules of your own",
 }
 
 UTILITIES: dict[str, tuple[str, str]] = {  # name: (module:function, one line)
+    "tasks": ("north_lightning.tasks.build:build_task_sets", "generate the quickstart's task sets"),
+    "trajectories": ("north_lightning.rollout.trajectories:record_trajectories", "record verified SFT data in the sandbox"),
+    "tokenizer": ("north_lightning.data.tokenizer:train_tokenizer_command", "train a small model's tokenizer"),
+    "calibrate": ("north_lightning.evaluation.calibrate:calibrate", "measure pass@k and step budgets before RL"),
+    "test": ("north_lightning.evaluation.command:evaluate", "evaluate checkpoints on held-out tasks"),
     "doctor": ("north_lightning.doctor:doctor", "check that this machine can run everything"),
     "recipe": ("north_lightning.recipe:run_recipe", "run a list of these commands, one after another"),
 }
 
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT, EXIT_SIGTERM = 1, 2, 130, 143
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             add_plugins_to_path()
             from north_lightning.lightning_cli import run_training
 
-            run_training(arguments)
+            return run_training(arguments)
         else:
             raise UnknownCommandError(command)
     except NorthError as error:

@@ -7,12 +7,12 @@ chosen in YAML by ``class_path``, by its short name if it belongs to this packag
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from north_lightning.cli import EXIT_SIGTERM
 from north_lightning.doctor import refuse_cuda_torchvision
 
 refuse_cuda_torchvision()
@@ -21,13 +21,14 @@ from lightning.pytorch import LightningDataModule  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
 
-import north_lightning.callbacks  # noqa: E402
-import north_lightning.data  # noqa: E402
+import north_lightning.data  # noqa: E402, F401
+from north_lightning.callbacks import RunLock, SaveOnTermination  # noqa: E402
 from north_lightning.errors import ConfigError  # noqa: E402
 from north_lightning.modules import NorthModule  # noqa: E402
 from north_lightning.parser import ExplainingParser  # noqa: E402
 
 PLUGIN_GROUP = "north_lightning.plugins"
+EXIT_SIGTERM = 128 + signal.SIGTERM
 
 
 class TrainingParser(ExplainingParser, LightningArgumentParser):
@@ -50,12 +51,11 @@ class NorthCLI(LightningCLI):
         )
 
 
-def run_training(arguments: Sequence[str]) -> None:
-    """Run one of Lightning's commands.
+def run_training(arguments: Sequence[str]) -> int:
+    """Run one of Lightning's commands; 0, or 143 after a SIGTERM, when callbacks have saved what they save.
 
     Raises:
         ConfigError: also in place of Lightning's own complaints about a configuration.
-        SystemExit: with 143 after a SIGTERM, once callbacks have saved what they save.
     """
     for plugin in entry_points(group=PLUGIN_GROUP):
         plugin.load()
@@ -73,11 +73,13 @@ def run_training(arguments: Sequence[str]) -> None:
             save_config_kwargs={"overwrite": True},
             parser_class=TrainingParser,
             parser_kwargs=_parser_kwargs(),
+            trainer_defaults={"callbacks": [RunLock(), SaveOnTermination()]},
         )
     except SIGTERMException:
-        sys.exit(EXIT_SIGTERM)
+        return EXIT_SIGTERM
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+    return 0
 
 
 def _parser_kwargs() -> dict[str, Any]:

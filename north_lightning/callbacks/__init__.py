@@ -1,18 +1,24 @@
 """Lightning callbacks: what happens around the training steps."""
 
-from north_lightning.callbacks.history import JSONLHistory, RunSummary, Throughput
 from north_lightning.callbacks.hf_checkpoint import HFCheckpoint
+from north_lightning.callbacks.history import JSONLHistory, RunSummary, Throughput
+from north_lightning.callbacks.producer import RolloutProducerCallback
 from north_lightning.callbacks.progress import ProgressLine
-from north_lightning.callbacks.run_directory import RunLock, SaveOnInterrupt
+from north_lightning.callbacks.run_directory import RunLock, SaveOnTermination
+from north_lightning.callbacks.sidecar import SidecarCallback
 from north_lightning.callbacks.stopping import StopAtLoss
+from north_lightning.callbacks.weight_sync import WeightSyncCallback
 
 __all__ = [
     "HFCheckpoint",
     "JSONLHistory",
     "ProgressLine",
+    "RolloutProducerCallback",
     "RunLock",
     "RunSummary",
-    "SaveOnInterrupt",
+    "SaveOnTermination",
+    "SidecarCallback",
     "StopAtLoss",
     "Throughput",
+    "WeightSyncCallback",
 ]

@@ -1,7 +1,7 @@
-"""Writes the model as a Hugging Face checkpoint: what vLLM serves, the next stage starts from, and a release is made of.
+"""Writes the model as a Hugging Face checkpoint: what vLLM serves and the next stage starts from.
 
-In: a running ``NorthModule``. Out: a folder that appears whole or not at all. Not here: Lightning's own checkpoints, which
-hold the optimizer too and from which a run resumes.
+In: a running ``NorthModule``. Out: a folder that appears whole or not at all. Not here: Lightning's own checkpoints,
+which hold the optimizer too and from which a run resumes.
 """
 
 from __future__ import annotations

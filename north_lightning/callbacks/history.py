@@ -123,7 +123,7 @@ class Throughput(Callback):
     """Logs ``speed/tokens_per_s`` (of all tokens that pass through the model) and ``speed/step_s``.
 
     The time of a step runs from the end of the one before, so waiting for data is part of it. Works on any batch that
-    has ``token_ids``, or ``rows`` that have.
+    has ``token_ids``, or ``micro_batches`` that have.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -134,7 +134,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
-        self._tokens += sum(row.token_ids.numel() for row in getattr(batch, "rows", [batch]))
+        self._tokens += sum(row.token_ids.numel() for row in getattr(batch, "micro_batches", [batch]))
         if trainer.global_step == self._step:
             return
         now = time.monotonic()

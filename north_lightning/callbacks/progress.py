@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 DEFAULT_METRICS = [
     "train/loss",
     "val/loss",
-    "reward",
-    "solved/all",
-    "mismatch_kl",
-    "entropy",
+    "rollout/pass@1",
+    "rollout/turns",
+    "train/mismatch_kl",
+    "train/entropy",
     "policy_lag/max",
-    "queue/depth",
+    "speed/wait_s",
     "speed/tokens_per_s",
 ]
 

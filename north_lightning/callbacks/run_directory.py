@@ -1,6 +1,6 @@
 """One trainer per run folder, and nothing lost when it is told to end.
 
-In: ``trainer.default_root_dir``. Out: a lock while a run is alive, a checkpoint after a SIGTERM or Ctrl-C. Not here:
+In: ``trainer.default_root_dir``. Out: a lock while a run is alive, a checkpoint after a SIGTERM. Not here:
 periodic checkpoints (Lightning's ``ModelCheckpoint``).
 """
 
@@ -38,7 +38,7 @@ class RunLock(Callback):
             holder = file.read().strip() or "unknown"
             file.close()
             raise ConfigError(
-                f"'{folder}' is in use by another trainer (process {holder}); set trainer.default_root_dir to another folder"
+                f"'{folder}' is in use by another trainer (process {holder}): set trainer.default_root_dir to another"
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -57,12 +57,16 @@ class RunLock(Callback):
             self._file = None
 
 
-class SaveOnInterrupt(Callback):
-    """After a SIGTERM or Ctrl-C, writes ``interrupted.ckpt`` in the run's folder, to resume from with ``--ckpt_path``."""
+class SaveOnTermination(Callback):
+    """After a SIGTERM, writes ``interrupted.ckpt`` in the run's folder: resume with ``--ckpt_path``.
+
+    Lightning finishes the step at hand first, so nothing is lost or repeated. Ctrl-C stops in the middle of a step and
+    saves nothing.
+    """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException | KeyboardInterrupt) and trainer.training:
+        if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit":
             path = Path(trainer.default_root_dir) / INTERRUPTED
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:
-                print(f"interrupted after {trainer.global_step} steps; resume with --ckpt_path {path}", flush=True)
+                print(f"terminated after {trainer.global_step} steps; resume with --ckpt_path {path}", flush=True)

@@ -6,8 +6,6 @@ In: a checkpoint or a config. Out: a LightningModule whose ``model`` maps packed
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,10 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.optim import Optimizer
 
-from north_lightning.errors import CheckpointError, ConfigError, TrainingError
+from north_lightning.chat import NorthTokenizer
+from north_lightning.errors import CheckpointError, ConfigError, TokenizerError, TrainingError
 from north_lightning.losses import token_logprobs, trained_positions
 from north_lightning.model import NorthConfig, NorthModel, load_checkpoint, save_checkpoint
 from north_lightning.types import PackedBatch
@@ -50,11 +50,11 @@ class NorthModule(LightningModule):
     ) -> None:
         super().__init__()
         if (checkpoint is None) == (config is None):
-            raise ConfigError(f"expected either model.checkpoint or model.config, got {checkpoint=}, {config=}")
+            raise ConfigError(f"model: expected either checkpoint or config, got {checkpoint=!s}, {config=!s}")
         if checkpoint is not None and not (checkpoint / "config.json").is_file():
-            raise CheckpointError(f"model.checkpoint: no config.json in '{checkpoint}'; expected a checkpoint's folder")
+            raise CheckpointError(f"model.checkpoint: expected a folder with a config.json, got '{checkpoint}'")
         if config is not None and not config.is_file():
-            raise ConfigError(f"model.config: no file '{config}'")
+            raise ConfigError(f"model.config: expected a file, got '{config}'")
         if max_grad_norm <= 0:
             raise ConfigError(f"model.max_grad_norm: expected more than 0, got {max_grad_norm}")
         self.checkpoint = checkpoint
@@ -66,21 +66,34 @@ class NorthModule(LightningModule):
         self.freeze_router = freeze_router
         self.model: NorthModel | None = None
 
-    # ---- the model ---------------------------------------------------------------------------------------------
+    # ---- the model ---------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Build the model once, on whatever device Lightning has set."""
+        """Build the model once, and refuse a tokenizer that does not belong to it."""
         if self.model is not None:
             return
         if self.checkpoint is not None:
             self.model = load_checkpoint(self.checkpoint)
         else:
             assert self.config_path is not None
-            self.model = NorthModel(NorthConfig.from_json(self.config_path))
+            self.model = NorthModel(NorthConfig.load(self.config_path))
+        self._check_tokenizer(self.model.config)
         if self.freeze_router:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(".router." not in f".{name}.")
         self.model.train()
+
+    def _check_tokenizer(self, config: NorthConfig) -> None:
+        """The model's tokenizer, and the one the data is encoded with, fit the model and are the same."""
+        data = getattr(self.trainer, "datamodule", None)
+        folders = [folder for folder in (self.tokenizer_dir, getattr(data, "tokenizer", None)) if folder is not None]
+        tokenizers = [NorthTokenizer.load(folder) for folder in folders]
+        for tokenizer in tokenizers:
+            tokenizer.check(config.to_hf(), f"the model ({self.checkpoint or self.config_path})")
+            if tokenizer.fingerprint != tokenizers[0].fingerprint:
+                raise TokenizerError(
+                    f"expected one tokenizer for model and data, got '{folders[0]}' and '{folders[1]}'"
+                )
 
     def save_hf(self, directory: Path) -> None:
         """Write the model as a Hugging Face checkpoint, with its tokenizer."""
@@ -91,7 +104,7 @@ class NorthModule(LightningModule):
         self, batch: PackedBatch, temperature: float = 1.0, with_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [R] and, if wanted, entropies [R] of the tokens under ``loss_mask``, in their order."""
-        assert self.model is not None
+        assert self.model is not None, "configure_model has not run"
         hidden = self.model(batch.token_ids, batch.cu_seqlens)  # [T, D]
         sources, targets = trained_positions(batch.token_ids, batch.cu_seqlens, batch.loss_mask)  # [R], [R]
         return token_logprobs(
@@ -103,43 +116,35 @@ class NorthModule(LightningModule):
             with_entropy=with_entropy,
         )
 
-    # ---- optimization --------------------------------------------------------------------------------------------
+    # ---- optimization ------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
         self._configured_lr = optimizer.param_groups[0]["lr"]
         if self.lr_scheduler_factory is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler_factory(optimizer), "interval": "step"},
-        }
+        schedule = {"scheduler": self.lr_scheduler_factory(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_start(self) -> None:
-        """A resumed optimizer brings its own learning rate along: refuse a config that says otherwise."""
-        group = self.optimizers().param_groups[0]
+        """Refuse settings that would be ignored: Lightning's clipping, and a learning rate other than a resumed one."""
+        if self.trainer.gradient_clip_val is not None:
+            raise ConfigError("trainer.gradient_clip_val: expected nothing, set model.max_grad_norm instead")
+        group = self.trainer.optimizers[0].param_groups[0]
         resumed = group.get("initial_lr", group["lr"])
         if resumed != self._configured_lr:
             raise ConfigError(
-                f"the checkpoint was trained with learning rate {resumed}, the config says {self._configured_lr}: set it "
-                "to the checkpoint's, or start from its weights (model.checkpoint) instead of resuming (--ckpt_path)"
+                f"the checkpoint was trained with learning rate {resumed}, the config says {self._configured_lr}: "
+                "set it to the checkpoint's, or start from weights (model.checkpoint) instead of resuming (--ckpt_path)"
             )
 
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Lightning's hook under automatic optimization: clip by ``max_grad_norm``."""
-        if gradient_clip_val is not None:
-            raise ConfigError(f"trainer.gradient_clip_val={gradient_clip_val}: set model.max_grad_norm instead")
-        self.clip_and_check_gradients()
-
-    def clip_and_check_gradients(self) -> Tensor:
-        """Scale gradients to ``max_grad_norm``, log their norm before that; ``TrainingError`` if it is not finite."""
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip to ``max_grad_norm``; log the norm before that. ``TrainingError`` if it is not finite."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm)
         if not torch.isfinite(norm):
-            raise TrainingError(f"gradient norm is {norm.item()} at step {self.global_step}; the step was not taken")
-        self.log("grad_norm", norm)
-        return norm
+            raise TrainingError(f"step {self.global_step} was not taken: the gradient norm is {norm.item()}")
+        self.log("train/grad_norm", norm)
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def gradient_scale(self) -> float:
         """What a loss is multiplied by so that gradients *add up* over micro-batches and ranks, where Lightning and

@@ -21,7 +21,7 @@ class SFTModule(NorthModule):
         logprobs, _ = self.trained_logprobs(batch)  # [R]
         loss = -logprobs.sum() / batch.num_trained_tokens
         if not torch.isfinite(loss):
-            raise TrainingError(f"loss is {loss.item()} at step {self.global_step}; the step was not taken")
+            raise TrainingError(f"step {self.global_step} was not taken: the loss is {loss.item()}")
         self._log_losses(batch, -logprobs.detach(), "train")
         return loss * self.gradient_scale()
 

@@ -1,0 +1,142 @@
+"""Keeps the rollout queue filled while training runs.
+
+In: tasks, harnesses, a verifier, sandboxes. Out: groups in the data module's queue, and its statistics. Not here: the
+producer itself (``rollout``), which runs without Lightning too.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from north_lightning.callbacks.sidecar import running_sidecar
+from north_lightning.chat import ChatFormat, NorthTokenizer
+from north_lightning.data.rollouts import RolloutDataModule
+from north_lightning.errors import ConfigError
+from north_lightning.interfaces import Harness, RewardVerifier, SandboxProvider
+from north_lightning.modules import CISPOModule
+from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer, RolloutRunner, Timeouts
+from north_lightning.sampling.client import VLLMSampler
+from north_lightning.tasks import image_of, load_tasks
+
+ROLLOUTS = "rollouts.jsonl"
+
+
+class RolloutProducerCallback(Callback):
+    """Starts the rollout process when training starts, stops it when training ends, and reports its failures.
+
+    Args:
+        task_sets: Folders of tasks, or listings.
+        harnesses: Environment of a task -> the agent loop for it.
+        verifier: What scores an attempt.
+        sandboxes: Where commands run.
+        group_size: Attempts per task; each is the others' baseline.
+        max_concurrent_groups: Groups that are sampled at a time.
+        max_turn_tokens: Longest turn.
+        max_context_tokens: Longest rollout, prompt and observations included.
+        reasoning: Whether a turn begins with thinking; as in supervised fine-tuning.
+        environment_weights: Environment -> share of groups. Default: in proportion to the number of tasks.
+        seed: Of task order, prompt wording and sampling.
+        timeouts: Limits of every stage of an attempt.
+        failures: How much failing infrastructure a run bears.
+        keep_rollouts: Append every rollout to ``rollouts.jsonl`` in the run's folder.
+    """
+
+    def __init__(
+        self,
+        task_sets: list[Path],
+        harnesses: dict[str, Harness],
+        verifier: RewardVerifier,
+        sandboxes: SandboxProvider,
+        group_size: int = 8,
+        max_concurrent_groups: int = 8,
+        max_turn_tokens: int = 256,
+        max_context_tokens: int = 2048,
+        reasoning: bool = True,
+        environment_weights: dict[str, float] | None = None,
+        seed: int = 0,
+        timeouts: Timeouts | None = None,
+        failures: FailurePolicy | None = None,
+        keep_rollouts: bool = True,
+    ) -> None:
+        self.task_sets = task_sets
+        self.harnesses = harnesses
+        self.verifier = verifier
+        self.sandboxes = sandboxes
+        self.group_size = group_size
+        self.max_concurrent_groups = max_concurrent_groups
+        self.max_turn_tokens = max_turn_tokens
+        self.max_context_tokens = max_context_tokens
+        self.reasoning = reasoning
+        self.environment_weights = environment_weights
+        self.seed = seed
+        self.timeouts = timeouts
+        self.failures = failures
+        self.keep_rollouts = keep_rollouts
+        self._producer: RolloutProducer | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Fail before anything is started if commands cannot be isolated or tasks cannot be read."""
+        if stage == "fit":
+            self.sandboxes.check()
+            self._tasks = [task for path in self.task_sets for task in load_tasks(path)]
+            missing = {task.environment for task in self._tasks} - self.harnesses.keys()
+            if missing:
+                raise ConfigError(f"harnesses: expected one for every environment, none for {sorted(missing)}")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Later than every ``on_train_start``, and so than the push of resumed weights."""
+        if self._producer is not None:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, RolloutDataModule), f"expected a RolloutDataModule, got {type(data).__name__}"
+        rollouts = Path(trainer.default_root_dir) / ROLLOUTS if self.keep_rollouts else None
+        self._producer = RolloutProducer(data.queue, self._spec(trainer, pl_module), self.failures, rollouts)
+        self._producer.start()
+        data.add_check(self._producer.check)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._producer is not None
+        self._producer.check()
+        queue = trainer.datamodule.queue.stats()  # type: ignore[attr-defined]
+        pl_module.log_dict({f"queue/{name}": value for name, value in queue.items()})
+        pl_module.log_dict({f"producer/{name}": value for name, value in self._producer.stats().items()})
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _spec(self, trainer: Trainer, pl_module: LightningModule) -> ProducerSpec:
+        assert isinstance(pl_module, CISPOModule), f"expected a CISPOModule, got {type(pl_module).__name__}"
+        assert pl_module.tokenizer_dir is not None
+        make_runner = partial(
+            RolloutRunner,
+            chat=ChatFormat(NorthTokenizer.load(pl_module.tokenizer_dir), self.reasoning),
+            sampler=VLLMSampler(running_sidecar(trainer).url),
+            sandboxes=self.sandboxes,
+            harnesses=self.harnesses,
+            verifier=self.verifier,
+            image_of=image_of,
+            max_turn_tokens=self.max_turn_tokens,
+            max_context_tokens=self.max_context_tokens,
+            temperature=pl_module.temperature,
+            timeouts=self.timeouts,
+        )
+        return ProducerSpec(
+            self._tasks, make_runner, self.group_size, self.max_concurrent_groups, self.environment_weights, self.seed
+        )
+
+    def _stop(self) -> None:
+        if self._producer is not None:
+            self._producer.stop()
+            self._producer = None

@@ -1,0 +1,164 @@
+"""Pushes the trainer's weights to the sampler every few optimizer steps, and knows how old every trained token is.
+
+In: optimizer steps. Out: publications, numbered from 1 (version 0 is what the sidecar was started with), and the policy
+lag of each batch. Not here: how weights travel (``WeightTransport``).
+
+After a step: push, if it is due; then release the step's groups; then checkpoints are written. The order matters. Slots
+that are freed before the push would be filled by groups sampled from the old weights, and the queue's bound on the lag
+would not hold; a checkpoint written before the release would train the groups a second time after a resume.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from north_lightning.callbacks.sidecar import running_sidecar
+from north_lightning.data.rollouts import RolloutDataModule, RolloutStep
+from north_lightning.errors import ConfigError, TrainingError, WeightPushError
+from north_lightning.interfaces import WeightTransport
+from north_lightning.model import named_hf_tensors
+from north_lightning.modules import NorthModule
+from north_lightning.sampling.transport import SharedMemoryTransport
+from north_lightning.types import NOT_SAMPLED, RolloutGroup
+
+
+class WeightSyncCallback(Callback):
+    """Publishes the weights every ``every_n_steps`` optimizer steps.
+
+    Args:
+        every_n_steps: Optimizer steps between pushes (K).
+        transport: Makes the transport from the sidecar's URL.
+        num_retries: How often a failed push is tried again; the sampler is paused meanwhile.
+        max_policy_lag: Refuse a batch with a token that is more optimizer steps old. Default: the bound that the queue
+            can prove (``max_policy_lag(every_n_steps)``), if it offers one.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 4,
+        transport: Callable[[str], WeightTransport] = SharedMemoryTransport,
+        num_retries: int = 2,
+        max_policy_lag: int | None = None,
+    ) -> None:
+        if every_n_steps < 1:
+            raise ConfigError(f"every_n_steps: expected at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.num_retries = num_retries
+        self.max_policy_lag = max_policy_lag
+        self.version = 0
+        self.published_at = {0: 0}  # version -> optimizer steps complete when it was published
+        self._make_transport = transport
+        self._transport: WeightTransport | None = None
+        self._step = 0
+
+    # ---- hooks -------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a resume the sidecar serves what training began with: push what training has come to."""
+        self._transport = self._make_transport(running_sidecar(trainer).url)
+        self._step = trainer.global_step
+        queue = _rollout_data(trainer).queue
+        if self.max_policy_lag is None and hasattr(queue, "max_policy_lag"):
+            self.max_policy_lag = queue.max_policy_lag(self.every_n_steps)
+        if trainer.global_step > 0:
+            self._publish(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: RolloutStep, batch_idx: int
+    ) -> None:
+        lags = Counter[int]()
+        for group in batch.groups:
+            lags_of_group = self.policy_lags(group, trainer.global_step)
+            self._refuse_too_old(group, max(lags_of_group, default=0))
+            lags += lags_of_group
+        total = sum(lags.values())
+        pl_module.log("policy_lag/max", float(max(lags, default=0)))
+        pl_module.log("policy_lag/mean", sum(lag * count for lag, count in lags.items()) / max(total, 1))
+        if self.max_policy_lag is not None:
+            pl_module.log("policy_lag/bound", float(self.max_policy_lag))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: RolloutStep, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._step:
+            self._step = trainer.global_step
+            if self._step % self.every_n_steps == 0:
+                seconds = self._publish(trainer, pl_module)
+                pl_module.log("weights/push_s", seconds)
+        pl_module.log("weights/version", float(self.version))
+        _rollout_data(trainer).release(batch)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"version": self.version, "published_at": dict(self.published_at)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.version = state_dict["version"]
+        self.published_at = dict(state_dict["published_at"])
+
+    # ---- what they do ------------------------------------------------------------------------------------------------
+
+    def policy_lags(self, group: RolloutGroup, step: int) -> Counter[int]:
+        """How many sampled tokens are how many optimizer steps old, when trained in the step after ``step``."""
+        versions = Counter[int]()
+        for rollout in group.rollouts:
+            versions.update(rollout.policy_versions)
+        del versions[NOT_SAMPLED]
+        unknown = versions.keys() - self.published_at.keys()
+        if unknown:
+            raise TrainingError(
+                f"group {group.group_id}: sampled from weights that were never published (versions {sorted(unknown)}); "
+                f"the latest is {self.version}"
+            )
+        lags = Counter[int]()
+        for version, count in versions.items():
+            lags[step - self.published_at[version]] += count
+        return lags
+
+    def _refuse_too_old(self, group: RolloutGroup, lag: int) -> None:
+        if self.max_policy_lag is not None and lag > self.max_policy_lag:
+            raise TrainingError(
+                f"group {group.group_id} (task {group.task_id}): expected tokens at most {self.max_policy_lag} "
+                f"optimizer steps old, got {lag}"
+            )
+
+    def _publish(self, trainer: Trainer, pl_module: LightningModule) -> float:
+        """Push under the next version; seconds it took. A version counts only once the sampler has confirmed it."""
+        assert self._transport is not None
+        assert isinstance(pl_module, NorthModule)
+        assert pl_module.model is not None
+        started = time.monotonic()
+        # Known before the push: the sampler may answer with the new version before the push returns.
+        self.published_at[self.version + 1] = trainer.global_step
+        for attempt in range(self.num_retries + 1):
+            try:
+                self._transport.push(named_hf_tensors(pl_module.model), self.version + 1)
+                break
+            except WeightPushError:
+                if attempt == self.num_retries:
+                    raise
+        self.version += 1
+        return time.monotonic() - started
+
+    def _close(self) -> None:
+        close = getattr(self._transport, "close", None)
+        if close is not None:
+            close()
+        self._transport = None
+
+
+def _rollout_data(trainer: Trainer) -> RolloutDataModule:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, RolloutDataModule):
+        raise ConfigError(f"data: expected a RolloutDataModule, got {type(data).__name__}")
+    return data

@@ -1,0 +1,86 @@
+"""Reinforcement learning from rollouts: a policy loss over the tokens that were sampled.
+
+In: ``RolloutStep``s, each the batch of one optimizer step in packed rows. Out: one optimizer step per ``RolloutStep``,
+and the numbers that tell whether it learns and stays stable. Not here: sampling, rewards, advantages, the queue.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from north_lightning.data.rollouts import RolloutStep
+from north_lightning.errors import TrainingError
+from north_lightning.interfaces import PolicyLoss, PolicyLossInputs, PolicyLossOutputs
+from north_lightning.losses import combine_metrics
+from north_lightning.modules.base import NorthModule
+from north_lightning.rollout.metrics import metrics_by_environment
+from north_lightning.types import RolloutBatch
+
+
+class CISPOModule(NorthModule):
+    """Policy-gradient training on the sampler's own tokens and log-probabilities.
+
+    Optimization is manual: the rows of a step are run one after another, so that memory is that of one row, and then
+    one optimizer step is taken. Lightning therefore refuses ``trainer.accumulate_grad_batches``.
+
+    Args:
+        loss: The objective, ``CISPOLoss`` or one of your own.
+        temperature: Of sampling, and so of the log-probabilities on both sides.
+        kwargs: As for ``NorthModule``.
+    """
+
+    def __init__(self, loss: PolicyLoss, temperature: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.automatic_optimization = False
+        self.loss = loss
+        self.temperature = temperature
+
+    def training_step(self, step: RolloutStep, batch_idx: int) -> None:
+        outputs = []
+        for row in step.micro_batches:
+            output = self.policy_loss(row)
+            self.manual_backward(output.loss * self.trainer.world_size)  # ranks' gradients are averaged
+            outputs.append(output)
+        self._step_optimizer()
+        self._log_step(step, outputs)
+
+    def policy_loss(self, row: RolloutBatch) -> PolicyLossOutputs:
+        """The loss over one packed row, already divided by the step's ``num_trained_tokens``."""
+        logprobs, entropy = self.trained_logprobs(row, self.temperature, with_entropy=True)  # [R], [R]
+        assert entropy is not None
+        inputs = PolicyLossInputs(
+            trainer_logprobs=_spread(logprobs, row.loss_mask),
+            rollout_logprobs=row.rollout_logprobs,
+            advantages=row.advantages,
+            loss_mask=row.loss_mask,
+            num_trained_tokens=row.num_trained_tokens,
+            entropy=_spread(entropy, row.loss_mask),
+        )
+        try:
+            return self.loss(inputs)
+        except ValueError as error:
+            raise TrainingError(f"step {self.global_step} was not taken: {error}") from error
+
+    def _step_optimizer(self) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule: Any = self.lr_schedulers()
+        if schedule is not None:
+            schedule.step()
+
+    def _log_step(self, step: RolloutStep, outputs: list[PolicyLossOutputs]) -> None:
+        combined = combine_metrics([output.metrics for output in outputs])
+        self.log("train/loss", sum(output.loss.item() for output in outputs))
+        self.log_dict({f"train/{name}": value for name, value in combined.items()})
+        self.log_dict({f"rollout/{name}": value for name, value in metrics_by_environment(step.groups).items()})
+        self.log("rollout/trained_tokens", float(step.num_trained_tokens))
+        self.log("speed/wait_s", step.wait_s)
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """``values`` [R] at the places of ``mask`` [T], 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
