@@ -1,0 +1,508 @@
+"""The queue against a list model and a simulated learner: every group ends once, and the lag bound holds and is reached."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import threading
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from north_lightning.errors import ConfigError, QueueError
+from north_lightning.rollout.queue import WindowedFIFOQueue
+from north_lightning.types import RolloutGroup
+
+
+def group(group_id: int) -> RolloutGroup:
+    return RolloutGroup(group_id, f"task{group_id}", "terminal", [])
+
+
+def ids(groups: list[RolloutGroup] | None) -> list[int] | None:
+    return None if groups is None else [member.group_id for member in groups]
+
+
+def filled(queue: WindowedFIFOQueue) -> list[int]:
+    """Admit until every slot is charged."""
+    admitted = []
+    while (group_id := queue.admit()) is not None:
+        admitted.append(group_id)
+    return admitted
+
+
+def complete(queue: WindowedFIFOQueue, *group_ids: int) -> None:
+    for group_id in group_ids:
+        queue.complete(group(group_id))
+
+
+# ---- order ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_window_is_trained_in_completion_order_and_nothing_beyond_it() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=4, window=3)
+    filled(queue)
+    complete(queue, 3, 2, 1)
+    assert ids(queue.take(2)) == [2, 1]  # 3 finished first but lies beyond [0, 2]
+
+
+def test_the_window_stays_anchored_at_the_oldest_group_when_younger_ones_are_taken() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=1, max_batches_ahead=9, window=3)
+    filled(queue)
+    complete(queue, 1, 2, 3, 4)
+    assert ids(queue.take(1)) == [1]
+    assert ids(queue.take(1)) == [2]
+    assert queue.take(1) is None  # 3 and 4 are finished, 0 is not
+    complete(queue, 0)
+    assert ids(queue.take(1)) == [0]
+    assert ids(queue.take(2)) == [3, 4]
+
+
+def test_a_window_of_one_is_a_strict_fifo() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=4, max_batches_ahead=0, window=1)
+    filled(queue)
+    complete(queue, 3, 1, 0, 2)
+    assert ids(queue.take(4)) == [0, 1, 2, 3]
+
+
+def test_a_window_as_wide_as_the_queue_is_completion_order() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=4, max_batches_ahead=0, window=4)
+    filled(queue)
+    complete(queue, 3, 1, 0, 2)
+    assert ids(queue.take(4)) == [3, 1, 0, 2]
+
+
+def test_a_dropped_head_lets_the_window_slide() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=1, max_batches_ahead=3, window=1)
+    filled(queue)
+    complete(queue, 1)
+    assert queue.take(1) is None
+    queue.drop(0, "SandboxError")
+    assert ids(queue.take(1)) == [1]
+    assert queue.stats()["dropped/SandboxError"] == 1.0
+
+
+def test_take_is_all_or_nothing() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=3, max_batches_ahead=0, window=3)
+    filled(queue)
+    complete(queue, 0, 2)
+    assert queue.take(3) is None
+    complete(queue, 1)
+    assert ids(queue.take(3)) == [0, 2, 1]
+
+
+def test_slots_are_charged_until_release_and_freed_at_once_by_a_drop() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=1)
+    assert filled(queue) == [0, 1, 2, 3]
+    complete(queue, 0, 1)
+    assert ids(queue.take(2)) == [0, 1]
+    assert queue.admit() is None  # taken, but not trained yet
+    queue.release([0, 1])
+    assert filled(queue) == [4, 5]
+    queue.drop(3, "VerifierError")
+    assert filled(queue) == [6]
+
+
+@pytest.mark.parametrize(("num_groups", "ahead", "window"), [(64, 4, 96), (16, 1, 9), (1, 0, 1), (2, 0, 1)])
+def test_the_default_window_is_three_tenths_of_the_slots(num_groups: int, ahead: int, window: int) -> None:
+    assert WindowedFIFOQueue(num_groups, ahead).window == window
+
+
+# ---- misuse --------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_ends_only_once() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=1)
+    filled(queue)
+    complete(queue, 0)
+    queue.drop(1, "SamplerError")
+    for group_id in (0, 1, 17):
+        with pytest.raises(QueueError, match=f"group {group_id} cannot be completed"):
+            complete(queue, group_id)
+        with pytest.raises(QueueError, match=f"group {group_id} cannot be dropped"):
+            queue.drop(group_id, "again")
+    assert queue.stats()["completed"] == 1.0
+    assert "dropped/again" not in queue.stats()
+
+
+def test_only_taken_groups_can_be_released_and_only_once() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=1, max_batches_ahead=1)
+    filled(queue)
+    complete(queue, 0)
+    for wrong in ([0], [5], [0, 0]):
+        with pytest.raises(QueueError, match="release"):
+            queue.release(wrong)
+    queue.take(1)
+    queue.release([0])
+    with pytest.raises(QueueError, match="release"):
+        queue.release([0])
+
+
+@pytest.mark.parametrize("num_groups", [0, 3])
+def test_take_refuses_what_can_never_be_there(num_groups: int) -> None:
+    with pytest.raises(QueueError, match="between 1 and 2"):
+        WindowedFIFOQueue(groups_per_batch=1, max_batches_ahead=1).take(num_groups)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [("groups_per_batch", 0), ("max_batches_ahead", -1), ("window", 0), ("head_timeout_s", 0.0)],
+)
+def test_wrong_settings_are_named(key: str, wrong: float) -> None:
+    arguments = {"groups_per_batch": 2, "max_batches_ahead": 1, key: wrong}
+    with pytest.raises(ConfigError, match=key):
+        WindowedFIFOQueue(**arguments)  # type: ignore[arg-type]
+
+
+# ---- head time-out -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FakeClock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def stuck_queue(clock: FakeClock) -> WindowedFIFOQueue:
+    queue = WindowedFIFOQueue(groups_per_batch=1, max_batches_ahead=3, window=2, head_timeout_s=10.0, clock=clock)
+    filled(queue)
+    complete(queue, 1, 2, 3)
+    assert ids(queue.take(1)) == [1]
+    assert queue.take(1) is None  # from now on 0 makes the trainer wait
+    return queue
+
+
+def test_a_head_that_makes_the_trainer_wait_too_long_is_dropped_visibly() -> None:
+    clock = FakeClock()
+    queue = stuck_queue(clock)
+    clock.now += 9.9
+    assert queue.take(1) is None
+    assert queue.stats()["head_wait_s"] == pytest.approx(9.9)
+    clock.now += 0.2
+    queue.take(1)
+    assert queue.stats()["dropped/head_timeout"] == 1.0
+    assert queue.stats()["head_wait_s"] == 0.0
+    assert ids(queue.take(1)) == [2]
+    with pytest.raises(QueueError):
+        complete(queue, 0)  # it comes in late
+
+
+def test_time_counts_only_while_the_trainer_waits() -> None:
+    clock = FakeClock()
+    queue = WindowedFIFOQueue(groups_per_batch=1, max_batches_ahead=3, window=2, head_timeout_s=10.0, clock=clock)
+    filled(queue)
+    clock.now += 500.0  # nobody asked: the trainer is busy
+    assert queue.take(1) is None
+    assert "dropped/head_timeout" not in queue.stats()
+
+
+def test_every_head_has_its_own_time() -> None:
+    clock = FakeClock()
+    queue = stuck_queue(clock)
+    clock.now += 9.0
+    complete(queue, 0)
+    assert ids(queue.take(3)) == [0, 2, 3]
+    assert filled(queue) == []
+    queue.release([0, 1, 2, 3])
+    filled(queue)
+    assert queue.take(1) is None
+    clock.now += 9.0  # 18 s of waiting in all, but for different heads
+    assert queue.take(1) is None
+    assert "dropped/head_timeout" not in queue.stats()
+
+
+def test_a_head_that_is_finished_is_never_dropped() -> None:
+    clock = FakeClock()
+    queue = WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=0, window=1, head_timeout_s=10.0, clock=clock)
+    filled(queue)
+    complete(queue, 0)
+    for _ in range(3):
+        assert queue.take(2) is None
+        clock.now += 100.0
+    assert "dropped/head_timeout" not in queue.stats()
+
+
+# ---- resume --------------------------------------------------------------------------------------------------------
+
+
+def resumed(queue: WindowedFIFOQueue) -> WindowedFIFOQueue:
+    state = json.loads(json.dumps(queue.state_dict()))
+    other = WindowedFIFOQueue(queue.groups_per_batch, queue.max_batches_ahead, queue.window)
+    other.load_state_dict(state)
+    return other
+
+
+def test_a_resumed_queue_hands_out_every_unended_group_again_oldest_first() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=2, window=4)
+    filled(queue)
+    complete(queue, 1, 2, 3)
+    assert ids(queue.take(2)) == [1, 2]
+    queue.release([1, 2])
+    assert filled(queue) == [6, 7]
+    queue.drop(4, "SandboxError")
+    complete(queue, 0)
+    assert ids(queue.take(2)) == [3, 0]  # taken, not released: not trained when the checkpoint is written
+    after = resumed(queue)
+    assert filled(after) == [0, 3, 5, 6, 7, 8]
+    assert after.stats()["trained"] == 2.0
+    assert after.stats()["dropped/SandboxError"] == 1.0
+
+
+def test_groups_not_handed_out_again_yet_still_hold_the_window() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=1, max_batches_ahead=3, window=2)
+    filled(queue)
+    after = resumed(queue)
+    assert [after.admit(), after.admit()] == [0, 1]
+    again = resumed(after)
+    assert filled(again) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"next_id": 9}, {"num_trained": 3}, {"pending": [0, 0, 1, 2]}, {"dropped": {"x": 1}}]
+)
+def test_a_ledger_that_does_not_add_up_is_refused(wrong: dict[str, object]) -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=1)
+    filled(queue)
+    state = {**queue.state_dict(), **wrong}
+    with pytest.raises(QueueError, match="every one of"):
+        WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=1).load_state_dict(state)
+
+
+def test_a_used_queue_cannot_be_loaded_into() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=1)
+    queue.admit()
+    with pytest.raises(QueueError, match="unused"):
+        queue.load_state_dict(queue.state_dict())
+
+
+# ---- policy lag ----------------------------------------------------------------------------------------------------
+
+
+class Learner:
+    """Trains a queue and pushes every ``push_every_k`` steps; what is admitted is sampled at once, at its oldest."""
+
+    def __init__(self, queue: WindowedFIFOQueue, push_every_k: int, releases_after_push: bool = True) -> None:
+        self.queue = queue
+        self.push_every_k = push_every_k
+        self.releases_after_push = releases_after_push
+        self.step = 0
+        self.served_step = 0
+        self.sampled_at: dict[int, int] = {}
+        self.trained: list[int] = []
+        self.max_lag = 0
+
+    def admit_all(self) -> list[int]:
+        admitted = filled(self.queue)
+        self.sampled_at |= dict.fromkeys(admitted, self.served_step)
+        return admitted
+
+    def train(self, batch: list[int]) -> None:
+        for group_id in batch:
+            self.max_lag = max(self.max_lag, self.step - self.sampled_at[group_id])
+        self.trained += batch
+        self.step += 1
+        if not self.releases_after_push:
+            self.queue.release(batch)
+            self.admit_all()
+        if self.step % self.push_every_k == 0:
+            self.served_step = self.step
+        if self.releases_after_push:
+            self.queue.release(batch)
+
+
+def lag_when_one_group_is_slowest(learner: Learner, slow: int) -> int:
+    """Everything but ``slow`` finishes at once; it finishes when the trainer cannot go on without it."""
+    queue = learner.queue
+    while slow not in learner.trained:
+        complete(queue, *[group_id for group_id in learner.admit_all() if group_id != slow])
+        batch = ids(queue.take(queue.groups_per_batch))
+        if batch is None:
+            complete(queue, slow)
+            batch = ids(queue.take(queue.groups_per_batch))
+            assert batch is not None
+        learner.train(batch)
+    return learner.max_lag
+
+
+SHAPES = [
+    (num_groups, ahead, window, push_every_k)
+    for num_groups, ahead, window, push_every_k in itertools.product((1, 2, 3, 4), range(4), range(1, 11), (1, 2, 3))
+]
+
+
+def test_the_lag_bound_is_reached_by_some_schedule_for_every_setting() -> None:
+    for num_groups, ahead, window, push_every_k in SHAPES:
+        observed, bound = 0, 0
+        for slow in range(num_groups * (ahead + 2 + push_every_k)):
+            queue = WindowedFIFOQueue(num_groups, ahead, window)
+            bound = queue.max_policy_lag(push_every_k)
+            observed = max(observed, lag_when_one_group_is_slowest(Learner(queue, push_every_k), slow))
+        assert observed == bound, (num_groups, ahead, window, push_every_k)
+
+
+def test_the_bound_of_the_published_setting_is_nine_steps() -> None:
+    assert WindowedFIFOQueue(groups_per_batch=64, max_batches_ahead=4).max_policy_lag(push_every_k=4) == 9
+
+
+def test_releasing_before_the_push_exceeds_the_bound_by_one() -> None:
+    worst = 0
+    for slow in range(20):
+        queue = WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=1, window=3)
+        learner = Learner(queue, push_every_k=2, releases_after_push=False)
+        pending = learner.admit_all()
+        while slow not in learner.trained:
+            complete(queue, *[i for i in pending if i != slow])
+            before = set(learner.sampled_at)
+            batch = ids(queue.take(2))
+            if batch is None:
+                complete(queue, slow)
+                batch = ids(queue.take(2))
+                assert batch is not None
+            learner.train(batch)
+            pending = sorted(set(learner.sampled_at) - before)
+        worst = max(worst, learner.max_lag)
+    assert worst == queue.max_policy_lag(push_every_k=2) + 1
+
+
+# ---- state machine -------------------------------------------------------------------------------------------------
+
+
+class QueueAgainstListModel(RuleBasedStateMachine):
+    """Every schedule, resumes included: the queue does what a list does, and no batch is older than the bound."""
+
+    @initialize(
+        num_groups=st.integers(1, 3), ahead=st.integers(0, 3), window=st.integers(1, 8), push_every_k=st.integers(1, 3)
+    )
+    def start(self, num_groups: int, ahead: int, window: int, push_every_k: int) -> None:
+        self.queue = WindowedFIFOQueue(num_groups, ahead, window)
+        self.learner = Learner(self.queue, push_every_k)
+        self.status: list[str] = []  # of group i: pending, flight, done, taken, trained, dropped
+        self.finish_order: list[int] = []
+        self.batches: list[list[int]] = []  # taken ahead of training
+        self.trained: list[int] = []
+
+    def having(self, *statuses: str) -> list[int]:
+        return [group_id for group_id, status in enumerate(self.status) if status in statuses]
+
+    @rule()
+    def admit(self) -> None:
+        if len(self.having("flight", "done", "taken")) >= self.queue.num_slots:
+            assert self.queue.admit() is None
+            return
+        expected = min(self.having("pending"), default=len(self.status))
+        assert self.queue.admit() == expected
+        self.status[expected : expected + 1] = ["flight"]
+        self.learner.sampled_at[expected] = self.learner.served_step
+
+    @precondition(lambda self: self.having("flight"))
+    @rule(pick=st.randoms(use_true_random=False))
+    def complete(self, pick: random.Random) -> None:
+        group_id = pick.choice(self.having("flight"))
+        complete(self.queue, group_id)
+        self.status[group_id] = "done"
+        self.finish_order.append(group_id)
+
+    @precondition(lambda self: self.having("flight"))
+    @rule(pick=st.randoms(use_true_random=False))
+    def drop(self, pick: random.Random) -> None:
+        group_id = pick.choice(self.having("flight"))
+        self.queue.drop(group_id, "SandboxError")
+        self.status[group_id] = "dropped"
+
+    @rule()
+    def take(self) -> None:
+        expected = self.expected_batch()
+        assert ids(self.queue.take(self.queue.groups_per_batch)) == expected
+        if expected is not None:
+            self.batches.append(expected)
+            for group_id in expected:
+                self.status[group_id] = "taken"
+                self.finish_order.remove(group_id)
+
+    def expected_batch(self) -> list[int] | None:
+        status = list(self.status)
+        batch: list[int] = []
+        for _ in range(self.queue.groups_per_batch):
+            unended = [i for i, name in enumerate(status) if name in ("pending", "flight", "done")]
+            if not unended:
+                return None
+            window = range(unended[0], unended[0] + self.queue.window)
+            ready = [i for i in self.finish_order if status[i] == "done" and i in window]
+            if not ready:
+                return None
+            status[ready[0]] = "taken"
+            batch.append(ready[0])
+        return batch
+
+    @precondition(lambda self: self.batches)
+    @rule()
+    def train(self) -> None:
+        batch = self.batches.pop(0)
+        self.learner.train(batch)
+        self.trained += batch
+        for group_id in batch:
+            self.status[group_id] = "trained"
+
+    @rule()
+    def resume(self) -> None:
+        self.queue = self.learner.queue = resumed(self.queue)
+        self.learner.served_step = self.learner.step  # a resumed trainer pushes before it samples
+        self.batches, self.finish_order = [], []
+        self.status = ["pending" if name in ("flight", "done", "taken") else name for name in self.status]
+
+    @invariant()
+    def no_batch_is_older_than_the_bound(self) -> None:
+        if hasattr(self, "queue"):
+            assert self.learner.max_lag <= self.queue.max_policy_lag(self.learner.push_every_k)
+
+    @invariant()
+    def every_group_is_accounted_for_once(self) -> None:
+        if not hasattr(self, "queue"):
+            return
+        assert len(set(self.trained)) == len(self.trained)
+        stats = self.queue.stats()
+        assert stats["in_flight"] == len(self.having("flight"))
+        assert stats["completed"] == len(self.having("done"))
+        assert stats["pending"] == len(self.having("pending"))
+        assert stats["trained"] == len(self.having("trained"))
+        assert stats.get("dropped/SandboxError", 0.0) == len(self.having("dropped"))
+        assert stats["depth"] == len(self.having("flight", "done", "taken"))
+
+
+QueueAgainstListModel.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestQueueAgainstListModel = QueueAgainstListModel.TestCase
+
+
+def test_threads_train_every_group_exactly_once() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=3, max_batches_ahead=2, window=4)
+    trained: list[int] = []
+    stop = threading.Event()
+
+    def produce(worker: int) -> None:
+        shuffler = random.Random(worker)
+        held: list[int] = []
+        while not stop.is_set():
+            group_id = queue.admit()
+            if group_id is not None:
+                held.append(group_id)
+            if held and (group_id is None or shuffler.random() < 0.5):
+                complete(queue, held.pop(shuffler.randrange(len(held))))
+
+    producers = [threading.Thread(target=produce, args=(worker,)) for worker in range(3)]
+    for thread in producers:
+        thread.start()
+    while len(trained) < 600:
+        batch = ids(queue.take(3))
+        if batch is not None:
+            trained += batch
+            queue.release(batch)
+    stop.set()
+    for thread in producers:
+        thread.join()
+    assert len(set(trained)) == len(trained)
+    assert max(trained) < len(trained) + queue.num_slots + queue.window
