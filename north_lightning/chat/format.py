@@ -8,8 +8,8 @@ tokenised twice. It knows neither models nor harnesses. Free of torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from collections.abc import Sequence
+from typing import Literal, NoReturn
 
 from cohere_melody import PyFilter, PyFilterOptions
 from jsonschema import Draft202012Validator
@@ -18,6 +18,7 @@ from jsonschema.exceptions import SchemaError, best_match
 from north_lightning.chat import controls
 from north_lightning.chat.render import (
     Segment,
+    assistant_turn,
     generation_prompt,
     render_calls,
     render_conversation,
@@ -55,7 +56,10 @@ class ChatFormat:
         self.reasoning = reasoning
         self.platform_instruction = platform_instruction
         self.stop_token_ids = (tokenizer.eos_id,)
-        self._validators: dict[int, tuple[ToolSpec, Draft202012Validator]] = {}
+        self._validators: dict[str, Draft202012Validator] = {}
+
+    def __reduce__(self) -> tuple[type[ChatFormat], tuple[NorthTokenizer, bool, str]]:
+        return ChatFormat, (self.tokenizer, self.reasoning, self.platform_instruction)
 
     # ---- encoding --------------------------------------------------------------------------------------------------
 
@@ -88,19 +92,7 @@ class ChatFormat:
     def encode_action(self, action: AssistantAction) -> list[int]:
         """The ids a model would sample for ``action``, eos included: what a scripted policy plays."""
         message = Message("assistant", action.content, action.reasoning, action.tool_calls)
-        start = f"{controls.START_ACTION if action.tool_calls else controls.START_TEXT}"
-        end = controls.END_ACTION if action.tool_calls else controls.END_TEXT
-        text = render_calls(message.tool_calls) if action.tool_calls else message.content
-        thinking = [Segment(message.reasoning, False, True), Segment(controls.END_THINKING, True, True)]
-        return self._encode(
-            [
-                *(thinking if self.reasoning else []),
-                Segment(start, True, True),
-                Segment(text, False, True),
-                Segment(end, True, True),
-                Segment(controls.END_TURN, True, True),
-            ]
-        )
+        return self._encode(assistant_turn(message, self.reasoning)[len(generation_prompt(self.reasoning)) :])
 
     def _encode(self, segments: Sequence[Segment]) -> list[int]:
         return [token_id for segment in segments for token_id in self._encode_segment(segment)]
@@ -177,15 +169,14 @@ class ChatFormat:
             raise ActionFormatError("schema", f"{call.name}: {error.json_path}: {error.message}")
 
     def _validator(self, tool: ToolSpec) -> Draft202012Validator:
-        cached = self._validators.get(id(tool))
-        if cached is None:
-            schema = dict(tool.parameters)
+        key = to_json(tool.parameters)
+        if key not in self._validators:
             try:
-                Draft202012Validator.check_schema(schema)
+                Draft202012Validator.check_schema(json.loads(key))
             except SchemaError as error:
                 raise DataError(f"tool {tool.name}: expected a JSON schema, got: {error.message}") from error
-            cached = self._validators[id(tool)] = (tool, Draft202012Validator(schema))
-        return cached[1]
+            self._validators[key] = Draft202012Validator(json.loads(key))
+        return self._validators[key]
 
 
 def _reject(message: str) -> NoReturn:
@@ -223,9 +214,5 @@ def _check_with_melody(text: str, calls: Sequence[ToolCall]) -> None:
     """What every server's parser would see must be what we saw."""
     seen = PyFilter(PyFilterOptions().cmd4()).process_full_text(controls.START_ACTION + text + controls.END_ACTION)
     parsed = [(call.id, call.name, call.arguments or "{}") for call in seen.tool_calls]
-    if parsed != [(call.id, call.name, _json(call.arguments)) for call in calls]:
+    if parsed != [(call.id, call.name, to_json(call.arguments)) for call in calls]:
         _reject("expected melody to read the same calls")
-
-
-def _json(arguments: Mapping[str, Any]) -> str:
-    return to_json(arguments)

@@ -1,8 +1,8 @@
 """Finds the constant phrases of a corpus, so that scaffolding costs few tokens.
 
 In: rendered texts (what stands between control tokens), many from the same templates. Out: strings worth one token
-each. A phrase never begins or ends inside a word, so the words next to it are tokenised as they are anywhere else. It trains
-nothing (``training``).
+each. A phrase never begins or ends inside a word, so the words next to it are tokenised as they are anywhere else. It
+trains nothing (``training``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 UNIT_PATTERN = (
-    r"\\+(?:u[0-9a-f]{4}|[bfnrt])?|\.[a-z]{1,4}(?![A-Za-z0-9])|[A-Za-z]+|[0-9]| +|\n+|\s+|[^\sA-Za-z0-9\\.]+|\."
+    r"\\+(?:u[0-9a-f]{4}|[bfnrt])?|\.[a-z]{1,4}(?![A-Za-z0-9])|[A-Za-z]+|[0-9]| +|\n+|\s+|[^\sA-Za-z0-9\\.]+|\.+"
 )
 """Pieces that tokens never straddle: JSON escapes (so that ``\\nkaldor`` does not hide a word), file extensions, words
 without their space, single digits, runs of blanks, runs of anything else."""
@@ -60,7 +60,13 @@ def estimate_tokens(text: str) -> int:
 
 
 def is_word_edge(character: str) -> bool:
+    """Whether a phrase with this first or last character must stand between word boundaries."""
     return bool(_WORD.match(character))
+
+
+def is_safe(phrase: str) -> bool:
+    """Whether the phrase can become a token without cutting a neighbouring word or JSON escape in two."""
+    return bool(phrase) and _trim(phrase) == phrase
 
 
 def _join_until_stable(corpus: list[list[str]], threshold: float) -> list[list[str]]:

@@ -51,10 +51,15 @@ def render_conversation(
                 index += 1
             segments += tool_result_turn(results)
             continue
-        segments += _assistant_turn(message, reasoning) if message.role == "assistant" else _text_turn(message)
+        segments += assistant_turn(message, reasoning) if message.role == "assistant" else _text_turn(message)
         index += 1
     _check_against_melody(segments, messages, tools, platform_instruction)
     return segments
+
+
+def conversation_texts(messages: Sequence[Message], tools: Sequence[ToolSpec], reasoning: bool = True) -> list[str]:
+    """What stands between the control tokens: the texts a tokenizer is trained on."""
+    return [s.text for s in render_conversation(messages, tools, reasoning) if s.text and not s.is_control]
 
 
 def generation_prompt(reasoning: bool) -> list[Segment]:
@@ -80,6 +85,21 @@ def tool_result_turn(results: Sequence[ToolResult]) -> list[Segment]:
         _control(controls.END_TOOL_RESULT),
         _control(controls.END_TURN),
     ]
+
+
+def assistant_turn(message: Message, reasoning: bool) -> list[Segment]:
+    """An assistant's turn; what the model has to produce itself, eos included, is trained."""
+    if message.tool_calls:
+        start, text, end = controls.START_ACTION, render_calls(message.tool_calls), controls.END_ACTION
+    else:
+        start, text, end = controls.START_TEXT, message.content, controls.END_TEXT
+    segments = generation_prompt(reasoning)
+    if reasoning:
+        segments += [Segment(message.reasoning, False, True), _control(controls.END_THINKING, True)]
+    elif message.reasoning:
+        raise DataError("assistant reasoning: expected none with reasoning off, got some; strip it or turn it on")
+    segments += [_control(start, True), Segment(text, False, True), _control(end, True)]
+    return [*segments, _control(controls.END_TURN, True)]
 
 
 def render_calls(calls: Sequence[ToolCall]) -> str:
@@ -163,20 +183,6 @@ def _framed(role: str, text: str) -> list[Segment]:
         _control(controls.END_TEXT),
         _control(controls.END_TURN),
     ]
-
-
-def _assistant_turn(message: Message, reasoning: bool) -> list[Segment]:
-    if message.tool_calls:
-        start, text, end = controls.START_ACTION, render_calls(message.tool_calls), controls.END_ACTION
-    else:
-        start, text, end = controls.START_TEXT, message.content, controls.END_TEXT
-    segments = generation_prompt(reasoning)
-    if reasoning:
-        segments += [Segment(message.reasoning, False, True), _control(controls.END_THINKING, True)]
-    elif message.reasoning:
-        raise DataError("assistant reasoning: expected none with reasoning off, got some; strip it or turn it on")
-    segments += [_control(start, True), Segment(text, False, True), _control(end, True)]
-    return [*segments, _control(controls.END_TURN, True)]
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------

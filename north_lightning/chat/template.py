@@ -10,7 +10,7 @@ CHAT_TEMPLATE = """\
 {%- for part in content -%}{{ part.text }}{%- endfor -%}{%- endif -%}
 {%- endmacro -%}
 {%- set reasoning = reasoning if reasoning is defined else true -%}
-{%- set numbers = namespace(next=0, of={}) -%}
+{%- set calls = namespace(ids=[]) -%}
 {{- bos_token -}}
 <|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|><|START_TEXT|>
 {%- if platform_instruction %}{{ platform_instruction + "\\n\\n" }}{% endif -%}
@@ -30,10 +30,9 @@ CHAT_TEMPLATE = """\
 {%- if message.tool_calls -%}
 {{- "<|START_ACTION|>[\\n" -}}
 {%- for call in message.tool_calls -%}
-{%- set _ = numbers.of.update({call.id: numbers.next|string}) -%}
-{{- '    {"tool_call_id": "' + numbers.next|string + '", "tool_name": ' + call.function.name|tojson -}}
+{{- '    {"tool_call_id": "' + calls.ids|length|string + '", "tool_name": ' + call.function.name|tojson -}}
 {{- ', "parameters": ' + call.function.arguments|tojson + "}" + ("\\n" if loop.last else ",\\n") -}}
-{%- set numbers.next = numbers.next + 1 -%}
+{%- set calls.ids = calls.ids + [call.id] -%}
 {%- endfor -%}
 ]<|END_ACTION|>
 {%- else -%}
@@ -45,7 +44,8 @@ CHAT_TEMPLATE = """\
 {{- "<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|><|START_TOOL_RESULT|>[\\n" -}}
 {%- endif -%}
 {%- set result = {"content": text_of(message.content)} -%}
-{{- '    {\\n        "tool_call_id": "' + numbers.of[message.tool_call_id] + '",\\n        "results": {\\n' -}}
+{%- set number = calls.ids.index(message.tool_call_id)|string -%}
+{{- '    {\\n        "tool_call_id": "' + number + '",\\n        "results": {\\n' -}}
 {{- '            "0": ' + result|tojson + '\\n        },\\n        "is_error": null\\n    }' -}}
 {%- if not loop.last and loop.nextitem.role == "tool" -%}{{ ",\\n" }}{%- else -%}
 {{- "\\n]<|END_TOOL_RESULT|><|END_OF_TURN_TOKEN|>" -}}

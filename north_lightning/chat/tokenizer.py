@@ -16,8 +16,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from north_lightning.chat.controls import BOS, BOS_ID, CONTROL_TOKENS, END_TURN, PAD, PAD_ID
+from north_lightning.chat.controls import BOS, BOS_ID, CONTROL_TOKENS, END_TURN, PAD, PAD_ID, TEXT_MARKERS
 from north_lightning.errors import TokenizerError
+
+_MARKER = re.compile(r"<\|[^|]*\|>")
 
 
 class NorthTokenizer:
@@ -45,11 +47,9 @@ class NorthTokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         self._bytes = _token_bytes(self._tokenizer, vocabulary, self.vocab_size, path)
         self._controls = {name: self._find_control(name, vocabulary, path) for name in CONTROL_TOKENS}
-        self._names = {ids[0]: name for name, ids in self._controls.items() if len(ids) == 1}
-        self._reserved = self._special_ids() | set(self._names)
-        # Markers that encoding with ``encode_special_tokens`` does not neutralise (they are not *special*).
-        unsafe = [name for name in CONTROL_TOKENS if self._raw(name) == list(self._controls[name])]
-        self._unsafe = re.compile("|".join(re.escape(name) for name in unsafe)) if unsafe else None
+        self._reserved = self._reserved_ids() | {ids[0] for ids in self._controls.values() if len(ids) == 1}
+        self._cuts = self._find_cuts(vocabulary, path)
+        self._unsafe = re.compile("|".join(map(re.escape, self._cuts))) if self._cuts else None
         self.pad_id = self._require(PAD, PAD_ID, vocabulary, path)
         self.bos_id = self._require(BOS, BOS_ID, vocabulary, path)
         self.eos_id = self.control_id(END_TURN)
@@ -86,6 +86,9 @@ class NorthTokenizer:
             if token is not None and token != name:
                 raise TokenizerError(f"{source}: {key} expected {name!r}, got {token!r}")
 
+    def __reduce__(self) -> tuple[type[NorthTokenizer], tuple[Path]]:
+        return NorthTokenizer, (self.directory,)
+
     # ---- encoding --------------------------------------------------------------------------------------------------
 
     def encode_text(self, text: str) -> list[int]:
@@ -95,10 +98,9 @@ class NorthTokenizer:
         ids: list[int] = []
         start = 0
         for match in self._unsafe.finditer(text):
-            # Encoded in two halves the marker's own ids cannot arise; the bytes stay the same.
-            middle = (match.start() + match.end()) // 2
-            ids += self._raw(text[start:middle])
-            start = middle
+            cut = match.start() + self._cuts[match.group()]
+            ids += self._raw(text[start:cut])
+            start = cut
         return ids + self._raw(text[start:])
 
     def control_ids(self, name: str) -> tuple[int, ...]:
@@ -119,8 +121,10 @@ class NorthTokenizer:
     # ---- decoding --------------------------------------------------------------------------------------------------
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """Text of any ids, control tokens included by name; invalid UTF-8 becomes U+FFFD."""
-        return self.decode_bytes(token_ids).decode("utf-8", errors="replace")
+        """Text of any ids for people, control tokens by name; invalid UTF-8 and ids without a token become U+FFFD."""
+        unknown = "\ufffd".encode()
+        pieces = [self._bytes[token_id] if token_id < self.vocab_size else unknown for token_id in token_ids]
+        return b"".join(pieces).decode("utf-8", errors="replace")
 
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
         """Exact bytes of ids; ids beyond the tokenizer's vocabulary raise ``TokenizerError``."""
@@ -135,15 +139,32 @@ class NorthTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _special_ids(self) -> set[int]:
+    def _reserved_ids(self) -> set[int]:
         added = self._tokenizer.get_added_tokens_decoder()
-        return {token_id for token_id, token in added.items() if token.special}
+        return {token_id for token_id, token in added.items() if token.special or _MARKER.fullmatch(token.content)}
+
+    def _find_cuts(self, vocabulary: Mapping[str, int], path: Path) -> dict[str, int]:
+        """Markers that plain encoding would turn into structure, and where to cut them so that it cannot.
+
+        Special tokens are neutralised by ``encode_special_tokens``; markers that are not registered as special are
+        encoded in two parts. The cut lies inside one of the marker's own tokens, so those tokens cannot arise.
+        """
+        markers = {token: (token_id,) for token, token_id in vocabulary.items() if token_id in self._reserved}
+        cuts = {}
+        for name, ids in (markers | self._controls).items():
+            if self._raw(name) != list(ids):
+                continue
+            candidates = [
+                cut for cut in range(1, len(name)) if self._raw(name[:cut]) + self._raw(name[cut:]) != list(ids)
+            ]
+            if not candidates:
+                raise TokenizerError(f"{path}: expected {name} to be distinguishable from text, got one byte per token")
+            cuts[name] = candidates[0]
+        return cuts
 
     def _find_control(self, name: str, vocabulary: Mapping[str, int], path: Path) -> tuple[int, ...]:
         if name in vocabulary:
             return (vocabulary[name],)
-        from north_lightning.chat.controls import TEXT_MARKERS
-
         if name not in TEXT_MARKERS:
             raise TokenizerError(f"{path}: expected the control token {name}, found none; not a Command-4 tokenizer")
         return tuple(self._raw(name))

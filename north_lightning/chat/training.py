@@ -20,7 +20,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from north_lightning.chat.controls import BOS, CONTROL_TOKENS, END_TURN, PAD, RESERVED_TOKENS, TEXT_MARKERS
-from north_lightning.chat.phrases import UNIT_PATTERN, is_word_edge
+from north_lightning.chat.phrases import UNIT_PATTERN, is_safe, is_word_edge
 from north_lightning.chat.template import CHAT_TEMPLATE
 from north_lightning.chat.tokenizer import NorthTokenizer
 from north_lightning.errors import ConfigError
@@ -48,13 +48,9 @@ def train_tokenizer(
         _added(token_id, token, special=token_id < len(controls) and token not in TEXT_MARKERS)
         for token_id, token in enumerate([*controls, *phrases])
     ]
-    offset = len(content["added_tokens"])
     vocabulary = {token["content"]: token["id"] for token in content["added_tokens"]}
-    merged = content["model"]["vocab"]
-    clashes = sorted(set(merged) & set(vocabulary))
-    kept = sorted((token for token in merged if token not in vocabulary), key=merged.__getitem__)
-    assert not clashes or all(len(token) > 1 for token in clashes), "a phrase of one byte"
-    vocabulary |= {token: offset + index for index, token in enumerate(kept)}
+    for token in sorted(content["model"]["vocab"], key=content["model"]["vocab"].__getitem__):
+        vocabulary.setdefault(token, len(vocabulary))  # a merge may spell a phrase: one id for both
     content["model"]["vocab"] = vocabulary
     directory = Path(output_dir)
     directory.mkdir(parents=True, exist_ok=True)
@@ -71,8 +67,11 @@ def _check(phrases: Sequence[str], num_controls: int, vocab_size: int) -> None:
     if len(set(phrases)) != len(phrases):
         raise ConfigError("phrases: expected each once, got duplicates")
     for phrase in phrases:
-        if len(phrase) < 2 or not phrase.isascii() or "<|" in phrase:
-            raise ConfigError(f"phrases: expected two or more ASCII characters and no control marker, got {phrase!r}")
+        if len(phrase) < 2 or not phrase.isascii() or "<|" in phrase or not is_safe(phrase):
+            raise ConfigError(
+                "phrases: expected two or more ASCII characters, no control marker, words at both ends or at neither, "
+                f"no backslash at the end, got {phrase!r}"
+            )
 
 
 def _words(texts: Iterable[str], phrases: Sequence[str]) -> list[str]:
@@ -86,12 +85,14 @@ def _words(texts: Iterable[str], phrases: Sequence[str]) -> list[str]:
             counts.update(re.findall(UNIT_PATTERN, piece))
     words = []
     for unit in sorted(counts):
-        if unit[0].isalpha():
-            repeats = 1
-        else:
-            repeats = _EXTENSION_REPEATS if unit[0] == "." and len(unit) > 1 else _MAX_REPEATS
-        words += [unit] * min(counts[unit], repeats)
+        words += [unit] * min(counts[unit], _max_repeats(unit))
     return words
+
+
+def _max_repeats(unit: str) -> int:
+    if unit[0].isalpha():
+        return 1
+    return _EXTENSION_REPEATS if unit[0] == "." and unit[-1].isalpha() else _MAX_REPEATS
 
 
 def _phrase_pattern(phrase: str) -> str:
@@ -122,7 +123,7 @@ def _added(token_id: int, content: str, special: bool) -> dict[str, Any]:
     return {
         "id": token_id,
         "content": content,
-        "single_word": not content.startswith("<") and is_word_edge(content[0]),
+        "single_word": is_word_edge(content[0]),
         "lstrip": False,
         "rstrip": False,
         "normalized": False,
