@@ -1,0 +1,126 @@
+"""The page about a recipe run: numbers and curves in one self-contained HTML file.
+
+In: the report, the evaluation's summary and the histories of the training stages. Out: HTML. It reads no file but its
+template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from north_lightning.views.charts import Series, bar_chart, line_chart
+
+History = list[dict[str, Any]]
+"""Lines of a ``history.jsonl``: ``{"step": 3, "train/loss": 0.5, ...}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """``curves``: (label, stage, logged name); ``level``: a logged name of the RL stage drawn as a horizontal line."""
+
+    title: str
+    ylabel: str
+    curves: tuple[tuple[str, str, str], ...]
+    ylim: tuple[float | None, float | None] = (None, None)
+    smooth: int = 10
+    level: str | None = None
+
+
+CHARTS = (
+    Chart(
+        "SFT loss",
+        "nats per token",
+        (("stage 1", "sft_stage1", "train/loss"), ("stage 2", "sft_stage2", "train/loss")),
+        smooth=20,
+    ),
+    Chart("RL reward", "reward", (("mean", "rl", "rollout/reward"),), (0, 1)),
+    Chart(
+        "pass@1 in training, by environment",
+        "pass@1",
+        (("terminal", "rl", "rollout/terminal/pass@1"), ("software", "rl", "rollout/swe/pass@1")),
+        (0, 1),
+    ),
+    Chart(
+        "groups that all or none of the attempts solved",
+        "share of groups",
+        (("all", "rl", "rollout/solve_all"), ("none", "rl", "rollout/solve_none")),
+        (0, 1),
+    ),
+    Chart("mismatch KL, sampler against trainer", "nats per token", (("mean", "rl", "train/mismatch_kl"),), smooth=1),
+    Chart(
+        "staleness of the trained tokens",
+        "optimizer steps",
+        (("mean", "rl", "policy_lag/mean"), ("max", "rl", "policy_lag/max")),
+        (0, None),
+        smooth=1,
+        level="policy_lag/bound",
+    ),
+    Chart(
+        "rollout queue",
+        "groups",
+        (("slots charged", "rl", "queue/depth"), ("in flight", "rl", "queue/in_flight")),
+        (0, None),
+        smooth=1,
+    ),
+    Chart("entropy", "nats per token", (("mean", "rl", "train/entropy"),), (0, None)),
+    Chart(
+        "clipped tokens",
+        "share of tokens",
+        (
+            ("advantage > 0", "rl", "train/clip_fraction_positive"),
+            ("advantage < 0", "rl", "train/clip_fraction_negative"),
+        ),
+    ),
+    Chart("invalid calls", "share of turns", (("all", "rl", "rollout/invalid_call_rate"),), (0, None)),
+    Chart("length of a rollout", "turns", (("mean", "rl", "rollout/turns"),)),
+    Chart(
+        "where a step's time goes",
+        "seconds",
+        (("whole step", "rl", "speed/step_s"), ("waiting for rollouts", "rl", "speed/wait_s")),
+        (0, None),
+    ),
+)
+
+
+def render_page(report: Mapping[str, Any], evaluation: Mapping[str, Any], histories: Mapping[str, History]) -> str:
+    """The whole page; charts of numbers that were not logged are left out."""
+    environment = Environment(
+        loader=PackageLoader("north_lightning.views"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    charts = [(chart.title, _draw(chart, histories)) for chart in CHARTS]
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        checkpoints=evaluation["checkpoints"],
+        gain=report["paired_gain"],
+        charts=[(title, svg) for title, svg in charts if svg],
+        breakdown=_draw_families(evaluation["checkpoints"]),
+    )
+
+
+def column(history: History, name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one logged name, where it was logged."""
+    rows = [(row["step"], row[name]) for row in history if row.get(name) is not None]
+    return [step for step, _ in rows], [value for _, value in rows]
+
+
+def _draw(chart: Chart, histories: Mapping[str, History]) -> str | None:
+    series = []
+    for label, stage, name in chart.curves:
+        steps, values = column(histories[stage], name)
+        if values:
+            series.append(Series(label, steps, values, chart.smooth))
+    if not series:
+        return None
+    bounds = column(histories["rl"], chart.level)[1] if chart.level else []
+    level = ("bound", bounds[-1]) if bounds else None
+    return line_chart(series, xlabel="optimizer step", ylabel=chart.ylabel, ylim=chart.ylim, level=level)
+
+
+def _draw_families(checkpoints: Mapping[str, Any]) -> str:
+    families = sorted({family for one in checkpoints.values() for family in one["by_family"]})
+    groups = [(name, [one["by_family"].get(family, 0.0) for family in families]) for name, one in checkpoints.items()]
+    return bar_chart(families, groups, xlabel="pass@1 on held-out tasks")

@@ -1,0 +1,117 @@
+"""``python -m north_lightning report``: one JSON file and one page about a whole recipe run.
+
+In: the folder of a run: ``stages.json``, each training stage's ``history.jsonl``, the evaluation's ``summary.json``.
+Out: in that folder ``report.json`` with the numbers that decide and ``report.html`` with the curves (``page``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from north_lightning.errors import DataError
+from north_lightning.views.page import History, column, render_page
+
+SFT_STAGES = ("sft_stage1", "sft_stage2")
+RL_STAGE = "rl"
+REQUIRED_METRICS = ("pass@1", "pass@8", "invalid_call_rate", "mean_turns")
+
+
+def write_report(run_dir: Path) -> None:
+    """Write ``report.json`` and ``report.html``, and print the final table.
+
+    Args:
+        run_dir: The folder of a finished recipe run.
+
+    Raises:
+        DataError: something the report is made of is missing; says what and which command makes it.
+    """
+    stages = _read_json(run_dir / "stages.json", "recipe")
+    evaluation = _read_json(run_dir / "eval" / "summary.json", "test")
+    histories = {stage: _read_history(run_dir / stage / "history.jsonl") for stage in (*SFT_STAGES, RL_STAGE)}
+    report = build_report(stages, evaluation, histories)
+    (run_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (run_dir / "report.html").write_text(render_page(report, evaluation, histories))
+    _print(report)
+    Console(highlight=False).print(f"{run_dir / 'report.html'}: curves and details")
+
+
+def build_report(
+    stages: Mapping[str, Any], evaluation: Mapping[str, Any], histories: Mapping[str, History]
+) -> dict[str, Any]:
+    """The numbers that decide, as one JSON-able dictionary."""
+    report: dict[str, Any] = {
+        name: {key: checkpoint.get(key) for key in REQUIRED_METRICS}
+        | {"loss": _last(histories[name], "train/loss")}
+        | {key: value for key, value in checkpoint.items() if key not in REQUIRED_METRICS}
+        for name, checkpoint in evaluation["checkpoints"].items()
+        if name in histories
+    }
+    report["paired_gain"] = evaluation["paired"].get(f"{RL_STAGE} - {SFT_STAGES[-1]}")
+    rl = histories[RL_STAGE]
+    kl = column(rl, "train/mismatch_kl")[1]
+    return report | {
+        "policy_lag": {"max": _max(rl, "policy_lag/max"), "bound": _last(rl, "policy_lag/bound")},
+        "mismatch_kl": {"mean": sum(kl) / len(kl) if kl else None, "max": max(kl, default=None)},
+        "weight_pushes": {
+            "count": _last(rl, "weights/version"),
+            "mean_s": _mean(column(rl, "weights/push_s")[1]),
+            "max_s": _max(rl, "weights/push_s"),
+        },
+        "rl_steps": len(rl),
+        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+        "total_seconds": sum(stage["seconds"] for stage in stages.values()),
+        "peak_memory_gib": max(stage["peak_memory_bytes"] for stage in stages.values()) / 2**30,
+    }
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def _read_json(path: Path, command: str) -> Any:
+    if not path.exists():
+        raise DataError(f"{path}: not found; it is written by `python -m north_lightning {command}`")
+    return json.loads(path.read_text())
+
+
+def _read_history(path: Path) -> History:
+    if not path.exists():
+        raise DataError(f"{path}: not found; it is written by `python -m north_lightning fit` (JSONLHistory logger)")
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def _last(history: History, key: str) -> float | None:
+    values = column(history, key)[1]
+    return values[-1] if values else None
+
+
+def _max(history: History, key: str) -> float | None:
+    return max(column(history, key)[1], default=None)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _print(report: Mapping[str, Any]) -> None:
+    table = Table(title="the recipe on held-out tasks")
+    table.addcolumn("")
+    names = [name for name in (*SFT_STAGES, RL_STAGE) if name in report]
+    for name in names:
+        table.addcolumn(name, justify="right")
+    for metric in (*REQUIRED_METRICS, "mean_generated_tokens", "loss"):
+        values = [report[name].get(metric) for name in names]
+        table.add_row(metric, *("–" if value is None else f"{value:.3f}" for value in values))
+    table.add_row("minutes", *(f"{report['seconds'].get(name, 0) / 60:.1f}" for name in names))
+    console = Console(highlight=False)
+    console.print(table)
+    gain = report["paired_gain"]
+    if gain is not None:
+        low, high = gain["ci95"]
+        points = f"{100 * gain['pass@1']:+.1f} points, 95% interval [{100 * low:+.1f}, {100 * high:+.1f}]"
+        console.print(f"RL over SFT: pass@1 {points}")
