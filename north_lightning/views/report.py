@@ -100,10 +100,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _print(report: Mapping[str, Any]) -> None:
     table = Table(title="the recipe on held-out tasks")
-    table.addcolumn("")
+    table.add_column("")
     names = [name for name in (*SFT_STAGES, RL_STAGE) if name in report]
     for name in names:
-        table.addcolumn(name, justify="right")
+        table.add_column(name, justify="right")
     for metric in (*REQUIRED_METRICS, "mean_generated_tokens", "loss"):
         values = [report[name].get(metric) for name in names]
         table.add_row(metric, *("–" if value is None else f"{value:.3f}" for value in values))
