@@ -63,12 +63,12 @@ def make_step(groups: Sequence[RolloutGroup], max_row_tokens: int, wait_s: float
     rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.token_ids]
     if not rollouts:
         raise DataError(f"groups {[group.group_id for group in groups]}: expected rollouts with tokens, got none")
-    for rollout in rollouts:
-        if len(rollout.token_ids) > max_row_tokens:
-            raise ConfigError(
-                f"max_row_tokens: expected at least the longest rollout's {len(rollout.token_ids)} tokens "
-                f"({rollout.task_id}), got {max_row_tokens}"
-            )
+    longest = max(rollouts, key=lambda rollout: len(rollout.token_ids))
+    if len(longest.token_ids) > max_row_tokens:
+        raise ConfigError(
+            f"max_row_tokens: expected at least the longest rollout's {len(longest.token_ids)} tokens "
+            f"({longest.task_id}), got {max_row_tokens}"
+        )
     total = sum(rollout.num_sampled_tokens for rollout in rollouts)
     computed = [rollout for rollout in rollouts if rollout.advantage != 0.0 and rollout.num_sampled_tokens]
     computed = computed or [min(rollouts, key=lambda rollout: len(rollout.token_ids))]
@@ -119,6 +119,8 @@ class RolloutDataModule(LightningDataModule):
         self.poll_s = poll_s
         self.max_wait_s = max_wait_s
         self._checks: list[Callable[[], None]] = []
+        self._loader: RolloutLoader | None = None
+        self._resume_from: Mapping[str, Any] | None = None
 
     def add_check(self, check: Callable[[], None]) -> None:
         """Have ``check`` called while waiting; it raises when waiting has become pointless (the producer died)."""
@@ -136,7 +138,11 @@ class RolloutDataModule(LightningDataModule):
                 raise ConfigError(f"{name}: expected 1, because a batch is a whole optimizer step; got {value}")
 
     def train_dataloader(self) -> RolloutLoader:
-        return RolloutLoader(self)
+        self._loader = RolloutLoader(self)
+        if self._resume_from is not None:
+            self._loader.load_state_dict(self._resume_from)
+            self._resume_from = None
+        return self._loader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         if isinstance(batch, RolloutStep):
@@ -148,11 +154,13 @@ class RolloutDataModule(LightningDataModule):
         self.queue.release([group.group_id for group in step.groups])
 
     def state_dict(self) -> dict[str, Any]:
-        """The queue. It is restored before training starts, and so before a producer admits new groups."""
-        return {"queue": self.queue.state_dict()}
+        """Queue and position. Restored before training starts, and so before a producer admits new groups."""
+        loader = {} if self._loader is None else {"loader": self._loader.state_dict()}
+        return {"queue": self.queue.state_dict(), **loader}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.queue.load_state_dict(state_dict["queue"])
+        self._resume_from = state_dict.get("loader")
 
     def take_step(self) -> RolloutStep:
         """Wait for a batch of groups and pack it.

@@ -105,6 +105,8 @@ class SFTDataModule(LightningDataModule):
         self._samples: list[TokenizedSample] = []
         self._validation: list[TokenizedSample] = []
         self._stream: RowStream | None = None
+        self._loader: SFTLoader | None = None
+        self._resume_from: Mapping[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self._stream is None:
@@ -116,22 +118,30 @@ class SFTDataModule(LightningDataModule):
     def train_dataloader(self) -> SFTLoader:
         assert self._stream is not None, "Lightning calls setup first"
         trainer = self.trainer
-        if trainer is None:
-            return SFTLoader(self._samples, self._stream)
-        return SFTLoader(
-            self._samples, self._stream, trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank
-        )
+        split = () if trainer is None else (trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank)
+        self._loader = SFTLoader(self._samples, self._stream, *split)
+        if self._resume_from is not None:
+            self._loader.load_state_dict(self._resume_from)
+            self._resume_from = None
+        return self._loader
 
-    def val_dataloader(self) -> Sequence[PackedBatch]:
+    def val_dataloader(self) -> ValidationLoader:
         """Rows of held-out samples; ``num_trained_tokens`` is each row's own, ranks take turns."""
         packer = BestFitPacker(self.row_tokens, self.buffer_samples)
         rows = list(packer.pack((i, len(sample.token_ids)) for i, sample in enumerate(self._validation)))
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         picked = [[self._validation[i] for i in row] for row in rows[rank::world_size]]
-        return [pack_samples(samples, sum(sum(sample.loss_mask) for sample in samples)) for samples in picked]
+        return ValidationLoader([pack_samples(samples, _count_trained(samples)) for samples in picked])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return move_batch(batch, device) if isinstance(batch, PackedBatch) else batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's. Lightning saves that too, but does not restore it from a checkpoint at the end of an epoch."""
+        return {} if self._loader is None else {"loader": self._loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume_from = state_dict.get("loader")
 
     def _setup_training(self) -> None:
         dropped: Counter[str] = Counter()
@@ -188,6 +198,23 @@ class SFTDataModule(LightningDataModule):
         if fit.dropped:
             _log.warning("%s: dropped %s of %d samples", path, dict(fit.dropped), len(conversations))
         return kept
+
+
+def _count_trained(samples: Sequence[TokenizedSample]) -> int:
+    return sum(sum(sample.loss_mask) for sample in samples)
+
+
+class ValidationLoader:
+    """A fixed list of rows. Not a list, because Lightning would take every row for a loader."""
+
+    def __init__(self, rows: Sequence[PackedBatch]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        return iter(self._rows)
 
 
 class SFTLoader:

@@ -1,0 +1,143 @@
+"""The conversation files: what is read back is what was written, and mistakes are named by file and line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from north_lightning.data import Conversation, read_samples, write_samples
+from north_lightning.data.sources import sample_from_json, sample_to_json
+from north_lightning.errors import DataError
+from north_lightning.types import Message, ToolCall, ToolSpec
+
+text = st.text(st.characters(codec="utf-8"), max_size=12)
+name = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6)
+arguments = st.dictionaries(
+    text, text | st.integers() | st.booleans() | st.none() | st.lists(text, max_size=2), max_size=3
+)
+assistant = st.builds(
+    Message,
+    role=st.just("assistant"),
+    content=text,
+    reasoning=text,
+    tool_calls=st.lists(st.builds(ToolCall, id=name, name=name, arguments=arguments), max_size=2).map(tuple),
+)
+other = st.builds(Message, role=st.sampled_from(["system", "user"]), content=text)
+result = st.builds(Message, role=st.just("tool"), content=text, tool_call_id=text)
+conversation = st.builds(
+    Conversation,
+    messages=st.lists(assistant | other | result, min_size=1, max_size=5).map(tuple),
+    tools=st.lists(st.builds(ToolSpec, name=name, description=text, parameters=arguments), max_size=2).map(tuple),
+    source=text,
+    harness=text,
+    environment=text,
+    repo=text,
+    task_id=text,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(sample=conversation)
+def test_a_sample_survives_the_way_to_json_and_back(sample):
+    assert sample_from_json(json.loads(json.dumps(sample_to_json(sample)))) == sample
+
+
+def test_files_are_read_back_in_order_and_equal(tmp_path):
+    samples = [Conversation((Message("user", f"line one\nline {i}\u2028 é"),), source="s") for i in range(5)]
+    assert write_samples(tmp_path / "new" / "a.jsonl", samples) == 5
+    assert list(read_samples(tmp_path / "new" / "a.jsonl")) == samples
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.jsonl"]
+
+
+def test_a_failing_writer_leaves_the_old_file_alone(tmp_path):
+    old = [Conversation((Message("user", "old"),))]
+    write_samples(tmp_path / "a.jsonl", old)
+
+    def broken():
+        yield Conversation((Message("user", "new"),))
+        raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError):
+        write_samples(tmp_path / "a.jsonl", broken())
+    assert list(read_samples(tmp_path / "a.jsonl")) == old
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_openai_messages_with_string_arguments_and_null_content_are_read():
+    record = {
+        "messages": [
+            {"role": "user", "content": "hi"},
+            {
+                "role": "assistant",
+                "content": None,
+                "reasoning_content": "hm",
+                "tool_calls": [
+                    {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": {"y": [1]}}'}}
+                ],
+            },
+            {"role": "tool", "tool_call_id": "a", "content": "ok"},
+        ],
+        "tools": [
+            {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+        ],
+    }
+    sample = sample_from_json(record)
+    assert sample.messages == (
+        Message("user", "hi"),
+        Message("assistant", reasoning="hm", tool_calls=(ToolCall("a", "f", {"x": {"y": [1]}}),)),
+        Message("tool", "ok", tool_call_id="a"),
+    )
+    assert sample.tools == (ToolSpec("f", "d", {"type": "object"}),)
+
+
+GOOD = '{"messages": [{"role": "user", "content": "x"}]}'
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "Expecting"),
+        ("[]", "sample: expected an object, got list"),
+        ("{}", "messages: expected a list, got NoneType"),
+        ('{"messages": []}', "messages: expected at least one"),
+        ('{"messages": [{"role": "robot"}]}', r"messages\[0\].role: expected one of"),
+        ('{"messages": [{"role": "user", "content": 3}]}', r"messages\[0\].content: expected a string"),
+        ('{"messages": [{"role": "user", "content": "x"}], "label": 1}', "got label"),
+        ('{"messages": [{"role": "user", "thinking": "x"}]}', "got thinking"),
+        ('{"messages": [{"role": "tool", "content": "x"}]}', "tool_call_id"),
+        ('{"messages": [{"role": "user", "tool_call_id": "1"}]}', "tool_call_id"),
+        ('{"messages": [{"role": "user", "reasoning_content": "x"}]}', "of an assistant only"),
+        (
+            '{"messages": [{"role": "assistant", "tool_calls": '
+            '[{"id": "0", "function": {"name": "f", "arguments": "{"}}]}]}',
+            r"tool_calls\[0\].function.arguments: expected JSON",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "tool_calls": '
+            '[{"id": "0", "function": {"name": "f", "arguments": []}}]}]}',
+            "arguments: expected an object",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]}',
+            r"id: expected a non-empty string",
+        ),
+        ('{"messages": [{"role": "user"}], "tools": [{"name": "f"}]}', r"tools\[0\]: expected only"),
+    ],
+)
+def test_a_line_that_is_no_sample_is_refused_with_file_and_line(tmp_path, line, message):
+    (tmp_path / "bad.jsonl").write_text(f"{GOOD}\n\n{line}\n")
+    with pytest.raises(DataError, match=r"bad.jsonl:3: .*" + message):
+        list(read_samples(tmp_path / "bad.jsonl"))
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match=r"none.jsonl"):
+        next(read_samples(tmp_path / "none.jsonl"))
+
+
+def test_reading_and_writing_samples_does_not_import_torch():
+    code = "import sys, north_lightning.data as d; d.write_samples; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
