@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.05
 CHILD_DIED = "child_died"
+DIED = "died"
 
 
 @dataclass(frozen=True)
@@ -234,12 +235,12 @@ class RolloutProducer:
             try:
                 message = self._connection.recv()
             except (EOFError, OSError):
-                self._restart_child("died")
+                self._restart_child(DIED)
                 return
             self._last_message = time.monotonic()
             self._handle(message)
         elif ready:
-            self._restart_child("died")
+            self._restart_child(DIED)
         elif time.monotonic() - self._last_message > self._limits.heartbeat_timeout_s:
             self._restart_child(f"gave no sign of life for {self._limits.heartbeat_timeout_s:g} s")
 
@@ -309,18 +310,20 @@ class RolloutProducer:
 
     def _restart_child(self, what: str) -> None:
         assert self._process is not None
-        self._process.join(0.1 if what == "died" else 0.0)
+        if what != DIED:
+            self._process.kill()  # it answers nothing, so it would not end in time either
+        self._process.join(1.0)
         exit_code = self._process.exitcode
-        self._ready.clear()
-        lost, self._running = self._running, {}
-        self._end_child()
-        if exit_code is not None and exit_code < 0:
+        if what == DIED and exit_code is not None and exit_code < 0:
             what = f"was killed by {signal.Signals(-exit_code).name}"
         error = InfrastructureError(f"the rollout process {what} (exit code {exit_code})")
+        lost, self._running = self._running, {}
+        self._ready.clear()
+        self._end_child()
         self._counts["child_restarts"] += 1
         self._consecutive_deaths += 1
         if self._consecutive_deaths > self._limits.max_child_restarts:
-            self._running = lost
+            self._waiting = [*lost.values(), *self._waiting]
             raise InfrastructureError(f"{error}, {self._consecutive_deaths} times with no group completed between")
         log.warning("%s; restarting it and dispatching %d groups again", error, len(lost))
         for job in lost.values():

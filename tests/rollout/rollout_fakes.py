@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
+import subprocess
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from north_lightning.chat import ChatFormat, NorthTokenizer, train_tokenizer
-from north_lightning.errors import InvalidActionError, SandboxError
+from north_lightning.errors import ConfigError, InvalidActionError, SandboxError, SandboxUnavailableError
 from north_lightning.interfaces import (
     Harness,
     HarnessSession,
@@ -190,8 +193,8 @@ async def by_index(rollout: Rollout) -> Reward:
 class RecordingSampler(Sampler):
     """Plays ``actions``, one a turn, as *uncommon* ids: one token per character, which no tokenizer would choose.
 
-    Log-probabilities are random, and the policy version rises in the middle of every turn. ``requests`` keeps every prompt
-    with its parameters and the sample that was given.
+    Log-probabilities are random, and the policy version rises in the middle of every turn. ``requests`` keeps every
+    prompt with its parameters and the sample that was given.
     """
 
     def __init__(self, chat: ChatFormat, actions: Sequence[AssistantAction | list[int]], delay_s: float = 0.0) -> None:
@@ -275,3 +278,64 @@ async def raise_sandbox_error() -> None:
 
 async def hang() -> None:
     await asyncio.sleep(60)
+
+
+# ---- in the rollout process ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class PlannedVerifier(RewardVerifier):
+    """Behaves by group id: ``plan`` maps it to what goes wrong there. ``once`` remembers across processes what has."""
+
+    plan: dict[int, str]
+    once: Path
+
+    async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
+        fault = self.plan.get(rollout.group_id, self.plan.get(-1, ""))
+        marker = self.once / f"{rollout.group_id}"
+        if fault.startswith("once "):
+            if marker.exists():
+                return Reward(float(rollout.index % 2))
+            marker.touch()
+            fault = fault.removeprefix("once ")
+        match fault:
+            case "raise":
+                raise RuntimeError("no verdict")
+            case "config":
+                raise ConfigError("verifier: expected a key, got none")
+            case "exit":
+                os._exit(3)
+            case "block":
+                time.sleep(60)  # noqa: ASYNC251
+            case "slow":
+                await asyncio.sleep(60)
+            case "lambda":
+                return Reward(1.0, {"unpicklable": lambda: None})
+            case "signals":
+                return Reward(1.0, signals_of_a_program())
+        return Reward(float(rollout.index % 2))
+
+
+def signals_of_a_program() -> dict[str, str]:
+    """Signal masks that a program started from here begins with."""
+    status = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
+    return dict(line.split(":\t") for line in status.splitlines() if line.startswith("Sig"))
+
+
+def child_runner(tokenizer_dir: Path, plan: dict[int, str], once: Path, sample_s: float = 0.0) -> RolloutRunner:
+    chat = load_chat(tokenizer_dir)
+    return RolloutRunner(
+        chat,
+        RecordingSampler(chat, [call("one"), answer()], delay_s=sample_s),
+        FakeSandboxes(),
+        {"terminal": EchoHarness()},
+        PlannedVerifier(plan, once),
+        image_of,
+        max_turn_tokens=200,
+        max_context_tokens=2000,
+        max_attempts=1,
+    )
+
+
+def no_runner() -> RolloutRunner:
+    raise SandboxUnavailableError("bubblewrap is not installed: apt-get install bubblewrap")

@@ -201,8 +201,8 @@ def test_a_prompt_beyond_the_context_is_a_mistake_of_the_configuration(chat: Cha
 
 
 def test_an_environment_without_a_harness_is_named(chat: ChatFormat, tmp_path: Path) -> None:
+    other = make_task(tmp_path, environment="swe")
     with pytest.raises(ConfigError, match="'swe'"):
-        other = make_task(tmp_path, environment="swe")
         run(make_runner(chat, RecordingSampler(chat, [answer()])).run(other, 0, 0, seed=0))
 
 

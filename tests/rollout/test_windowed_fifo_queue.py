@@ -1,4 +1,5 @@
-"""The queue against a list model and a simulated learner: every group ends once, and the lag bound holds and is reached."""
+"""The queue against a list model and a simulated learner: every group ends once, and the lag bound holds and is
+reached."""
 
 from __future__ import annotations
 
