@@ -83,9 +83,7 @@ class SWEAgentHarness(Harness):
         return Prompt(messages=messages, tools=TOOLS)
 
     async def open(self, task: Task, sandbox: Sandbox) -> HarnessSession:
-        shell = Shell(sandbox)
-        await shell.start()
-        return SWEAgentSession(self, shell)
+        return SWEAgentSession(self, Shell(sandbox))
 
 
 class SWEAgentSession(HarnessSession):
