@@ -18,7 +18,7 @@ _ESCAPE = re.compile(
 _HARMLESS_FINALS = frozenset("mnchlqt")
 _MOVING_SINGLES = frozenset("78DEMc")
 _ALTERNATE_SCREENS = frozenset({"?47", "?1047", "?1049"})
-_SILENT = {code: None for code in (0, 5, 7, 14, 15, 127)}
+_SILENT = dict.fromkeys((0, 5, 7, 14, 15, 127))
 _ERASE = "\x1bK"  # stands for "erase to the end of the line" between the two passes
 
 
@@ -74,11 +74,14 @@ def _overwritten(line: str, columns: int) -> str | None:
     return "".join(cells)
 
 
-def capped(text: str, max_bytes: int, left_out: int = 0) -> str:
-    """``text`` in at most ``max_bytes`` of UTF-8, half from the start and half from the end, and a note of the rest."""
+def capped(text: str, max_bytes: int, num_left_out: int = 0) -> str:
+    """``text`` in ``max_bytes`` of UTF-8, half from the start and half from the end, and a line about the rest.
+
+    ``num_left_out``: bytes already missing in its middle.
+    """
     data = text.encode()
     if len(data) <= max_bytes:
         return text
     half = max_bytes // 2
-    head, tail = data[:half].decode(errors="ignore"), data[-half:].decode(errors="ignore")
-    return f"{head}\n[... {left_out + len(data) - 2 * half} bytes left out ...]\n{tail}"
+    head, tail = data[:half].decode(errors="ignore"), data[len(data) - half :].decode(errors="ignore")
+    return f"{head}\n[... {num_left_out + len(data) - 2 * half} bytes left out ...]\n{tail}"

@@ -1,7 +1,7 @@
 """Processes that live in a process namespace of their own, seen from the host.
 
-In: a complete command line that starts bubblewrap. Out: asyncio processes whose ``kill`` ends everything started inside,
-and capped output. Knows nothing of directories, mounts or user ids.
+In: a complete command line that starts bubblewrap. Out: asyncio processes whose ``kill`` ends everything started
+inside, and capped output. Knows nothing of directories, mounts or user ids.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ _MAX_ERROR_BYTES = 4000
 class NamespaceProcess(Process):
     """A program in its own process namespace; ``pid`` is bubblewrap's, whose only child is the namespace's init."""
 
+    was_killed = False  # by ``kill``: an exit code then says nothing about the program
+
     def kill(self) -> None:
         """Kill the namespace's init. The kernel then kills all the rest before ``wait`` returns: nothing survives.
 
         Does not go through the transport, whose ``kill`` may reap the process behind the event loop's back.
         """
-        if self.returncode is None and not _kill_only_child(self.pid):
-            _kill_child(self.pid, of=os.getpid())
+        if self.returncode is None:
+            self.was_killed = True
+            if not _kill_only_child(self.pid):
+                _kill_child(self.pid, of=os.getpid())
 
     def terminate(self) -> None:
         """Same as ``kill``: an init gets no signal it has no handler for."""

@@ -1,8 +1,8 @@
 """One bash that stays: directory and variables persist from command to command. Over pipes, without a terminal.
 
-In: command lines and file contents. Out: results. Commands read from ``/dev/null``. A command that exceeds its time, or ends
-the shell, costs the variables but not the directory: the next one runs in a new shell there. Files are read and written by
-a process inside the sandbox: the host never opens a path that the model controls.
+In: command lines and file contents. Out: results. Commands read from ``/dev/null``. A command that exceeds its time, or
+ends the shell, costs the variables but not the directory: the next one runs in a new shell there. Files are read and
+written by a process inside the sandbox: the host never opens a path that the model controls.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Shell:
     async def read_file(self, path: str) -> bytes:
         """The content of a regular file; a relative path starts at ``directory``.
 
-        ``FileNotFoundError``, ``IsADirectoryError`` (special files too), ``PermissionError``, or ``OSError`` if it is longer
-        than ``max_file_bytes``.
+        ``FileNotFoundError``, ``IsADirectoryError`` (special files too), ``PermissionError``, or ``OSError`` if it is
+        longer than ``max_file_bytes``.
         """
         process = await self._sandbox.spawn(["bash", "-c", _READ, "read", path, self.directory])
         assert process.stdout is not None
@@ -105,7 +105,7 @@ class Shell:
         return bytes(content)
 
     async def write_file(self, path: str, content: bytes) -> None:
-        """Make or replace a regular file in an existing directory; the ``OSError`` that fits if that is not possible."""
+        """Make or replace a regular file in an existing directory; the ``OSError`` that fits if it cannot be."""
         process = await self._sandbox.spawn(["bash", "-c", _WRITE, "write", path, self.directory])
         assert process.stdin is not None
         try:

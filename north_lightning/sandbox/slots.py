@@ -11,12 +11,15 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
+import subprocess
 import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
 from north_lightning.errors import SandboxError, SandboxUnavailableError
+from north_lightning.sandbox.seccomp import seccomp_filter
 from north_lightning.sandbox.trees import copy_tree, delete_tree, mount_tmpfs, unmount
 
 UIDS_PER_PROCESS = 1024
@@ -52,29 +55,22 @@ class Host:
         parent.mkdir(parents=True, exist_ok=True)
         self.is_root = os.geteuid() == 0
         self.pid = os.getpid()
+        self._first_uid: int | None = None
+        locks = []
         _delete_stale(parent)
+        if self.is_root:
+            _check_reachable(parent)
+            self._first_uid, uid_lock = _claim_uids(first_uid)
+            locks.append(uid_lock)
         self.root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         self.root.chmod(0o711)
-        self._lock = _lock(self.root / "lock")
-        self._first_uid: int | None = None
-        self._uid_lock = -1
-        if self.is_root:
-            self._check_reachable(parent)
-            self._first_uid, self._uid_lock = _claim_uids(first_uid)
+        locks.append(_lock(self.root / "lock.new"))
+        (self.root / "lock.new").rename(self.root / "lock")  # never there unlocked while this process lives
+        self._finalizer = weakref.finalize(self, _remove, self.root, self.pid, locks)
         self._free = list(range(max_slots))[::-1]
         self.can_mount = self._probe_mount()
         self.etc = _make_etc(self.root / "etc")
-        self._finalizer = weakref.finalize(self, _remove, self.root, os.getpid())
-
-    def _check_reachable(self, parent: Path) -> None:
-        closed = [
-            str(path) for path in (parent.resolve(), *parent.resolve().parents) if not path.stat().st_mode & 0o001
-        ]
-        if closed:
-            raise SandboxUnavailableError(
-                f"sandbox root {parent}: expected every directory above it to be searchable by all users (chmod o+x), "
-                f"but {closed[0]} is not; choose another root"
-            )
+        self.seccomp = _make_filter(self.root / "seccomp.bpf")
 
     def _probe_mount(self) -> bool:
         if not self.is_root:
@@ -120,6 +116,15 @@ class Host:
         self._free.append(slot.index)
 
 
+def _check_reachable(parent: Path) -> None:
+    for path in (parent.resolve(), *parent.resolve().parents):
+        if not path.stat().st_mode & stat.S_IXOTH:
+            raise SandboxUnavailableError(
+                f"root: expected {parent} and every directory above it to be searchable by all users, but {path} is not; "
+                "choose another root, or chmod o+x it"
+            )
+
+
 def _lock(path: Path) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -132,6 +137,7 @@ def _lock(path: Path) -> int:
 
 def _claim_uids(first_uid: int) -> tuple[int, int]:
     """The first of ``UIDS_PER_PROCESS`` user ids that no other live process on this machine uses, and the lock on them."""
+    _check_mapped(first_uid)
     _LOCKS.mkdir(mode=0o700, exist_ok=True)
     for block in range(256):
         start = first_uid + block * UIDS_PER_PROCESS
@@ -140,6 +146,24 @@ def _claim_uids(first_uid: int) -> tuple[int, int]:
         except BlockingIOError:
             continue
     raise SandboxError(f"every block of sandbox user ids from {first_uid} on is in use ({_LOCKS}/uids-*)")
+
+
+def _check_mapped(first_uid: int) -> None:
+    """Inside a container only some user ids may exist."""
+    ranges = [[int(word) for word in line.split()] for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    if not any(start <= first_uid and first_uid + UIDS_PER_PROCESS <= start + length for start, _, length in ranges):
+        raise SandboxUnavailableError(
+            f"first_uid: expected {UIDS_PER_PROCESS} user ids from {first_uid} on to exist here, but the user namespace has "
+            + ", ".join(f"{start} to {start + length - 1}" for start, _, length in ranges)
+        )
+
+
+def _make_filter(path: Path) -> Path | None:
+    content = seccomp_filter()
+    if content is None:
+        return None
+    path.write_bytes(content)
+    return path
 
 
 def _make_etc(etc: Path) -> Path:
@@ -161,27 +185,26 @@ def _make_etc(etc: Path) -> Path:
     return etc
 
 
-def _remove(root: Path, pid: int) -> None:
+def _remove(root: Path, pid: int, locks: list[int]) -> None:
     """Unmount and delete a scratch root, unless this is a forked child of the process that made it."""
     if os.getpid() != pid:
         return
     with open("/proc/self/mounts", "rb") as mounts:
-        points = [line.split()[1].decode("unicode_escape", errors="replace") for line in mounts]
+        points = [line.split()[1].decode("unicode_escape") for line in mounts]
     unmount(Path(point) for point in points if point.startswith(f"{root}/"))
-    with contextlib.suppress(OSError, Exception):
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
         delete_tree(root)
+    for lock in locks:
+        os.close(lock)
 
 
 def _delete_stale(parent: Path) -> None:
     """Delete what killed processes of this user have left in ``parent``."""
     for root in parent.glob(f"{_PREFIX}*"):
         try:
-            if root.lstat().st_uid != os.geteuid() or root.is_symlink() or not (root / "lock").exists():
+            if root.is_symlink() or root.lstat().st_uid != os.geteuid() or not (root / "lock").exists():
                 continue
             lock = _lock(root / "lock")
         except OSError:
             continue  # in use, or gone already
-        try:
-            _remove(root, os.getpid())
-        finally:
-            os.close(lock)
+        _remove(root, os.getpid(), [lock])

@@ -1,9 +1,9 @@
 """A real terminal (tmux, 160x40) in a sandbox, for a model that types and reads.
 
 In: keystrokes. Out: what a command newly printed, as plain text, or the screen where that is what counts. One tmux in
-control mode serves all of an attempt: no process per action. Bash announces its prompts and the start and end of commands
-by shell integration sequences (OSC 133, with a number that is new for every terminal), so nothing polls and no stale
-command can be taken for a finished one. Does not know tools, tasks or observation formats.
+control mode serves all of an attempt: no process per action. Bash announces its prompts and the start and end of
+commands by shell integration sequences (OSC 133, with a number that is new for every terminal), so nothing polls and no
+stale command can be taken for a finished one. Does not know tools, tasks or observation formats.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Mapping
-from typing import Literal
 
 from north_lightning.errors import InvalidActionError, SandboxError
 from north_lightning.interfaces import Sandbox
 from north_lightning.sandbox.escapes import capped, plain_text
 from north_lightning.sandbox.processes import CappedOutput
+from north_lightning.sandbox.tmux import ControlStream, PaneOutput, quoted
 
 _START_TIMEOUT_S = 20.0
 _QUIET_S = 0.05
@@ -65,7 +65,8 @@ class Terminal:
         self._reader: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._replies: deque[asyncio.Future[list[str]]] = deque()
-        self._pane = _PaneOutput(secrets.token_hex(4))
+        self._pane = PaneOutput(secrets.token_hex(4), _RAW_BYTES)
+        self._stray = CappedOutput(4000)  # what tmux said outside its protocol: why it did not start
 
     @property
     def at_prompt(self) -> bool:
@@ -89,8 +90,9 @@ class Terminal:
         except TimeoutError:
             await self.close()
             raise SandboxError(f"no prompt within {_START_TIMEOUT_S} s of starting tmux") from None
+        self._pane.take()
         if self.closed:
-            words = self._pane.stray.text().strip()
+            words = self._stray.text().strip()
             await self.close()
             raise SandboxError(
                 f"tmux did not start: {words or 'no message'} (are tmux and bash installed in the sandbox?)"
@@ -99,11 +101,11 @@ class Terminal:
     async def send(self, keystrokes: str, timeout_s: float, *, enter: bool = True) -> str:
         """Type, press Enter, and return what is new once the prompt is back, or the screen at the time-out.
 
-        The echo of what was typed and the prompt are not part of the answer. A name of a key alone (``C-c``, ``C-d``,
-        ``Up``, ``Escape``, as tmux spells them) presses that key, without Enter. One newline at the end counts as the Enter.
-        With ``enter`` false, or after a key that submits nothing, the answer is the screen as soon as it is quiet. A program
-        that waits for input runs into the time-out; the next ``send`` types into it. Printing by background jobs since the
-        last call comes first.
+        The echo of what was typed and the prompt are not part of the answer; what background jobs printed since the
+        last call comes first. The name of a key alone (``C-c``, ``C-d``, ``Up``, ``Escape``, as tmux spells them)
+        presses that key, without Enter. One newline at the end counts as the Enter. With ``enter`` false, or after a
+        key that submits nothing, the answer is the screen as soon as it is quiet. A program that waits for input runs
+        into the time-out; the next ``send`` types into it.
 
         Raises ``TerminalClosedError`` if the shell had ended before, ``SandboxError`` if the sandbox is gone.
         """
@@ -131,9 +133,11 @@ class Terminal:
 
     async def screen(self) -> str:
         """The screen's lines, without blank lines at its end; empty once the shell has ended."""
-        if self.closed:
-            return ""
-        return "\n".join(await self._control(f"capture-pane -p -t {_PANE}")).rstrip()
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                return "\n".join(await self._control(f"capture-pane -p -t {_PANE}")).rstrip()
+        except TimeoutError:
+            raise SandboxError(f"tmux did not answer within {_START_TIMEOUT_S} s") from None
 
     async def close(self) -> None:
         """End the session. May be called twice; the sandbox stays open."""
@@ -167,13 +171,16 @@ class Terminal:
         return [*command, "--", "bash", "--noprofile", "--norc", "+H", "-i"]
 
     def _sandbox_died(self) -> bool:
-        code = self._process.returncode if self._process is not None else None
-        return code is not None and code < 0
+        """Whether somebody outside ended the session: not the model, whose processes cannot reach the namespace's init."""
+        process = self._process
+        if process is None or process.returncode is None:
+            return False
+        return process.returncode < 0 or getattr(process, "was_killed", False)
 
     async def _raise_closed(self) -> None:
         assert self._process is not None, "start() comes first"
         if self._sandbox_died():
-            raise SandboxError(f"the terminal's sandbox died (signal {-(self._process.returncode or 0)})")
+            raise SandboxError(f"the terminal was ended from outside (exit code {self._process.returncode})")
         raise TerminalClosedError("the terminal is closed: its shell has ended")
 
     # ---- typing
@@ -181,7 +188,7 @@ class Terminal:
     def _type(self, keystrokes: str, enter: bool) -> tuple[str, bool]:
         """Queue the keystrokes; the text typed, and whether they hand something to the shell or program."""
         if _KEY.fullmatch(keystrokes):
-            self._control(f"send-keys -t {_PANE} -- {_quoted(keystrokes)}")
+            self._control(f"send-keys -t {_PANE} -- {quoted(keystrokes)}")
             return "", keystrokes in _SUBMITTING_KEYS
         text = keystrokes.replace("\r\n", "\n")
         has_control = _CONTROL.search(text) is not None
@@ -189,7 +196,7 @@ class Terminal:
             text, enter = text[:-1], True
         if text:
             # A bracketed paste reaches bash as one edit: newlines and tabs are text, and nothing is echoed twice.
-            self._control(f"set-buffer -b typed -- {_quoted(text)}")
+            self._control(f"set-buffer -b typed -- {quoted(text)}")
             self._control(f"paste-buffer -d {'' if has_control else '-p '}-b typed -t {_PANE}")
             if has_control and not _CONTROL.sub("", text):
                 return "", True
@@ -198,7 +205,7 @@ class Terminal:
         return text + "\n" * enter, enter
 
     async def _prompt_after(self, num_prompts: int, *, needs_quiet: bool) -> None:
-        """Wait for a prompt later than ``num_prompts``. ``needs_quiet``: bash may go on to read what was typed ahead."""
+        """Wait for a prompt later than ``num_prompts``; ``needs_quiet`` if bash may go on to read what was typed ahead."""
         pane = self._pane
         while not self.closed:
             if pane.num_prompts > num_prompts and pane.is_at_prompt:
@@ -226,27 +233,30 @@ class Terminal:
 
     # ---- reading
 
-    async def _answer(self, pending: CappedOutput, echo: str, show_screen: bool) -> str:
+    async def _answer(self, pending: CappedOutput, echo: str, *, show_screen: bool) -> str:
         output = self._pane.take()
-        left_out = pending.num_left_out + output.num_left_out
         if not show_screen or self.closed:
-            before, text = (self._plain(part) for part in (pending, output))
+            before, text = self._plain(pending), self._plain(output)
             if text is not None and before is not None:
                 if echo and text.startswith(echo):
                     text = text[len(echo) :]
-                if self._pane.is_continuation and self._pane.is_at_prompt:
+                if self.at_prompt and self._pane.is_continuation:
                     text += "> "
-                return capped(before + text, self._max_output_bytes, left_out)
+                num_left_out = pending.num_left_out + output.num_left_out
+                return capped(before + text, self._max_output_bytes, num_left_out)
         return capped(await self.screen(), self._max_output_bytes)
 
     def _plain(self, output: CappedOutput) -> str | None:
         head = plain_text(output.head, self._columns)
         tail = plain_text(output.tail, self._columns)
-        return None if head is None or tail is None else head + tail
+        if head is None or tail is None:
+            return None
+        return head + (f"\n[... {output.num_left_out} bytes left out ...]\n" if output.num_left_out else "") + tail
 
     def _control(self, line: str) -> asyncio.Future[list[str]]:
         """Send one tmux command; its answer comes in order, empty if tmux is gone."""
-        assert self._process is not None and self._process.stdin is not None, "start() comes first"
+        assert self._process is not None, "start() comes first"
+        assert self._process.stdin is not None
         reply: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         if self.closed:
             reply.set_result([])
@@ -257,8 +267,9 @@ class Terminal:
 
     async def _read(self) -> None:
         """Take in everything tmux says until it ends."""
-        assert self._process is not None and self._process.stdout is not None
-        control = _ControlStream()
+        assert self._process is not None
+        assert self._process.stdout is not None
+        control = ControlStream(_PANE)
         rest = b""
         while chunk := await self._process.stdout.read(1 << 18):
             *lines, rest = (rest + chunk).split(b"\n")
@@ -267,7 +278,7 @@ class Terminal:
                 if kind == "output":
                     self._pane.feed(value)
                 elif kind == "stray":
-                    self._pane.stray.add(value + b"\n")
+                    self._stray.add(value + b"\n")
                 elif kind == "reply" and self._replies:
                     reply = self._replies.popleft()
                     if not reply.done():
@@ -279,114 +290,3 @@ class Terminal:
             if not reply.done():
                 reply.set_result([])
         self._changed.set()
-
-
-def _quoted(text: str) -> str:
-    """A word for tmux's command parser: everything but letters and digits in octal."""
-    return '"' + "".join(chr(b) if chr(b).isalnum() and b < 128 else f"\\{b:03o}" for b in text.encode() if b) + '"'
-
-
-class _ControlStream:
-    """tmux's control-mode lines: replies to our commands, and output of the pane."""
-
-    def __init__(self) -> None:
-        self.reply: list[bytes] = []
-        self._block: bytes | None = None  # what follows "%begin" in the open block
-        self._output = b"%output " + _PANE.encode() + b" "
-
-    def feed(self, line: bytes) -> tuple[Literal["output", "reply", "stray", "none"], bytes]:
-        if self._block is not None:
-            if line == b"%end " + self._block or line == b"%error " + self._block:
-                is_ours = self._block.endswith(b" 1")  # the commands of the command line are flagged 0
-                self._block = None
-                return ("reply" if is_ours else "none"), b""
-            self.reply.append(line)
-            return "none", b""
-        if line.startswith(self._output):
-            return "output", _unescaped(line[len(self._output) :])
-        if line.startswith(b"%begin "):
-            self._block = line[len(b"%begin ") :]
-            self.reply = []
-            return "none", b""
-        return ("none" if line.startswith(b"%") or not line else "stray"), line
-
-
-def _unescaped(data: bytes) -> bytes:
-    data = data.replace(rb"\015\012", b"\r\n").replace(rb"\033", b"\x1b")
-    if b"\\" in data:
-        data = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), data)
-    return data
-
-
-class _PaneOutput:
-    """Splits a pane's bytes at bash's marks into output (kept), and prompts and echo of typing (dropped)."""
-
-    def __init__(self, nonce: str) -> None:
-        self.nonce = nonce
-        self.num_prompts = 0
-        self.num_marks = 0
-        self.is_at_prompt = False
-        self.is_continuation = False  # the prompt is "> "
-        self.last_exit_code: int | None = None
-        self.stray = CappedOutput(4000)  # what tmux said outside its protocol: why it did not start
-        self._is_typing = False
-        self._at_prompt = bytearray()  # printed since the prompt: background jobs, or the echo of typing ahead
-        self._output = CappedOutput(_RAW_BYTES)
-        self._rest = b""
-        key = nonce.encode()
-        self._marks = re.compile(
-            rb"\x1b\]133;(?P<mark>[ACP]);k="
-            + key
-            + rb"\x07|\x1b\]133;D;(?P<code>\d+);k="
-            + key
-            + rb"\x07|\x1b\[\?2004l\r"
-        )
-
-    def feed(self, data: bytes) -> None:
-        data = self._rest + data
-        position = 0
-        for match in self._marks.finditer(data):
-            self._keep(data[position : match.start()])
-            position = match.end()
-            self._pass(match)
-        data = data[position:]
-        escape = data.rfind(b"\x1b", max(len(data) - 40, 0))
-        cut = escape if escape >= 0 and _may_be_mark(data[escape:]) else len(data)
-        self._rest = data[cut:]
-        self._keep(data[:cut])
-
-    def _pass(self, match: re.Match[bytes]) -> None:
-        self.num_marks += 1
-        if match["code"] is not None:
-            self.last_exit_code = int(match["code"])
-        elif match["mark"] in (b"A", b"P"):
-            self.is_at_prompt = True
-            self.is_continuation = match["mark"] == b"P"
-            self._is_typing = False
-            self._at_prompt.clear()
-            self.num_prompts += 1
-        else:  # a command starts, or its line was accepted
-            self.is_at_prompt = False
-            self._at_prompt.clear()
-
-    def _keep(self, data: bytes) -> None:
-        if not self.is_at_prompt:
-            self._output.add(data)
-        elif not self._is_typing and len(self._at_prompt) < _RAW_BYTES:
-            self._at_prompt += data
-
-    def begin_typing(self) -> None:
-        self._is_typing = True
-
-    def take(self) -> CappedOutput:
-        """What was printed since the last call."""
-        output, self._output = self._output, CappedOutput(_RAW_BYTES)
-        if self.is_at_prompt and not self._is_typing:
-            output.add(bytes(self._at_prompt).removeprefix(b"> " if self.is_continuation else b"$ "))
-            self._at_prompt[:] = b"> " if self.is_continuation else b"$ "
-        return output
-
-
-def _may_be_mark(tail: bytes) -> bool:
-    starts = (b"\x1b]133;", b"\x1b[?2004l\r")
-    return any(start.startswith(tail) or (start == starts[0] and tail.startswith(start)) for start in starts)

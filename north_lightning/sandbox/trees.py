@@ -1,8 +1,8 @@
 """Directory trees that a sandboxed program may have written, handled from outside without trusting them.
 
-In: directories on the host. Out: copies, mounts and deletions. No function here ever follows a symbolic link it finds in a
-tree, opens a special file (a FIFO would block, a device would answer), or keeps a set-user-id bit. Trees are walked by
-directory file descriptors, so no tree is too deep for a path name.
+In: directories on the host. Out: copies, mounts and deletions. No function here ever follows a symbolic link it finds
+in a tree, opens a special file (a FIFO would block, a device would answer), or keeps a set-user-id bit. Trees are walked
+by directory file descriptors, so no tree is too deep for a path name.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def copy_tree(source: Path, destination: Path, owner: int | None = None) -> None
     """Copy the content of ``source`` into the directory ``destination``, created if missing.
 
     Links are copied as links, modes (without set-id bits) and modification times kept, holes stay holes, special files
-    left out, hard links become separate files; directories deeper than 128 levels are cut off. ``owner`` becomes user and
-    group of everything. ``source`` itself may be a link; nothing below it is followed.
+    left out, hard links become separate files; directories deeper than 128 levels are cut off. ``owner`` becomes user
+    and group of everything. ``source`` itself may be a link; nothing below it is followed.
     """
     os.makedirs(destination, exist_ok=True)
     source_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -50,10 +50,12 @@ def _copy_directory(source_fd: int, destination_fd: int, owner: int | None, dept
             elif entry.is_dir(follow_symlinks=False):
                 if depth:
                     os.mkdir(name, 0o700, dir_fd=destination_fd)
-                    with _Opened(_open_readable(name, _DIRECTORY, source_fd)) as below:
-                        with _Opened(os.open(name, _DIRECTORY, dir_fd=destination_fd)) as copy:
-                            _copy_directory(below, copy, owner, depth - 1)
-                            _copy_metadata(os.fstat(below), copy, owner)
+                    with (
+                        _Opened(_open_readable(name, _DIRECTORY, source_fd)) as below,
+                        _Opened(os.open(name, _DIRECTORY, dir_fd=destination_fd)) as copy,
+                    ):
+                        _copy_directory(below, copy, owner, depth - 1)
+                        _copy_metadata(os.fstat(below), copy, owner)
             elif entry.is_file(follow_symlinks=False):
                 flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 with _Opened(_open_readable(name, flags, source_fd)) as original:

@@ -1,0 +1,105 @@
+"""The command line that isolates a program: user id, bubblewrap's options, and the shell that sets limits inside.
+
+Nothing here starts anything. ``Launcher.argv`` is rebuilt for every start because each needs its own descriptor of the
+system-call filter, which bubblewrap reads to its end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from north_lightning.sandbox.processes import STARTED
+
+_MIB = 1 << 20
+_SHM_BYTES = 64 * _MIB
+_NUM_OPEN_FILES = 1024
+
+# The namespace's init: limits, the start mark, then the program as its child. It reaps what the program orphans; when it
+# ends, the kernel ends the rest of the namespace. Units of ulimit in a POSIX shell: -f 512 bytes, -v 1024 bytes. The kernel
+# takes these processes first when memory runs out (oom_score_adj).
+_INIT = (
+    "ulimit -c 0 && ulimit -n {num_files} && ulimit -f {file_blocks} && ulimit -v {memory_kib} &&"
+    " {{ ulimit -p {num_processes} 2>/dev/null || ulimit -u {num_processes}; }} || exit 125;"
+    " {{ echo 1000 >/proc/self/oom_score_adj; }} 2>/dev/null; printf '{started}'; \"$@\"; exit $?"
+)
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/home/agent",
+    "USER": "agent",
+    "LOGNAME": "agent",
+    "SHELL": "/bin/bash",
+    "LANG": "C.UTF-8",
+    "TERM": "dumb",
+}
+_NAMESPACES = ["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+_IDENTITY = ["--uid", "1000", "--gid", "1000", "--disable-userns", "--hostname", "sandbox", "--cap-drop", "ALL"]
+_LIFE = ["--new-session", "--die-with-parent", "--as-pid-1", "--clearenv"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    memory_bytes: int
+    max_processes: int
+    max_file_bytes: int
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The words before (``outer``) and after (``inner``) the filter's descriptor; ``seccomp`` is the filter's file."""
+
+    outer: tuple[str, ...]
+    inner: tuple[str, ...]
+    seccomp: Path | None
+
+    def open_filter(self) -> int | None:
+        """A new descriptor of the filter, to be closed by the caller once the program runs."""
+        return None if self.seccomp is None else os.open(self.seccomp, os.O_RDONLY | os.O_CLOEXEC)
+
+    def argv(self, program: Sequence[str], filter_fd: int | None) -> list[str]:
+        seccomp = [] if filter_fd is None else ["--seccomp", str(filter_fd)]
+        return [*self.outer, *seccomp, *self.inner, *program]
+
+
+def make_launcher(
+    *,
+    bwrap: str,
+    setpriv: str,
+    uid: int | None,
+    directory: Path,
+    etc: Path,
+    seccomp: Path | None,
+    mounts: Sequence[str],
+    limits: Limits,
+) -> Launcher:
+    """How to run programs in the sandbox whose files are ``directory/{work,tmp,home}``, as ``uid`` (None: the caller)."""
+    outer = []
+    if uid is not None:
+        outer += [setpriv, f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
+    outer += [bwrap, *_NAMESPACES, *_IDENTITY, *_LIFE]
+    for name, value in _ENVIRONMENT.items():
+        outer += ["--setenv", name, value]
+
+    inner = ["--ro-bind", "/usr", "/usr", "--ro-bind", str(etc), "/etc"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        path = Path("/", name)
+        if path.is_symlink():
+            inner += ["--symlink", f"usr/{name}", str(path)]
+        elif path.is_dir():
+            inner += ["--ro-bind", str(path), str(path)]
+    # bubblewrap's own /dev and / are file systems in memory without a limit, so they become read-only.
+    inner += ["--proc", "/proc", "--dev", "/dev"]
+    inner += ["--size", str(_SHM_BYTES), "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+    for inside, part in (("/work", "work"), ("/tmp", "tmp"), ("/home/agent", "home")):
+        inner += ["--bind", str(directory / part), inside]
+    inner += [*mounts, "--dir", "/run", "--symlink", "/tmp", "/var/tmp", "--remount-ro", "/", "--chdir", "/work"]
+    init = _INIT.format(
+        num_files=_NUM_OPEN_FILES,
+        file_blocks=-(-limits.max_file_bytes // 512),
+        memory_kib=-(-limits.memory_bytes // 1024),
+        num_processes=limits.max_processes,
+        started="".join(f"\\{byte:03o}" for byte in STARTED),
+    )
+    return Launcher(tuple(outer), (*inner, "--", "/bin/sh", "-c", init, "init"), seccomp)
