@@ -254,6 +254,12 @@ def test_conversations_that_would_be_rendered_wrong_are_refused(tokenizer, messa
         ChatFormat(tokenizer, False).encode_conversation(messages, TOOLS)
 
 
+def test_numbers_that_melody_rounds_are_refused(tokenizer):
+    messages = [Message("assistant", tool_calls=(ToolCall("0", "anything", {"a": 3.9917007467776965e-25}),))]
+    with pytest.raises(DataError, match="rounds numbers"):
+        ChatFormat(tokenizer, False).encode_conversation(messages, ())
+
+
 def test_foreign_call_ids_are_renumbered(tokenizer):
     def messages(first, second):
         return [

@@ -153,6 +153,12 @@ def test_a_name_has_the_same_ids_in_every_context(tokenizer, phrases, data):
     assert inside == expected
 
 
+def test_phrases_that_are_words_are_matched_as_whole_words_only(corpus, tmp_path):
+    tokenizer = train_tokenizer(corpus, ["ald", "or", " ort "], 1000, tmp_path)
+    pieces = [tokenizer.decode([token_id]) for token_id in tokenizer.encode_text("kaldor or mortel ort dorort ")]
+    assert pieces == ["kal", "dor", " ", "or", " ", "mor", "tel", " ort ", "dor", *pieces[9:]]
+
+
 def test_scaffolding_costs_few_tokens(tokenizer):
     chat = ChatFormat(tokenizer, reasoning=False)
     messages = conversation(random.Random(7))
