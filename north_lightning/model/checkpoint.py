@@ -1,0 +1,311 @@
+"""Hugging Face checkpoints, in and out: sharded safetensors with one tensor per expert, for transformers and vLLM.
+
+In: a directory with ``config.json`` and safetensors. Out: a ``NorthModel``, or such a directory. In memory the experts'
+gate and up matrices are fused, and so are queries, keys and values; ``named_hf_tensors`` is the one place that knows
+which part of which parameter is which tensor on disk, and loading, saving and weight pushes all go through it.
+
+Only safetensors: nothing here unpickles. The tied head is not stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from north_lightning.errors import CheckpointError
+from north_lightning.model.config import NorthConfig
+from north_lightning.model.decoder import DecoderLayer, NorthModel
+from north_lightning.model.experts import DenseMLP
+
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5 * 10**9
+
+_EMBEDDING = "model.embed_tokens.weight"
+_TIED_HEAD = "lm_head.weight"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+
+def named_hf_tensors(model: NorthModel) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the model under its Hugging Face name, in the order of the layers.
+
+    The tensors are detached views: writing to them writes the model, and nothing is copied. 18,730 for the released
+    shape; the tied head is not among them.
+    """
+    config = model.config
+    head_dim, num_heads, num_kv_heads = config.head_dim, config.num_attention_heads, config.num_key_value_heads
+    qkv_rows = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
+    yield _EMBEDDING, model.embedding.weight.detach()
+    for index, layer in enumerate(model.layers):
+        assert isinstance(layer, DecoderLayer)
+        prefix = f"model.layers.{index}"
+        yield f"{prefix}.input_layernorm.weight", layer.norm.weight.detach()
+        parts = layer.attention.qkv_proj.weight.detach().split(qkv_rows)
+        for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
+            yield f"{prefix}.self_attn.{name}.weight", part
+        yield f"{prefix}.self_attn.o_proj.weight", layer.attention.o_proj.weight.detach()
+        if isinstance(layer.mlp, DenseMLP):
+            gate_up, down = layer.mlp.gate_up_proj.weight, layer.mlp.down_proj.weight
+            yield from _named_swiglu(f"{prefix}.mlp", gate_up.detach(), down.detach())
+        else:
+            yield f"{prefix}.mlp.gate.weight", layer.mlp.router.weight.detach()
+            for expert in range(config.num_experts):
+                gate_up, down = layer.mlp.gate_up_proj[expert], layer.mlp.down_proj[expert]
+                yield from _named_swiglu(f"{prefix}.mlp.experts.{expert}", gate_up.detach(), down.detach())
+    yield "model.norm.weight", model.norm.weight.detach()
+
+
+def _named_swiglu(prefix: str, gate_up: Tensor, down: Tensor) -> Iterator[tuple[str, Tensor]]:
+    gate, up = gate_up.chunk(2)
+    yield f"{prefix}.gate_proj.weight", gate
+    yield f"{prefix}.up_proj.weight", up
+    yield f"{prefix}.down_proj.weight", down
+
+
+# ---- in ------------------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(
+    directory: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    sliding_window_includes_current: bool = False,
+) -> NorthModel:
+    """A model with the weights of a Hugging Face checkpoint directory; its ``config`` is the checkpoint's.
+
+    Args:
+        directory: ``config.json`` and ``model.safetensors``, or shards and their index.
+        dtype: of the parameters; None: the embedding's on disk.
+        device: where the parameters go.
+        sliding_window_includes_current: see ``NorthConfig``.
+
+    Raises:
+        CheckpointError: no such directory or shard, a corrupt file, or tensors that are missing, unexpected or of
+            another shape.
+        ConfigError: a config that this implementation does not do.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoint: {directory} is not a directory")
+    config = NorthConfig.load(directory, sliding_window_includes_current=sliding_window_includes_current)
+    weight_map = _read_weight_map(directory)
+    with torch.device("meta"):
+        model = NorthModel(config)
+    _check_tensors(directory, weight_map, {name: tuple(tensor.shape) for name, tensor in named_hf_tensors(model)})
+    model.to(dtype=dtype or _stored_dtype(directory, weight_map))
+    model.to_empty(device=device)
+    targets = dict(named_hf_tensors(model))
+    for shard, names in _by_shard(weight_map).items():
+        with _open_shard(directory / shard) as file:
+            for name in names:
+                if name == _TIED_HEAD:
+                    _check_tied_head(file.get_tensor(name), targets[_EMBEDDING])
+                else:
+                    targets[name].copy_(file.get_tensor(name))
+    return model
+
+
+def _read_weight_map(directory: Path) -> dict[str, str]:
+    """Tensor name -> file name, from the index or from the only file."""
+    index_path = directory / INDEX_NAME
+    if not index_path.exists():
+        with _open_shard(directory / WEIGHTS_NAME) as file:
+            return dict.fromkeys(file.keys(), WEIGHTS_NAME)
+    try:
+        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index_path}: expected a safetensors index with a weight_map: {error!r}") from error
+    outside = [shard for shard in weight_map.values() if Path(shard).name != shard]
+    if outside:
+        raise CheckpointError(f"{index_path}: expected file names in the same directory, got {outside[0]!r}")
+    return weight_map
+
+
+def _open_shard(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"missing weights: {path} (only safetensors are read)")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"corrupt safetensors file {path}: {error}") from error
+
+
+def _by_shard(weight_map: Mapping[str, str]) -> dict[str, list[str]]:
+    shards: dict[str, list[str]] = {}
+    for name, shard in weight_map.items():
+        shards.setdefault(shard, []).append(name)
+    return shards
+
+
+def _check_tensors(directory: Path, weight_map: Mapping[str, str], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes of everything on disk with the model's, before any memory is spent."""
+    missing = [name for name in expected if name not in weight_map]
+    unexpected = [name for name in weight_map if name not in expected and name != _TIED_HEAD]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{directory}: weights do not fit config.json: {_some(missing)} missing, {_some(unexpected)} unexpected"
+        )
+    for shard, names in _by_shard(weight_map).items():
+        with _open_shard(directory / shard) as file:
+            stored = set(file.keys())
+            for name in names:
+                if name not in stored:
+                    raise CheckpointError(f"{directory / shard}: {name} is in the index but not in the file")
+                shape = tuple(file.get_slice(name).get_shape())
+                if name in expected and shape != expected[name]:
+                    raise CheckpointError(
+                        f"{directory / shard}: {name} has another shape: expected {list(expected[name])}, "
+                        f"got {list(shape)}"
+                    )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{len(names)} ({shown}{', ...' if len(names) > 3 else ''})" if names else "none"
+
+
+def _stored_dtype(directory: Path, weight_map: Mapping[str, str]) -> torch.dtype:
+    with _open_shard(directory / weight_map[_EMBEDDING]) as file:
+        dtype = file.get_slice(_EMBEDDING)[:1].dtype
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        raise CheckpointError(f"{directory}: {_EMBEDDING} is stored as {dtype}; quantized weights cannot be trained")
+    return dtype
+
+
+def _check_tied_head(head: Tensor, embedding: Tensor) -> None:
+    if not torch.equal(head.to(embedding), embedding):
+        raise CheckpointError(f"{_TIED_HEAD} differs from {_EMBEDDING}: only tied embeddings are supported")
+
+
+# ---- out -----------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    model: NorthModel,
+    directory: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    tokenizer_dir: str | Path | None = None,
+) -> None:
+    """Write a checkpoint that ``load_checkpoint``, transformers and vLLM read.
+
+    Everything is written beside the destination, flushed to disk and renamed into place: the directory exists
+    complete or not at all. An existing checkpoint there is replaced.
+
+    Args:
+        directory: to be made, or an existing checkpoint.
+        dtype: of the tensors on disk; None: as in memory.
+        max_shard_bytes: largest file, up to one tensor.
+        tokenizer_dir: where to copy tokenizer and chat template files from.
+
+    Raises:
+        CheckpointError: the destination is something else than a checkpoint, or ``tokenizer_dir`` has no tokenizer.
+    """
+    directory = Path(directory)
+    if directory.exists() and not (directory / "config.json").is_file() and any(directory.iterdir()):
+        raise CheckpointError(f"will not replace {directory}: it is not empty and not a checkpoint")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        if tokenizer_dir is not None:
+            _copy_tokenizer(Path(tokenizer_dir), staging)
+        _write_shards(named_hf_tensors(model), staging, dtype, max_shard_bytes)
+        hf_config = model.config.to_hf() | {"dtype": str(dtype or model.embedding.weight.dtype).removeprefix("torch.")}
+        _write_json(staging / "config.json", hf_config)
+        for path in [*staging.iterdir(), staging]:
+            _flush(path)
+        staging.chmod(0o755)  # mkdtemp makes it private
+        _rename_into_place(staging, directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_shards(
+    tensors: Iterable[tuple[str, Tensor]], directory: Path, dtype: torch.dtype | None, max_shard_bytes: int
+) -> None:
+    weight_map: dict[str, int] = {}
+    num_parameters = total_bytes = shard_bytes = num_shards = 0
+    shard: dict[str, Tensor] = {}
+
+    def write() -> None:
+        nonlocal shard, shard_bytes, num_shards
+        num_shards += 1
+        save_file(shard, directory / f"{num_shards:05d}.part", metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, num_shards))
+        shard, shard_bytes = {}, 0
+
+    for name, tensor in tensors:
+        num_bytes = tensor.numel() * (dtype or tensor.dtype).itemsize
+        if shard and shard_bytes + num_bytes > max_shard_bytes:
+            write()
+        # A copy: safetensors refuses views of one storage.
+        shard[name] = tensor.to(device="cpu", dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+        shard_bytes += num_bytes
+        total_bytes += num_bytes
+        num_parameters += tensor.numel()
+    write()
+
+    if num_shards == 1:
+        (directory / "00001.part").rename(directory / WEIGHTS_NAME)
+        return
+    names = {number: f"model-{number:05d}-of-{num_shards:05d}.safetensors" for number in range(1, num_shards + 1)}
+    for number, name in names.items():
+        (directory / f"{number:05d}.part").rename(directory / name)
+    index = {
+        "metadata": {"total_parameters": num_parameters, "total_size": total_bytes},
+        "weight_map": {name: names[number] for name, number in sorted(weight_map.items())},
+    }
+    _write_json(directory / INDEX_NAME, index)
+
+
+def _copy_tokenizer(source: Path, destination: Path) -> None:
+    if not (source / "tokenizer.json").is_file():
+        raise CheckpointError(f"no tokenizer: expected {source / 'tokenizer.json'}")
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename_into_place(staging: Path, directory: Path) -> None:
+    """Rename ``staging`` to ``directory``; what was there is moved aside first and deleted last."""
+    old = None
+    if directory.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
+        directory.rename(old / "checkpoint")
+    staging.rename(directory)
+    _flush(directory.parent)
+    if old is not None:
+        shutil.rmtree(old)

@@ -1,0 +1,125 @@
+"""The decoder: token ids of a packed row in, hidden states out.
+
+In: ``token_ids`` [T] and ``cu_seqlens`` [N + 1]. Out: hidden states [T, D] after the final norm. Logits, their scale
+(``config.logit_scale``), probabilities and losses are the business of whoever calls it; the head is
+``embedding_weight``.
+
+Each layer is a parallel block with one norm: ``x + attention(n(x)) + mlp(n(x))``.
+
+Shapes: T tokens, D model, V vocabulary, N documents.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from north_lightning.model.attention import Attention, PackedRow
+from north_lightning.model.config import NorthConfig
+from north_lightning.model.experts import DenseMLP, MoE, Routing
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm; the weight is multiplied in float32, as vLLM does."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return F.rms_norm(x_TD.float(), self.weight.shape, self.weight.float(), self.eps).to(x_TD.dtype)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm without bias, in float32: the family's norm where ``rms_norm_eps`` is None."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return F.layer_norm(x_TD.float(), self.weight.shape, self.weight.float(), None, self.eps).to(x_TD.dtype)
+
+
+def make_norm(config: NorthConfig) -> RMSNorm | LayerNorm:
+    if config.rms_norm_eps is not None:
+        return RMSNorm(config.hidden_size, config.rms_norm_eps)
+    return LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+
+class DecoderLayer(nn.Module):
+    """One parallel block."""
+
+    def __init__(self, config: NorthConfig, layer: int) -> None:
+        super().__init__()
+        self.norm = make_norm(config)
+        self.attention = Attention(config, layer)
+        self.mlp: DenseMLP | MoE
+        if config.is_dense(layer):
+            assert config.prefix_dense_intermediate_size is not None
+            self.mlp = DenseMLP(config.hidden_size, config.prefix_dense_intermediate_size)
+        else:
+            self.mlp = MoE(config, layer)
+
+    def forward(self, x_TD: Tensor, row: PackedRow, routing: list[Routing] | None = None) -> Tensor:
+        normed = self.norm(x_TD)
+        mlp_out = self.mlp(normed, routing) if isinstance(self.mlp, MoE) else self.mlp(normed)
+        return x_TD + self.attention(normed, row) + mlp_out
+
+
+class NorthModel(nn.Module):
+    """A North-shaped mixture-of-experts decoder over packed rows.
+
+    Random weights are normal with standard deviation ``config.initializer_range`` (norms: ones), as the family's:
+    with a tied head and a final norm the first predictions are nearly uniform.
+    """
+
+    def __init__(self, config: NorthConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = make_norm(config)
+        self.reset_parameters()
+
+    @property
+    def embedding_weight(self) -> Tensor:
+        """[V, D]: input embedding and tied output head."""
+        return self.embedding.weight
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Fresh random weights, from torch's global generator."""
+        for parameter in self.parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, self.config.initializer_range)
+
+    def forward(self, token_ids: Tensor, cu_seqlens: Tensor, routing: list[Routing] | None = None) -> Tensor:
+        """Hidden states of a packed row; documents do not see each other and positions restart in each.
+
+        Args:
+            token_ids: [T] int64
+            cu_seqlens: [N + 1] int32, document boundaries from 0 to T
+            routing: an empty list to be filled with one ``Routing`` per sparse layer; None records nothing.
+
+        Returns:
+            [T, D] after the final norm.
+
+        Raises:
+            ValueError: shapes or boundaries that do not fit.
+        """
+        if token_ids.dim() != 1 or cu_seqlens.dim() != 1:
+            raise ValueError(
+                "expected a packed row, token_ids [T] and cu_seqlens [N + 1], "
+                f"got {list(token_ids.shape)} and {list(cu_seqlens.shape)}"
+            )
+        row = PackedRow.from_cu_seqlens(cu_seqlens, token_ids.shape[0], self.config)
+        x_TD = self.embedding(token_ids)
+        for layer in self.layers:
+            x_TD = layer(x_TD, row, routing)
+        return self.norm(x_TD)
