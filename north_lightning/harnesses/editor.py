@@ -180,7 +180,7 @@ class Editor:
         if kind == "directory":
             raise EditError(f"{path} is a directory")
         try:
-            return await self.shell.read_file(path)
+            return (await self.shell.read_file(path)).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise EditError(f"{path} cannot be read as text: {error}") from error
 
@@ -190,7 +190,7 @@ class Editor:
 
     async def _store(self, path: str, text: str) -> None:
         try:
-            await self.shell.write_file(path, text)
+            await self.shell.write_file(path, text.encode())
         except OSError as error:
             raise EditError(f"{path} cannot be written: {error}") from error
 
