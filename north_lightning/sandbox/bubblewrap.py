@@ -1,9 +1,9 @@
 """Sandboxes from Linux namespaces: no container engine, no daemon, a few milliseconds each.
 
 In: an image directory and mounts. Out: ``Sandbox`` objects. Every program runs under bubblewrap with its own user,
-process, network, mount, IPC and host-name namespace, no capabilities, a read-only system, a system-call filter, resource
-limits and, when the caller is root, under a user id that no other sandbox has. Where that cannot be had nothing is run:
-there is no weaker mode.
+process, network, mount, IPC and host-name namespace, no capabilities, a read-only system, a system-call filter,
+resource limits and, when the caller is root, under a user id that no other sandbox has. Where that cannot be had
+nothing is run: there is no weaker mode.
 
 ``/work``, ``/tmp`` and ``/home/agent`` belong to the sandbox and are seen by all of its programs; processes,
 ``/dev/shm`` and the (empty) network belong to one ``spawn`` or ``run`` each.
@@ -22,7 +22,7 @@ from north_lightning.errors import SandboxError, SandboxUnavailableError
 from north_lightning.interfaces import Sandbox, SandboxProvider
 from north_lightning.sandbox.command import Launcher, Limits, make_launcher
 from north_lightning.sandbox.probe import check_programs, probe, program
-from north_lightning.sandbox.processes import CappedOutput, NamespaceProcess, start
+from north_lightning.sandbox.processes import CappedOutput, NamespaceProcess, start, word_bytes
 from north_lightning.sandbox.slots import UIDS_PER_PROCESS, Host, Slot
 from north_lightning.sandbox.trees import copy_tree, is_reachable_by_others, mount_bind
 from north_lightning.types import CommandResult
@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 _MIB = 1 << 20
 _CHUNK_BYTES = 1 << 18
+_MAX_WORD_BYTES = 100_000  # the kernel takes 128 KiB as one word of a command line
 _KILL_TIMEOUT_S = 10.0
 _MAX_OUTPUT_FACTOR = 256  # a run that prints this many times its cap is killed
 _PREPARING = threading.RLock()  # one host directory per provider and process, whichever threads ask
@@ -184,7 +185,7 @@ class BubblewrapProvider(SandboxProvider):
 
 
 class BubblewrapSandbox(Sandbox):
-    """Made by ``BubblewrapProvider.open``. ``/tmp`` lasts as long as the sandbox, ``/dev/shm`` as long as one program."""
+    """Made by ``BubblewrapProvider.open``."""
 
     def __init__(self, provider: BubblewrapProvider, host: Host, slot: Slot, launcher: Launcher) -> None:
         self.uid = slot.uid
@@ -219,11 +220,18 @@ class BubblewrapSandbox(Sandbox):
         return process
 
     async def run(self, command: str, timeout_s: float) -> CommandResult:
-        """``bash -c command`` without input, in ``/work``; 124 is the exit code at the time-out, 137 of a killed command.
+        """``bash -c command`` without input, in ``/work``; the exit code is 124 at the time-out, 137 if killed.
 
         Background processes end with the command. Output beyond the cap is left out of the middle, and a line says so.
         """
-        process = await self._start(["bash", "-c", command], with_stdin=False)
+        script = word_bytes(command)
+        if len(script) <= _MAX_WORD_BYTES:
+            process = await self._start(["bash", "-c", command], with_stdin=False)
+        else:
+            process = await self._start(["bash", "-c", 'eval "$(cat)" </dev/null'], with_stdin=True)
+            assert process.stdin is not None
+            process.stdin.write(script)
+            process.stdin.close()
         assert process.stdout is not None
         output = CappedOutput(self._max_output_bytes)
         timed_out = flooded = False

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from north_lightning.sandbox.processes import STARTED
+from north_lightning.sandbox.processes import STARTED, word_bytes
 
 _MIB = 1 << 20
 _SHM_BYTES = 64 * _MIB
 _NUM_OPEN_FILES = 1024
 
-# The namespace's init: limits, the start mark, then the program as its child. It reaps what the program orphans; when it
-# ends, the kernel ends the rest of the namespace. Units of ulimit in a POSIX shell: -f 512 bytes, -v 1024 bytes. The kernel
-# takes these processes first when memory runs out (oom_score_adj).
+# The namespace's init: limits, the start mark, then the program as its child. It reaps what the program orphans; when
+# it ends, the kernel ends the rest of the namespace. Units of ulimit in a POSIX shell: -f 512 bytes, -v 1024 bytes. The
+# kernel takes these processes first when memory runs out (oom_score_adj).
 _INIT = (
     "ulimit -c 0 && ulimit -n {num_files} && ulimit -f {file_blocks} && ulimit -v {memory_kib} &&"
     " {{ ulimit -p {num_processes} 2>/dev/null || ulimit -u {num_processes}; }} || exit 125;"
@@ -58,9 +58,9 @@ class Launcher:
         """A new descriptor of the filter, to be closed by the caller once the program runs."""
         return None if self.seccomp is None else os.open(self.seccomp, os.O_RDONLY | os.O_CLOEXEC)
 
-    def argv(self, program: Sequence[str], filter_fd: int | None) -> list[str]:
+    def argv(self, program: Sequence[str], filter_fd: int | None) -> list[str | bytes]:
         seccomp = [] if filter_fd is None else ["--seccomp", str(filter_fd)]
-        return [*self.outer, *seccomp, *self.inner, *program]
+        return [*self.outer, *seccomp, *self.inner, *map(word_bytes, program)]
 
 
 def make_launcher(
@@ -74,7 +74,7 @@ def make_launcher(
     mounts: Sequence[str],
     limits: Limits,
 ) -> Launcher:
-    """How to run programs in the sandbox whose files are ``directory/{work,tmp,home}``, as ``uid`` (None: the caller)."""
+    """How to run programs, as ``uid`` (None: the caller), on the files in ``directory/{work,tmp,home}``."""
     outer = []
     if uid is not None:
         outer += [setpriv, f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]

@@ -51,7 +51,7 @@ grep -q '^CapEff:[[:space:]]*0*$' /proc/self/status || echo "there are capabilit
 
 
 def probe(launcher: Launcher, slot: Slot) -> None:
-    """Run a shell that looks for what it must not see; ``SandboxUnavailableError`` names all it found, or the remedy."""
+    """Run a shell that looks for what it must not see; ``SandboxUnavailableError`` names it and the remedy."""
     secret = slot.directory.parent / "lock"
     filter_fd = launcher.open_filter()
     try:
@@ -90,7 +90,7 @@ def _remedy() -> str:
         "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sysctl -w kernel.unprivileged_userns_clone=1"),
         "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": (
             "1",
-            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 (or an AppArmor profile that allows bwrap userns)",
+            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 (or allow bwrap 'userns' in an AppArmor profile)",
         ),
     }
     remedies = []

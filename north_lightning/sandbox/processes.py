@@ -73,7 +73,16 @@ def _kill_child(pid: int, of: int) -> bool:
         os.close(handle)
 
 
-async def start(argv: Sequence[str], *, with_stdin: bool, pass_fds: Sequence[int] = ()) -> NamespaceProcess:
+def word_bytes(text: str) -> bytes:
+    """What of ``text`` a program can be given: without NUL characters and unpaired surrogates."""
+    text = text.replace("\0", "")
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(errors="replace")
+
+
+async def start(argv: Sequence[str | bytes], *, with_stdin: bool, pass_fds: Sequence[int] = ()) -> NamespaceProcess:
     """Start ``argv`` and return once its ``STARTED`` byte is there; ``SandboxError`` with its words otherwise."""
     loop = asyncio.get_running_loop()
     try:
@@ -88,7 +97,7 @@ async def start(argv: Sequence[str], *, with_stdin: bool, pass_fds: Sequence[int
             pass_fds=tuple(pass_fds),
         )
     except OSError as error:
-        raise SandboxError(f"cannot start {argv[0]}: {error}") from error
+        raise SandboxError(f"cannot start {argv[0]!r}: {error}") from error
     process = NamespaceProcess(transport, protocol, loop)
     assert process.stdout is not None
     started = False

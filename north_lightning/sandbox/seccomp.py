@@ -1,7 +1,7 @@
-"""The system-call filter of sandboxed programs: a classic BPF program that refuses what widens the kernel's attack surface.
+"""The system-call filter of sandboxed programs: a classic BPF program that narrows the kernel's attack surface.
 
-Refused with EPERM: key rings, io_uring, bpf, userfaultfd, perf events, ptrace (debuggers do not work), and every call of
-another architecture's table. Everything else is left to the namespaces.
+Refused with EPERM: key rings, io_uring, bpf, userfaultfd, perf events, ptrace (debuggers do not work), and every call
+of another architecture's table. Everything else is left to the namespaces.
 """
 
 from __future__ import annotations

@@ -13,12 +13,13 @@ from asyncio.subprocess import Process
 
 from north_lightning.errors import SandboxError
 from north_lightning.interfaces import Sandbox
-from north_lightning.sandbox.processes import CappedOutput
+from north_lightning.sandbox.processes import CappedOutput, word_bytes
 from north_lightning.types import CommandResult
 
 _CHUNK_BYTES = 1 << 18
 _MAX_OUTPUT_FACTOR = 256  # a command that prints this many times its cap is killed
 _FILE_TIMEOUT_S = 30.0
+_MAX_PATH = 4096
 _TIMED_OUT, _FLOODED = 124, 137
 
 # Exit codes of the two scripts below, and what they mean to the caller.
@@ -87,7 +88,7 @@ class Shell:
         ``FileNotFoundError``, ``IsADirectoryError`` (special files too), ``PermissionError``, or ``OSError`` if it is
         longer than ``max_file_bytes``.
         """
-        process = await self._sandbox.spawn(["bash", "-c", _READ, "read", path, self.directory])
+        process = await self._file_process("read", _READ, path)
         assert process.stdout is not None
         content = bytearray()
         try:
@@ -106,7 +107,7 @@ class Shell:
 
     async def write_file(self, path: str, content: bytes) -> None:
         """Make or replace a regular file in an existing directory; the ``OSError`` that fits if it cannot be."""
-        process = await self._sandbox.spawn(["bash", "-c", _WRITE, "write", path, self.directory])
+        process = await self._file_process("write", _WRITE, path)
         assert process.stdin is not None
         try:
             async with asyncio.timeout(_FILE_TIMEOUT_S):
@@ -124,6 +125,11 @@ class Shell:
         if process is not None:
             await _end(process)
 
+    async def _file_process(self, name: str, script: str, path: str) -> Process:
+        if len(path) > _MAX_PATH:
+            raise OSError(f"{path[:100]}...: longer than {_MAX_PATH} characters")
+        return await self._sandbox.spawn(["bash", "-c", script, name, path, self.directory])
+
     # ---- one exchange with bash
 
     async def _evaluate(self, command: str, output: CappedOutput) -> int:
@@ -135,7 +141,7 @@ class Shell:
             mark = secrets.token_hex(8)
             # Traces (set -x) show the octal number, not the byte; fd 9 is stdout even after "exec >file".
             report = f"{{ builtin printf '\\036{mark}:%d:%s\\036' $? \"$PWD\" >&9; }} 2>/dev/null\n"
-            process.stdin.write(f"eval {_quoted(command)} </dev/null 2>&1; {report}".encode(errors="surrogateescape"))
+            process.stdin.write(word_bytes(f"eval {_quoted(command)} </dev/null 2>&1; {report}"))
             exit_code, self.directory = await self._report(process, mark.encode(), output)
             is_done = True
             return exit_code
@@ -150,7 +156,7 @@ class Shell:
             start = (
                 f"exec 9>&1; export PAGER=cat GIT_PAGER=cat; cd -- {_quoted(self.directory)} 2>/dev/null || cd /work\n"
             )
-            self._process.stdin.write(start.encode(errors="surrogateescape"))
+            self._process.stdin.write(word_bytes(start))
         return self._process
 
     async def _report(self, process: Process, mark: bytes, output: CappedOutput) -> tuple[int, str]:

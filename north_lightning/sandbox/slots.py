@@ -1,8 +1,8 @@
 """Where sandboxes live on this machine: scratch directories, user ids, and the ``/etc`` they see.
 
 One ``Host`` per process. As root every sandbox gets a user id that no other live sandbox on the machine has, and, where
-mounting is permitted, a file system in memory with a size and a number of files it cannot exceed. Otherwise sandboxes run
-as the calling user in plain directories.
+mounting is permitted, a file system in memory with a size and a number of files it cannot exceed. Otherwise sandboxes
+run as the calling user in plain directories.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def _check_reachable(parent: Path) -> None:
     for path in (parent.resolve(), *parent.resolve().parents):
         if not path.stat().st_mode & stat.S_IXOTH:
             raise SandboxUnavailableError(
-                f"root: expected {parent} and every directory above it to be searchable by all users, but {path} is not; "
-                "choose another root, or chmod o+x it"
+                f"root: expected {parent} and every directory above it to be searchable by all users, but {path} "
+                "is not; choose another root, or chmod o+x it"
             )
 
 
@@ -136,7 +136,7 @@ def _lock(path: Path) -> int:
 
 
 def _claim_uids(first_uid: int) -> tuple[int, int]:
-    """The first of ``UIDS_PER_PROCESS`` user ids that no other live process on this machine uses, and the lock on them."""
+    """The first of ``UIDS_PER_PROCESS`` user ids that no other live process of this machine uses, and their lock."""
     _check_mapped(first_uid)
     _LOCKS.mkdir(mode=0o700, exist_ok=True)
     for block in range(256):
@@ -153,7 +153,7 @@ def _check_mapped(first_uid: int) -> None:
     ranges = [[int(word) for word in line.split()] for line in Path("/proc/self/uid_map").read_text().splitlines()]
     if not any(start <= first_uid and first_uid + UIDS_PER_PROCESS <= start + length for start, _, length in ranges):
         raise SandboxUnavailableError(
-            f"first_uid: expected {UIDS_PER_PROCESS} user ids from {first_uid} on to exist here, but the user namespace has "
+            f"first_uid: expected {UIDS_PER_PROCESS} user ids from {first_uid} on, but this user namespace has only "
             + ", ".join(f"{start} to {start + length - 1}" for start, _, length in ranges)
         )
 

@@ -171,7 +171,7 @@ class Terminal:
         return [*command, "--", "bash", "--noprofile", "--norc", "+H", "-i"]
 
     def _sandbox_died(self) -> bool:
-        """Whether somebody outside ended the session: not the model, whose processes cannot reach the namespace's init."""
+        """Whether somebody outside ended the session; the model's processes cannot kill the namespace's init."""
         process = self._process
         if process is None or process.returncode is None:
             return False
@@ -205,7 +205,7 @@ class Terminal:
         return text + "\n" * enter, enter
 
     async def _prompt_after(self, num_prompts: int, *, needs_quiet: bool) -> None:
-        """Wait for a prompt later than ``num_prompts``; ``needs_quiet`` if bash may go on to read what was typed ahead."""
+        """Wait for a prompt later than ``num_prompts``; ``needs_quiet`` if bash may still read what was typed ahead."""
         pane = self._pane
         while not self.closed:
             if pane.num_prompts > num_prompts and pane.is_at_prompt:

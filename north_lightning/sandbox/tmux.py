@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from north_lightning.sandbox.processes import CappedOutput
+from north_lightning.sandbox.processes import CappedOutput, word_bytes
 
 
 def quoted(text: str) -> str:
     """A word for tmux's command parser: everything but letters and digits in octal."""
-    return '"' + "".join(chr(b) if chr(b).isalnum() and b < 128 else f"\\{b:03o}" for b in text.encode() if b) + '"'
+    return '"' + "".join(chr(b) if chr(b).isalnum() and b < 128 else f"\\{b:03o}" for b in word_bytes(text)) + '"'
 
 
 class ControlStream:
@@ -65,14 +65,9 @@ class PaneOutput:
         self._is_typing = False
         self._prompt_rest = b""  # the part of the prompt's own text that has not come yet
         self._since_prompt = bytearray()  # printed by background jobs; or the echo of what was typed ahead
-        key = nonce.encode()
-        self._marks = re.compile(
-            rb"\x1b\]133;(?P<mark>[ACP]);k="
-            + key
-            + rb"\x07|\x1b\]133;D;(?P<code>\d+);k="
-            + key
-            + rb"\x07|\x1b\[\?2004l\r"
-        )
+        mark = rf"\x1b\]133;(?:(?P<mark>[ACP])|D;(?P<code>\d+));k={nonce}\x07"
+        line_accepted = r"\x1b\[\?2004l\r"  # readline ends its bracketed-paste mode
+        self._marks = re.compile(f"{mark}|{line_accepted}".encode())
 
     def feed(self, data: bytes) -> None:
         data = self._rest + data

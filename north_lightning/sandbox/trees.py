@@ -1,8 +1,8 @@
 """Directory trees that a sandboxed program may have written, handled from outside without trusting them.
 
 In: directories on the host. Out: copies, mounts and deletions. No function here ever follows a symbolic link it finds
-in a tree, opens a special file (a FIFO would block, a device would answer), or keeps a set-user-id bit. Trees are walked
-by directory file descriptors, so no tree is too deep for a path name.
+in a tree, opens a special file (a FIFO would block, a device would answer), or keeps a set-user-id bit. Trees are
+walked by directory file descriptors, so no tree is too deep for a path name.
 """
 
 from __future__ import annotations
