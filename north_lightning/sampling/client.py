@@ -1,8 +1,8 @@
 """Token ids in, token ids out, over HTTP from a vLLM server.
 
-Comes in: a prompt as ids. Goes out: a ``Sample`` whose every token carries the log-probability it was sampled with and the
-version of the weights that produced it. Nothing here tokenises, parses or imports torch: this module runs in the rollout
-process.
+Comes in: a prompt as ids. Goes out: a ``Sample`` whose every token carries the log-probability it was sampled with and
+the version of the weights that produced it. Nothing here tokenises, parses or imports torch: this module runs in the
+rollout process.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import httpx
+import aiohttp
 
 from north_lightning.errors import SamplerError
 from north_lightning.interfaces import Sampler
 from north_lightning.types import FinishReason, Sample, SamplingParams
 
 GENERATE_PATH = "/inference/v1/generate"
+OK = 200
 UNNAMED_VERSION = "default"
 """What vLLM calls its weights before anybody has named them: the ones it was started with, version 0."""
 CLAMPED_LOGPROB = -9999.0
@@ -43,16 +44,17 @@ class VLLMSampler(Sampler):
         self.timeout_s = timeout_s
         self.num_retries = num_retries
         self.max_connections = max_connections
-        self._client: httpx.AsyncClient | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._session_loop: asyncio.AbstractEventLoop | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_client": None}
+        return self.__dict__ | {"_session": None, "_session_loop": None}
 
     async def generate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> Sample:
         """Sample until one of ``params.stop_token_ids`` (kept, as the last token) or ``max_tokens``.
 
-        Nothing else stops a generation, the model's end-of-sequence id included. ``SamplerError`` when the server cannot be
-        reached, refuses the request, or answers what cannot be trained on.
+        Nothing else stops a generation, not even the model's end-of-sequence id. ``SamplerError`` when the server
+        cannot be reached, refuses the request, or answers what cannot be trained on.
         """
         sampling_params: dict[str, Any] = {
             "max_tokens": params.max_tokens,
@@ -68,7 +70,7 @@ class VLLMSampler(Sampler):
         return sample_from_answer(answer)
 
     async def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probability, under the server's present weights, of every token given those before it; 0.0 for the first."""
+        """Log-probability of every token given those before it, under the server's present weights; 0.0 first."""
         sampling_params = {"max_tokens": 1, "temperature": 1.0, "detokenize": False, "prompt_logprobs": 0}
         answer = await self._post({"token_ids": list(token_ids), "sampling_params": sampling_params})
         entries = answer["prompt_logprobs"]
@@ -78,31 +80,40 @@ class VLLMSampler(Sampler):
 
     async def close(self) -> None:
         """Close the connections; the next request opens new ones."""
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     async def _post(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self._client is None:
-            limits = httpx.Limits(max_connections=self.max_connections, max_keepalive_connections=self.max_connections)
-            self._client = httpx.AsyncClient(base_url=self.url, timeout=self.timeout_s, limits=limits)
+        """Send one request, again while the connection breaks."""
         for attempt in itertools.count():
             try:
-                response = await self._client.post(GENERATE_PATH, json=body)
-                break
-            except httpx.TimeoutException as error:
+                async with self._open_session().post(self.url + GENERATE_PATH, json=body) as response:
+                    if response.status != OK:
+                        raise SamplerError(f"{self.url}: status {response.status}: {(await response.text())[:500]}")
+                    answer: Mapping[str, Any] = await response.json()
+                    return answer
+            except TimeoutError as error:
                 raise SamplerError(f"{self.url}: no answer within {self.timeout_s:.0f} s") from error
-            except httpx.TransportError as error:
+            except aiohttp.ClientConnectionError as error:
                 if attempt >= self.num_retries:
                     raise SamplerError(
                         f"{self.url}: no connection after {attempt + 1} attempts ({type(error).__name__}: {error}); "
                         "is the vLLM sidecar still running?"
                     ) from error
                 await asyncio.sleep(0.1 * 2**attempt)
-        if response.status_code != httpx.codes.OK:
-            raise SamplerError(f"{self.url}: status {response.status_code}: {response.text[:500]}")
-        answer: Mapping[str, Any] = response.json()
-        return answer
+        raise AssertionError("unreachable")
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        """A session belongs to the event loop it was made in; another loop gets another one."""
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._session_loop is not loop:
+            self._session_loop = loop
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self.max_connections),
+                timeout=aiohttp.ClientTimeout(total=self.timeout_s),
+            )
+        return self._session
 
 
 def sample_from_answer(answer: Mapping[str, Any]) -> Sample:

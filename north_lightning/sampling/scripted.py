@@ -19,8 +19,8 @@ class ScriptedSampler(Sampler):
     """Answers from a script, with fixed log-probabilities and a version that tests may change.
 
     Args:
-        answers: a list (the i-th call gets the i-th answer, the last one repeats), a mapping from the end of the prompt to
-            the answer (the longest end that fits wins), or a function from prompt to answer.
+        answers: a list (the i-th call gets the i-th answer, the last one repeats), a mapping from the end of the prompt
+            to the answer (the longest end that fits wins), or a function from prompt to answer.
         logprob: log-probability of every token.
         policy_version: version of every token; an attribute, so that a test can "push" between two calls.
         delay_s: time every answer takes.
@@ -35,7 +35,7 @@ class ScriptedSampler(Sampler):
         """Every prompt that came, in order."""
 
     async def generate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> Sample:
-        """The scripted ids, cut after the first stop token or ``max_tokens``; ``SamplerError`` for an unknown prompt."""
+        """The script's ids, cut after a stop token or ``max_tokens``; ``SamplerError`` where it has none."""
         call_index = len(self.prompts)
         self.prompts.append(list(prompt_token_ids))
         answer = list(self._answer(call_index, tuple(prompt_token_ids)))

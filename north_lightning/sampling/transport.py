@@ -1,7 +1,7 @@
 """Pushing the trainer's weights into a running vLLM server on the same machine.
 
-Comes in: tensors under their Hugging Face names, and a version. Goes out: a server that samples with them, its requests in
-flight kept and continued with the new weights. Nothing here knows the model or decides when to push.
+Comes in: tensors under their Hugging Face names, and a version. Goes out: a server that samples with them, its requests
+in flight kept and continued with the new weights. Nothing here knows the model or decides when to push.
 
     trainer: write /dev/shm/...  ─► pause (keep) ─► start ─► update(path) ─► finish(version) ─► confirm ─► resume
     engine:                          requests freeze           reads the file                      requests go on
@@ -39,8 +39,8 @@ class PushReport:
 class SharedMemoryTransport(WeightTransport):
     """One safetensors file in shared memory per push, read by the engine on the same machine.
 
-    A push that fails leaves the server paused (``fenced`` is true): its weights are unknown, so it must not sample until a
-    push succeeds. The version counts as served only when the engine has confirmed it.
+    A push that fails leaves the server paused (``fenced`` is true): its weights are unknown, so it must not sample
+    until a push succeeds. The version counts as served only when the engine has confirmed it.
 
     Args:
         url: base URL of the server, as in ``Sidecar.url``.
@@ -54,7 +54,9 @@ class SharedMemoryTransport(WeightTransport):
         self.directory = Path(directory)
         self.fenced = False
         self.last_push: PushReport | None = None
-        self._client = httpx.Client(base_url=self.url, timeout=timeout_s)
+        # A connection per request: the server closes one after an error, which a request on it would run into.
+        no_reuse = httpx.Limits(max_keepalive_connections=0)
+        self._client = httpx.Client(base_url=self.url, timeout=timeout_s, limits=no_reuse)
 
     def push(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Make ``version`` the served weights; ``WeightPushError`` (and ``fenced``) if that was not confirmed."""

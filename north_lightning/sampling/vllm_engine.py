@@ -1,10 +1,11 @@
 """The part of a weight push that runs inside vLLM: read one safetensors file, load it, prove that nothing was missed.
 
-Comes in: a path (in ``/dev/shm``) holding every tensor of the model under its Hugging Face name. Goes out: the running model
-with those weights, packed the way this device's kernels want them. It moves no bytes over a network and knows no versions.
+Comes in: a path (in ``/dev/shm``) holding every tensor of the model under its Hugging Face name. Goes out: the running
+model with those weights, packed the way this device's kernels want them. It moves no bytes over a network and knows no
+versions.
 
-Every update is complete or it fails: a layer that did not receive all of its weights raises, and the next update starts from
-a clean slate, whatever the failed one left behind.
+Every update is complete or it fails: a layer that did not receive all of its weights raises, and the next update starts
+from a clean slate, whatever the failed one left behind.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
             # The CPU experts are packed when their kernel is built, and only then: with the kernel kept, new weights
             # stay in the checkpoint's layout and are read in the packed one. Without it, they are packed again.
             method = getattr(module, "quant_method", None)
-            if hasattr(method, "moe_kernel"):
+            if method is not None and hasattr(method, "moe_kernel"):
                 method.moe_kernel = None
         initialize_layerwise_reload(self.model)
 
@@ -63,7 +64,7 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
-        """Load every tensor of the file; ``ValueError`` if one does not fit or some layer did not get all of its own."""
+        """Load every tensor of the file; ``ValueError`` if one does not fit or a layer did not get all of its own."""
         with safe_open(update_info.path, "pt") as file:
             self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
         missing = self._unloaded_layers()

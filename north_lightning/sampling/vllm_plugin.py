@@ -1,10 +1,12 @@
 """The entry point vLLM calls in each of its processes: registers our weight-transfer backend.
 
-Comes in: nothing (declared under ``vllm.general_plugins``). Goes out: the backend name ``BACKEND`` in vLLM's registry. It
+Comes in: nothing (declared under ``vllm.general_plugins``). Goes out: the backend ``BACKEND`` in vLLM's registry. It
 imports nothing heavy and never stops vLLM from starting: a vLLM without weight transfer is left as it is.
 """
 
 import os
+
+from north_lightning.sampling.launch import PARENT_VARIABLE, die_with_parent
 
 BACKEND = "north_shared_memory"
 
@@ -12,11 +14,9 @@ BACKEND = "north_shared_memory"
 def register() -> None:
     """Register the shared-memory backend; safe to call twice, and a no-op where vLLM has no weight transfer.
 
-    In a sidecar the engine process also starts to watch its parent here, so that it never outlives the server.
+    In a process that a sidecar's server has spawned, it also starts the watch that ends it with the server.
     """
-    if os.environ.get("NORTH_LIGHTNING_SIDECAR") == str(os.getppid()):
-        from north_lightning.sampling.launch import die_with_parent
-
+    if os.environ.get(PARENT_VARIABLE) == str(os.getppid()):
         die_with_parent(os.getppid())
     try:
         from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory as Factory
