@@ -27,10 +27,14 @@ TRAINING = {
 
 UTILITIES: dict[str, tuple[str, str]] = {  # name: (module:function, one line)
     "tasks": ("north_lightning.tasks.build:build_task_sets", "generate the quickstart's task sets"),
-    "trajectories": ("north_lightning.rollout.trajectories:record_trajectories", "record verified SFT data in the sandbox"),
+    "trajectories": (
+        "north_lightning.rollout.trajectories:record_trajectories",
+        "record verified SFT data in the sandbox",
+    ),
     "tokenizer": ("north_lightning.data.tokenizer:train_tokenizer_command", "train a small model's tokenizer"),
     "calibrate": ("north_lightning.evaluation.calibrate:calibrate", "measure pass@k and step budgets before RL"),
     "test": ("north_lightning.evaluation.command:evaluate", "evaluate checkpoints on held-out tasks"),
+    "report": ("north_lightning.views.report:write_report", "numbers and curves of a finished run"),
     "doctor": ("north_lightning.doctor:doctor", "check that this machine can run everything"),
     "recipe": ("north_lightning.recipe:run_recipe", "run a list of these commands, one after another"),
 }
@@ -55,14 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_training(arguments)
         else:
             raise UnknownCommandError(command)
-    except NorthError as error:
-        if os.environ.get("NORTH_DEBUG"):
+    except Exception as error:
+        ours = deliberate_error(error)
+        if ours is None or os.environ.get("NORTH_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, UnknownCommandError) else EXIT_ERROR
+        print(f"error: {ours}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(ours, UnknownCommandError) else EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPT
     return 0
+
+
+def deliberate_error(error: BaseException | None) -> NorthError | None:
+    """The error of ours that ``error`` is or was raised from (jsonargparse wraps what a constructor raises)."""
+    while error is not None and not isinstance(error, NorthError):
+        error = error.__cause__
+    return error
 
 
 def overview() -> str:

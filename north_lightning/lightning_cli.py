@@ -6,9 +6,11 @@ chosen in YAML by ``class_path``, by its short name if it belongs to this packag
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
@@ -21,7 +23,7 @@ from lightning.pytorch import LightningDataModule  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
 
-import north_lightning.data  # noqa: E402, F401
+import north_lightning.data.sft  # noqa: E402, F401 (here and below: importing a class makes its short name known)
 from north_lightning.callbacks import RunLock, SaveOnTermination  # noqa: E402
 from north_lightning.errors import ConfigError  # noqa: E402
 from north_lightning.modules import NorthModule  # noqa: E402
@@ -46,9 +48,14 @@ class NorthCLI(LightningCLI):
                 "trainer.logger": False,
                 "trainer.enable_model_summary": False,
                 "trainer.enable_progress_bar": False,
-                "weights_only": True,
             }
         )
+
+    def before_instantiate_classes(self) -> None:
+        """Resume without running code from the checkpoint's pickle, unless the user says otherwise."""
+        settings = self.config[self.subcommand]
+        if settings.weights_only is None:
+            settings.weights_only = True
 
 
 def run_training(arguments: Sequence[str]) -> int:
@@ -60,6 +67,10 @@ def run_training(arguments: Sequence[str]) -> int:
     for plugin in entry_points(group=PLUGIN_GROUP):
         plugin.load()
     os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r"Total length of .* across ranks is zero")  # no validation data: as configured
+    warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated")
     sys.argv = [sys.argv[0], *arguments]  # Lightning warns when it is given both
     try:
         NorthCLI(

@@ -17,11 +17,15 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 NOISE = re.compile(
-    r"\s*(Subtypes: |Given value( type)?: |- Expected a <class 'NoneType'>|Errors:$|- Not a valid subclass)"
+    r"\s*(Subtypes: |Given value|- Expected a <class 'NoneType'>|Errors:$|- Not a valid subclass"
+    r"|Does not validate against|Subclass types expect one of|- a class path|- a dict with)"
 )
+CALLABLE_NOISE = re.compile(r"Type typing\.Callable.*?: (?=Option)|(?<=is not accepted)\. Got value: Namespace.*")
 UNKNOWN_OPTION = re.compile(r"Option '([^']+)' is not accepted")
 UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'|unrecognized arguments: --([^\s=]+)")
 UNKNOWN_CLASS = re.compile(r"class_path '([\w.]+)\.(\w+)':?\s+module '[^']+' has no attribute")
+UNKNOWN_SHORT_NAME = re.compile(r"Expected a dot import path string: (\w+)")
+EXPECTED_CLASSES = re.compile(r"<class '([\w.]+)\.(\w+)'>|(\w[\w.]*)\.(\w+)(?=[\],])")
 CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
 
 
@@ -46,7 +50,7 @@ class NorthParser(ExplainingParser):
 
 def shorten(message: str) -> str:
     """``message`` without the lines in which a union of types lists what else it might have been."""
-    return "\n".join(line for line in message.splitlines() if not NOISE.match(line))
+    return "\n".join(CALLABLE_NOISE.sub("", line) for line in message.splitlines() if not NOISE.match(line))
 
 
 def suggest(message: str, parser: ArgumentParser) -> str:
@@ -55,6 +59,8 @@ def suggest(message: str, parser: ArgumentParser) -> str:
         meant, candidates = found[1], _parameters_of(_nearest_class_path(message, found))
     elif found := UNKNOWN_CLASS.search(message):
         meant, candidates = found[2], _names_of(found[1])
+    elif found := UNKNOWN_SHORT_NAME.search(message):
+        meant, candidates = found[1], _subclasses_named_in(message)
     elif found := UNKNOWN_KEY.search(message):
         meant = found[1] or found[2]
         candidates = _keys_of(parser, with_subcommands=True)
@@ -87,9 +93,24 @@ def _parameters_of(class_path: str) -> list[str]:
     if not module_name:
         return []
     chosen = getattr(importlib.import_module(module_name), class_name)
-    constructors = [base.__init__ for base in inspect.getmro(chosen) if "__init__" in vars(base)]
+    constructors = [vars(base)["__init__"] for base in inspect.getmro(chosen)[:-1] if "__init__" in vars(base)]
     names = dict.fromkeys(name for constructor in constructors for name in inspect.signature(constructor).parameters)
     return [name for name in names if name not in ("self", "args", "kwargs", "params")]
+
+
+def _subclasses_named_in(message: str) -> list[str]:
+    """Names of all imported subclasses of the classes that ``message`` lists as expected."""
+    subtypes = next((line for line in message.splitlines() if line.lstrip().startswith("Subtypes: ")), "")
+    names: dict[str, None] = {}
+    for in_brackets, class_name, module_name, generic in EXPECTED_CLASSES.findall(subtypes):
+        module = sys.modules.get(in_brackets or module_name)
+        waiting = [getattr(module, class_name or generic, None)]
+        while waiting:
+            expected = waiting.pop()
+            if isinstance(expected, type) and expected is not type(None):
+                names[expected.__name__] = None
+                waiting += expected.__subclasses__()
+    return list(names)
 
 
 def _names_of(module_name: str) -> list[str]:

@@ -24,8 +24,8 @@ HISTORY, SUMMARY = "history.jsonl", "summary.json"
 class JSONLHistory(Logger):
     """A Lightning logger: ``{"step": 12, "time_s": 34.5, "train/loss": 0.6, ...}``, one line per logged step.
 
-    ``step`` counts complete optimizer steps, ``time_s`` seconds of this process. A resumed run drops the lines of steps
-    that it repeats. Values that are not finite become ``null``.
+    ``step`` is the optimizer step's number from 0, ``time_s`` seconds of this process. A resumed run drops the lines of
+    steps that it repeats. Values that are not finite become ``null``.
 
     Args:
         save_dir: The run's folder.
@@ -35,15 +35,17 @@ class JSONLHistory(Logger):
         super().__init__()
         self.path = Path(save_dir) / HISTORY
         self._file: TextIO | None = None
+        self._line: dict[str, Any] = {}
         self._started = time.monotonic()
 
     @property
-    def name(self) -> str | None:
-        return None
+    def name(self) -> str:
+        """Empty, as is the version: Lightning's checkpoints lie in ``checkpoints`` right in the run's folder."""
+        return ""
 
     @property
-    def version(self) -> int | str | None:
-        return None
+    def version(self) -> str:
+        return ""
 
     @property
     def save_dir(self) -> str:
@@ -55,18 +57,27 @@ class JSONLHistory(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if self._file is None:
-            self._file = _continue(self.path, step or 0)
-        numbers = {key: _number(value) for key, value in metrics.items() if key != "epoch"}
-        line = {"step": step, "time_s": round(time.monotonic() - self._started, 3), **numbers}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        if self._line.get("step") != step:
+            self._write_line()
+            self._line = {"step": step or 0, "time_s": round(time.monotonic() - self._started, 3)}
+        self._line |= {key: _number(value) for key, value in metrics.items() if key != "epoch"}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
+        self._write_line()
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _write_line(self) -> None:
+        """What was logged for one step; complete when another step begins."""
+        if not self._line:
+            return
+        if self._file is None:
+            self._file = _continue(self.path, self._line["step"])
+        self._file.write(json.dumps(self._line) + "\n")
+        self._file.flush()
+        self._line = {}
 
 
 def _continue(path: Path, step: int) -> TextIO:

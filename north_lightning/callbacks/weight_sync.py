@@ -65,6 +65,7 @@ class WeightSyncCallback(Callback):
         queue = _rollout_data(trainer).queue
         if self.max_policy_lag is None and hasattr(queue, "max_policy_lag"):
             self.max_policy_lag = queue.max_policy_lag(self.every_n_steps)
+        assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
         if trainer.global_step > 0:
             self._publish(trainer, pl_module)
 
@@ -85,11 +86,12 @@ class WeightSyncCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: RolloutStep, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, NorthModule)
         if trainer.global_step != self._step:
             self._step = trainer.global_step
             if self._step % self.every_n_steps == 0:
                 seconds = self._publish(trainer, pl_module)
-                pl_module.log("weights/push_s", seconds)
+                pl_module.record({"weights/push_s": seconds})
         pl_module.log("weights/version", float(self.version))
         _rollout_data(trainer).release(batch)
 
@@ -132,10 +134,9 @@ class WeightSyncCallback(Callback):
                 f"optimizer steps old, got {lag}"
             )
 
-    def _publish(self, trainer: Trainer, pl_module: LightningModule) -> float:
+    def _publish(self, trainer: Trainer, pl_module: NorthModule) -> float:
         """Push under the next version; seconds it took. A version counts only once the sampler has confirmed it."""
         assert self._transport is not None
-        assert isinstance(pl_module, NorthModule)
         assert pl_module.model is not None
         started = time.monotonic()
         # Known before the push: the sampler may answer with the new version before the push returns.

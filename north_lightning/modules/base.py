@@ -6,6 +6,7 @@ In: a checkpoint or a config. Out: a LightningModule whose ``model`` maps packed
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from torch.optim import Optimizer
 from north_lightning.chat import NorthTokenizer
 from north_lightning.errors import CheckpointError, ConfigError, TokenizerError, TrainingError
 from north_lightning.losses import token_logprobs, trained_positions
-from north_lightning.model import NorthConfig, NorthModel, load_checkpoint, save_checkpoint
+from north_lightning.model import NorthConfig, NorthModel, Routing, load_checkpoint, save_checkpoint
 from north_lightning.types import PackedBatch
+
+
+def adamw(parameters: Iterable[Tensor]) -> Optimizer:
+    """AdamW with learning rate 1e-3, betas 0.9 and 0.95, and no weight decay."""
+    return torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
 
 
 class NorthModule(LightningModule):
@@ -34,6 +40,7 @@ class NorthModule(LightningModule):
         lr_scheduler: Makes the schedule, stepped once per optimizer step; constant by default.
         max_grad_norm: Gradients are scaled down to this total norm.
         freeze_router: Keep the experts' routers as they are.
+        log_experts_every_n_steps: How often the routers' load and entropy are logged; 0 for never.
     """
 
     def __init__(
@@ -41,12 +48,11 @@ class NorthModule(LightningModule):
         checkpoint: Path | None = None,
         config: Path | None = None,
         tokenizer: Path | None = None,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(
-            parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0
-        ),
+        optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         freeze_router: bool = False,
+        log_experts_every_n_steps: int = 20,
     ) -> None:
         super().__init__()
         if (checkpoint is None) == (config is None):
@@ -64,7 +70,9 @@ class NorthModule(LightningModule):
         self.lr_scheduler_factory = lr_scheduler
         self.max_grad_norm = max_grad_norm
         self.freeze_router = freeze_router
+        self.log_experts_every_n_steps = log_experts_every_n_steps
         self.model: NorthModel | None = None
+        self._recorded: dict[str, float] = {}
 
     # ---- the model ---------------------------------------------------------------------------------------------------
 
@@ -105,7 +113,11 @@ class NorthModule(LightningModule):
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [R] and, if wanted, entropies [R] of the tokens under ``loss_mask``, in their order."""
         assert self.model is not None, "configure_model has not run"
-        hidden = self.model(batch.token_ids, batch.cu_seqlens)  # [T, D]
+        every = self.log_experts_every_n_steps
+        routing: list[Routing] | None = [] if self.training and every and self.global_step % every == 0 else None
+        hidden = self.model(batch.token_ids, batch.cu_seqlens, routing)  # [T, D]
+        for layer in routing or ():
+            self._log_experts(layer)
         sources, targets = trained_positions(batch.token_ids, batch.cu_seqlens, batch.loss_mask)  # [R], [R]
         return token_logprobs(
             hidden[sources],
@@ -114,6 +126,18 @@ class NorthModule(LightningModule):
             logit_scale=self.model.config.logit_scale,
             temperature=temperature,
             with_entropy=with_entropy,
+        )
+
+    def _log_experts(self, routing: Routing) -> None:
+        """Of one layer: the busiest expert's share of the tokens times E (1 is balanced), idle experts, entropy."""
+        load = routing.tokens_per_expert()
+        name = f"experts/layer{routing.layer}"
+        self.record(
+            {
+                f"{name}/max_load": float(load.max() * len(load) / load.sum()),
+                f"{name}/idle": float((load == 0).sum()),
+                f"{name}/entropy": float(routing.entropy()),
+            }
         )
 
     # ---- optimization ------------------------------------------------------------------------------------------------
@@ -145,6 +169,18 @@ class NorthModule(LightningModule):
             raise TrainingError(f"step {self.global_step} was not taken: the gradient norm is {norm.item()}")
         self.log("train/grad_norm", norm)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Log numbers that not every step has. (``self.log`` repeats the last value until the epoch ends.)"""
+        self._recorded |= metrics
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After all callbacks: hand what was recorded to the loggers, under the number of the step it belongs to."""
+        is_step_complete = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
+        if self._recorded and is_step_complete:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(self._recorded, step=self.trainer.global_step - 1)
+            self._recorded = {}
 
     def gradient_scale(self) -> float:
         """What a loss is multiplied by so that gradients *add up* over micro-batches and ranks, where Lightning and

@@ -76,7 +76,10 @@ class CISPOModule(NorthModule):
         combined = combine_metrics([output.metrics for output in outputs])
         self.log("train/loss", sum(output.loss.item() for output in outputs))
         self.log_dict({f"train/{name}": value for name, value in combined.items()})
-        self.log_dict({f"rollout/{name}": value for name, value in metrics_by_environment(step.groups).items()})
+        rollouts = {f"rollout/{name}": value for name, value in metrics_by_environment(step.groups).items()}
+        environments = tuple(f"rollout/{group.environment}/" for group in step.groups)
+        self.log_dict({name: value for name, value in rollouts.items() if not name.startswith(environments)})
+        self.record({name: value for name, value in rollouts.items() if name.startswith(environments)})
         self.log("rollout/trained_tokens", float(step.num_trained_tokens))
         self.log("speed/wait_s", step.wait_s)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -32,7 +33,7 @@ class WarmupSchedule(LRScheduler):
         self.final_fraction = final_fraction
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         return [base * self._fraction(self.last_epoch) for base in self.base_lrs]
 
     def _fraction(self, step: int) -> float:

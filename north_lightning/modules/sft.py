@@ -6,8 +6,12 @@ and ranks they lie in. Not here: which tokens are trained (``chat``), which samp
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from north_lightning.errors import TrainingError
 from north_lightning.modules.base import NorthModule
@@ -15,35 +19,56 @@ from north_lightning.types import PackedBatch
 
 
 class SFTModule(NorthModule):
-    """Supervised fine-tuning. See ``NorthModule`` for the arguments."""
+    """Supervised fine-tuning. See ``NorthModule`` for the arguments.
+
+    Logged: ``train/loss``, the mean over the step's trained tokens, and ``train/loss/SOURCE``; the same as ``val/...``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._losses = SourceLosses()  # of the micro-batches of this optimizer step
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         logprobs, _ = self.trained_logprobs(batch)  # [R]
         loss = -logprobs.sum() / batch.num_trained_tokens
         if not torch.isfinite(loss):
             raise TrainingError(f"step {self.global_step} was not taken: the loss is {loss.item()}")
-        self._log_losses(batch, -logprobs.detach(), "train")
+        self._losses.add(batch, -logprobs.detach())
         return loss * self.gradient_scale()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        self.log("train/loss", self._losses.mean())
+        self.record({f"train/loss/{source}": mean for source, mean in self._losses.means().items()})
+        self._losses = SourceLosses()
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         logprobs, _ = self.trained_logprobs(batch)
-        self._log_losses(batch, -logprobs.detach(), "val")
+        losses = SourceLosses()
+        losses.add(batch, -logprobs)
+        for source, mean in losses.means().items():
+            self.log(f"val/loss/{source}", mean, batch_size=losses.counts[source])
+        self.log("val/loss", losses.mean(), batch_size=losses.counts.total())
 
-    def _log_losses(self, batch: PackedBatch, losses: Tensor, stage: str) -> None:
-        """``{stage}/loss`` and ``{stage}/loss/SOURCE``: means over trained tokens of ``losses`` [R]."""
-        whole = stage == "val"
-        positions = batch.loss_mask.nonzero().flatten()  # [R]
-        documents = torch.bucketize(positions, batch.cu_seqlens[1:].long(), right=True)  # [R], document of each token
-        if positions.numel():
-            self.log(f"{stage}/loss", losses.mean(), on_step=not whole, on_epoch=whole, batch_size=positions.numel())
-        for source in sorted(set(batch.sources)):
-            members = torch.tensor([i for i, name in enumerate(batch.sources) if name == source], device=losses.device)
-            chosen = losses[torch.isin(documents, members)]
-            if chosen.numel():
-                self.log(
-                    f"{stage}/loss/{source}",
-                    chosen.mean(),
-                    on_step=not whole,
-                    on_epoch=whole,
-                    batch_size=chosen.numel(),
-                )
+
+class SourceLosses:
+    """Sums of token losses by source, over several micro-batches."""
+
+    def __init__(self) -> None:
+        self.sums = defaultdict[str, float](float)
+        self.counts = Counter[str]()
+
+    def add(self, batch: PackedBatch, losses: Tensor) -> None:
+        """``losses`` [R] of the tokens under ``batch.loss_mask``, in their order."""
+        trained_per_document = torch.diff(
+            batch.loss_mask.cumsum(0)[batch.cu_seqlens[1:].long() - 1], prepend=batch.cu_seqlens.new_zeros(1)
+        )
+        for source, of_document in zip(batch.sources, losses.split(trained_per_document.tolist()), strict=True):
+            self.sums[source] += float(of_document.sum())
+            self.counts[source] += len(of_document)
+
+    def mean(self) -> float:
+        return sum(self.sums.values()) / max(self.counts.total(), 1)
+
+    def means(self) -> dict[str, float]:
+        return {source: self.sums[source] / count for source, count in self.counts.items() if count}
