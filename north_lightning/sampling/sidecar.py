@@ -30,6 +30,7 @@ from north_lightning.sampling.vllm_plugin import BACKEND
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.1
 PROGRESS_INTERVAL_S = 10.0
+ENGINE_INTERVAL_S = 5.0
 LOG_LINES_IN_ERRORS = 25
 
 
@@ -83,6 +84,7 @@ class Sidecar:
         self.start_seconds: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
+        self._answered = -ENGINE_INTERVAL_S
 
     @property
     def url(self) -> str:
@@ -131,9 +133,12 @@ class Sidecar:
     def check_alive(self, timeout_s: float = 30.0) -> None:
         """``SidecarError`` with the end of the log if the server has ended, or if its engine does not answer in time.
 
-        The engine answers between two of its steps however many requests are waiting: a busy sampler passes.
+        The engine answers between two of its steps however many requests are waiting: a busy sampler passes. Cheap to
+        call often: the engine is asked at most every ``ENGINE_INTERVAL_S``.
         """
         self._check_process()
+        if time.monotonic() < self._answered + ENGINE_INTERVAL_S:
+            return
         try:
             httpx.get(f"{self.url}/weight_info", timeout=timeout_s).raise_for_status()
         except httpx.HTTPError as error:
@@ -142,6 +147,7 @@ class Sidecar:
                 f"the vLLM sidecar's engine did not answer within {timeout_s:.0f} s ({type(error).__name__}: {error}); "
                 + self._log_tail()
             ) from error
+        self._answered = time.monotonic()
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """End the server and everything it started; may be called twice."""
@@ -219,6 +225,10 @@ class Sidecar:
                     f"{config_path}: {key} is {config.get(key)}, but the tokenizer in use has {expected}; "
                     "the sampler must serve the model that is being trained"
                 )
+
+        longest = config.get("max_position_embeddings")
+        if longest is not None and self.max_model_len > longest:
+            raise ConfigError(f"max_model_len: expected at most {longest} (of {config_path}), got {self.max_model_len}")
 
     def _wait_until_it_generates(self, started: float) -> None:
         """Progress, not ``/health``: that answers 200 before, and after, anything can be generated."""
