@@ -14,7 +14,6 @@ from typing import Any
 
 from north_lightning.sandbox import Shell
 
-SNIPPET_LINES = 4
 LISTING_DEPTH = 2
 MAX_LINES_NAMED = 10
 
@@ -63,12 +62,14 @@ class Editor:
         shell: Where the files are.
         root: What relative paths are relative to.
         timeout_s: For the small commands the editor runs itself.
+        context_lines: Lines shown around an edit.
     """
 
-    def __init__(self, shell: Shell, root: str = "/work", timeout_s: float = 30.0) -> None:
+    def __init__(self, shell: Shell, root: str = "/work", timeout_s: float = 30.0, context_lines: int = 4) -> None:
         self.shell = shell
         self.root = root
         self.timeout_s = timeout_s
+        self.context_lines = context_lines
         self._earlier: dict[str, list[str | None]] = {}
 
     async def execute(self, arguments: Mapping[str, Any]) -> str:
@@ -163,8 +164,8 @@ class Editor:
     def _snippet(self, path: str, text: str, first: int, num_lines: int) -> str:
         """The edited lines with a few around them."""
         lines = lines_of(text)
-        start = max(first - SNIPPET_LINES, 1)
-        stop = min(first + num_lines - 1 + SNIPPET_LINES, len(lines))
+        start = max(first - self.context_lines, 1)
+        stop = min(first + num_lines - 1 + self.context_lines, len(lines))
         return f"Edited {path}\n{numbered(lines[start - 1 : stop], start)}"
 
     async def _kind(self, path: str) -> str:

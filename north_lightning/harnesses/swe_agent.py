@@ -50,7 +50,8 @@ SUBMIT = ToolSpec(name="submit", description="Hand in the changes.", parameters=
 TOOLS = (BASH, EDITOR, SUBMIT)
 
 NO_OUTPUT = "(no output)"
-SHOW_PATCH = f"(cd {REPOSITORY} && git add -A && git --no-pager diff --cached)"
+# Without the line of blob ids: noise to a reader, and the patch applies all the same.
+SHOW_PATCH = "(cd {repository} && git add -A && git --no-pager diff --cached -U{lines} | grep -v '^index ')"
 
 
 class SWEAgentHarness(Harness):
@@ -61,6 +62,7 @@ class SWEAgentHarness(Harness):
         total_timeout_s: Limit of all commands together; when it is used up the attempt ends as it stands.
         max_consecutive_timeouts: So many timed-out commands in a row end the attempt.
         max_observation_chars: Longer observations are cut at the end.
+        context_lines: Lines shown around an edit and around a change in the patch.
     """
 
     name = "swe_agent"
@@ -71,11 +73,13 @@ class SWEAgentHarness(Harness):
         total_timeout_s: float = 1800.0,
         max_consecutive_timeouts: int = 3,
         max_observation_chars: int = 100_000,
+        context_lines: int = 4,
     ) -> None:
         self.command_timeout_s = command_timeout_s
         self.total_timeout_s = total_timeout_s
         self.max_consecutive_timeouts = max_consecutive_timeouts
         self.max_observation_chars = max_observation_chars
+        self.context_lines = context_lines
 
     def prompt(self, task: Task, variation: int = 0) -> Prompt:
         user = pick(SWE_USER, variation).format(repository=REPOSITORY, issue=task.instruction)
@@ -92,7 +96,7 @@ class SWEAgentSession(HarnessSession):
     def __init__(self, settings: SWEAgentHarness, shell: Shell) -> None:
         self.settings = settings
         self.shell = shell
-        self.editor = Editor(shell, REPOSITORY, settings.command_timeout_s)
+        self.editor = Editor(shell, REPOSITORY, settings.command_timeout_s, settings.context_lines)
         self._reviewed = False
         self._used_s = 0.0
         self._timeouts_in_a_row = 0
@@ -113,7 +117,8 @@ class SWEAgentSession(HarnessSession):
         if call.name == EDITOR.name:
             return await self.editor.execute(call.arguments)
         self._reviewed = True
-        patch = await self.shell.run(SHOW_PATCH, self.settings.command_timeout_s)
+        show = SHOW_PATCH.format(repository=REPOSITORY, lines=self.settings.context_lines)
+        patch = await self.shell.run(show, self.settings.command_timeout_s)
         return f"{patch.output.rstrip()}\n\n{SWE_REVIEW}".lstrip()
 
     async def _run(self, command: str) -> str:
