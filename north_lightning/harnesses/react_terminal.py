@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from north_lightning.errors import InvalidActionError
 from north_lightning.harnesses.prompts import REACT_SYSTEM, pick
-from north_lightning.harnesses.turn import head_and_tail, object_schema, only_call
+from north_lightning.harnesses.turn import object_schema, only_call
 from north_lightning.interfaces import Harness, HarnessSession, Sandbox
 from north_lightning.sandbox import Terminal
 from north_lightning.types import AssistantAction, Message, Prompt, Step, Task, ToolResult, ToolSpec
 
 TERMINAL = ToolSpec(
     name="terminal",
-    description="Type keystrokes into the terminal, for example a command and a newline; returns the new output.",
+    description="Type a command line, or press a key such as C-c, in the terminal; returns the new output.",
     parameters=object_schema(["keystrokes"], keystrokes={"type": "string"}),
 )
 
 NO_OUTPUT = "(no output)"
+STILL_RUNNING = "(still running)"
+CLOSED = "(the shell has ended)"
 
 
 class ReActTerminalHarness(Harness):
@@ -28,33 +30,32 @@ class ReActTerminalHarness(Harness):
     Two calls in one turn are an ``InvalidActionError``: the observation of the first could not have been read.
 
     Args:
-        command_timeout_s: How long one call may run before its output so far is returned.
-        max_observation_chars: Longer output keeps its head and its tail, half each.
+        command_timeout_s: How long one call may run before the screen is returned; the command goes on.
+        max_output_bytes: Longer output keeps its head and its tail, half each.
     """
 
     name = "react_terminal"
 
-    def __init__(self, command_timeout_s: float = 30.0, max_observation_chars: int = 10_000) -> None:
+    def __init__(self, command_timeout_s: float = 30.0, max_output_bytes: int = 10_000) -> None:
         self.command_timeout_s = command_timeout_s
-        self.max_observation_chars = max_observation_chars
+        self.max_output_bytes = max_output_bytes
 
     def prompt(self, task: Task, variation: int = 0) -> Prompt:
         system = Message("system", pick(REACT_SYSTEM, variation))
         return Prompt(messages=(system, Message("user", task.instruction)), tools=(TERMINAL,))
 
     async def open(self, task: Task, sandbox: Sandbox) -> HarnessSession:
-        terminal = Terminal(sandbox)
+        terminal = Terminal(sandbox, max_output_bytes=self.max_output_bytes)
         await terminal.start()
-        return ReActTerminalSession(terminal, self.command_timeout_s, self.max_observation_chars)
+        return ReActTerminalSession(terminal, self.command_timeout_s)
 
 
 class ReActTerminalSession(HarnessSession):
     """One attempt; the terminal lives as long as its sandbox."""
 
-    def __init__(self, terminal: Terminal, command_timeout_s: float, max_observation_chars: int) -> None:
+    def __init__(self, terminal: Terminal, command_timeout_s: float) -> None:
         self.terminal = terminal
         self.command_timeout_s = command_timeout_s
-        self.max_observation_chars = max_observation_chars
 
     async def act(self, action: AssistantAction) -> Step:
         if not action.tool_calls:
@@ -62,9 +63,12 @@ class ReActTerminalSession(HarnessSession):
                 raise InvalidActionError("expected a terminal call or an answer, got neither")
             return Step(done=True)
         call = only_call(action, (TERMINAL,))
-        output = await self.terminal.send(call.arguments["keystrokes"], self.command_timeout_s)
-        observation = head_and_tail(output, self.max_observation_chars) if output.strip() else NO_OUTPUT
-        return Step(results=(ToolResult(call.id, observation),))
+        output = (await self.terminal.send(call.arguments["keystrokes"], self.command_timeout_s)).rstrip("\n")
+        if self.terminal.closed:
+            output = f"{output}\n{CLOSED}".lstrip("\n")
+        elif self.terminal.timed_out:
+            output = f"{output}\n{STILL_RUNNING}".lstrip("\n")
+        return Step(results=(ToolResult(call.id, output or NO_OUTPUT),))
 
     async def close(self) -> None:
         await self.terminal.close()

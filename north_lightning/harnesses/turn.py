@@ -30,14 +30,6 @@ def only_call(action: AssistantAction, tools: Sequence[ToolSpec]) -> ToolCall:
     return call
 
 
-def head_and_tail(text: str, max_chars: int) -> str:
-    """``text``, or its first and last ``max_chars // 2`` characters around a line that says how much is missing."""
-    if len(text) <= max_chars:
-        return text
-    half = max_chars // 2
-    return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[len(text) - half :]}"
-
-
 def head(text: str, max_chars: int) -> str:
     """``text``, or its first ``max_chars`` characters and a line that says how much is missing."""
     if len(text) <= max_chars:

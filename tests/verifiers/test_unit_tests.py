@@ -1,4 +1,4 @@
-"""The unit-test reward against gold solutions, untouched states, broken infrastructure and cheats, in real sandboxes."""
+"""The unit-test reward in real sandboxes: gold solutions, untouched states, cheats, broken infrastructure."""
 
 import asyncio
 import shutil
@@ -15,20 +15,29 @@ from north_lightning.verifiers import UnitTestVerifier
 
 BUGGY = "def add(a, b):\n    return a - b\n\n\ndef same(a):\n    return a\n"
 FIXED = BUGGY.replace("a - b", "a + b")
-TESTS = """import unittest
+# What a cheat could wish for: its code is imported first, called before its result is compared, and given time.
+TESTS = """from calc import add, same
 
-from calc import add, same
+import json
+import time
+import unittest
 
 
 class Test(unittest.TestCase):
     def test_add(self):
-        self.assertEqual(add(7, 2), 9)
+        result = add(7, 2)
+        self.assertEqual(result, 9)
 
     def test_add_negative(self):
-        self.assertEqual(add(7, -2), 5)
+        result = add(7, -2)
+        self.assertEqual(result, 5)
 
     def test_same(self):
-        self.assertEqual(same(6), 6)
+        result = same(6)
+        self.assertEqual(result, json.loads("6"))
+
+
+time.sleep(0.01)
 """
 
 
@@ -155,6 +164,13 @@ class TestAsync(unittest.IsolatedAsyncioTestCase):
     assert reward.value == 1.0, reward.details
 
 
+def test_threads_and_exit_hooks_that_the_tests_leave_behind_do_not_hold_up_a_pass(software, sandboxes):
+    lingering = FIXED.replace("return a\n", "threading.Thread(target=time.sleep, args=[99]).start(); return a\n")
+    source = "import atexit, threading, time\natexit.register(time.sleep, 99)\n" + lingering
+    workdir = attempt_at(software, {"calc.py": source})
+    assert score(software, workdir, sandboxes).value == 1.0
+
+
 def test_the_gold_terminal_solution_scores_1_and_the_untouched_state_0(terminal, sandboxes):
     untouched = terminal.directory / "environment" / "files"
     assert score(terminal, untouched, sandboxes).value == 0.0
@@ -228,7 +244,7 @@ SOFTWARE_CHEATS: dict[str, dict[str, str]] = {
     },
     "assertEqual given another body": {
         "calc.py": "import unittest\ndef ok(self, first, second, msg=None): pass\n"
-        "unittest.TestCase.assertEqual.__code__ = ok.__code__\n" + BUGGY
+        "unittest.TestCase._baseAssertEqual.__code__ = ok.__code__\n" + BUGGY
     },
     "failing turned into passing": {
         "calc.py": "import unittest\nunittest.TestCase.fail = lambda *a: None\n"
@@ -243,8 +259,9 @@ SOFTWARE_CHEATS: dict[str, dict[str, str]] = {
     },
     "unittest replaced": {
         "calc.py": "import sys, types\nfake = types.ModuleType('unittest')\n"
-        "class TestCase:\n    def assertEqual(self, *a): pass\n    def __init__(self, name): pass\n"
-        "    def __call__(self, result): result.addSuccess(self)\n    def id(self): return 'test_calc.Test.test_add'\n"
+        "class TestCase:\n    def __init__(self, name): self.name = name\n"
+        "    def id(self): return 'test_calc.Test.' + self.name\n    def __call__(self, result):\n"
+        "        result.startTest(self)\n        result.addSuccess(self)\n        result.stopTest(self)\n"
         "fake.TestCase = TestCase\nsys.modules['unittest'] = fake\n" + BUGGY
     },
     "tests replaced from the function": {
@@ -255,7 +272,7 @@ SOFTWARE_CHEATS: dict[str, dict[str, str]] = {
         )
     },
     "tests replaced by a thread": {
-        "calc.py": "import sys, threading, time\ndef patch():\n    while True:\n"
+        "calc.py": "import sys, threading\nsys.setswitchinterval(1e-7)\ndef patch():\n    while True:\n"
         "        test = getattr(sys.modules.get('test_calc'), 'Test', None)\n"
         "        if test is not None:\n            test.test_add = test.test_add_negative = lambda self: None\n"
         "threading.Thread(target=patch, daemon=True).start()\n" + BUGGY
@@ -275,11 +292,19 @@ SOFTWARE_CHEATS: dict[str, dict[str, str]] = {
             "return a - b", "import sys; sys._getframe(1).f_locals['self'].assertEqual = lambda *a: None"
         )
     },
-    "a trace function": {
-        "calc.py": "import sys\nsys.settrace(lambda *a: None)\n" + BUGGY,
+    "a trace function that changes results": {
+        "calc.py": "import sys\ndef trace(frame, event, arg):\n    name = frame.f_code.co_name\n"
+        "    if name in ('test_add', 'test_add_negative') and 'result' in frame.f_locals:\n"
+        "        frame.f_locals['result'] = 9 if name == 'test_add' else 5\n"
+        "    return trace\nsys.settrace(trace)\n" + BUGGY,
     },
     "the runner's module patched": {
-        "calc.py": "import __main__\n__main__.Results.addFailure = __main__.Results.addSuccess\n" + BUGGY
+        "calc.py": "import __main__, unittest\n__main__.Seal.check = lambda self: None\n"
+        "unittest.TestCase.assertEqual = lambda *a, **k: None\n" + BUGGY
+    },
+    "the runner's results patched": {
+        "calc.py": "import unittest\n[results] = unittest.TestResult.__subclasses__()[-1:]\n"
+        "results.addFailure = lambda self, test, err: self.addSuccess(test)\n" + BUGGY
     },
     "forged lines on every descriptor": {"calc.py": FORGE + BUGGY},
     "forged result files": {"calc.py": WRITE_RESULTS + BUGGY},
@@ -334,7 +359,7 @@ def test_a_cheat_beside_a_real_fix_changes_nothing_for_shims_and_shadows(softwar
 def test_a_software_attempt_that_hangs_scores_0_with_the_reason(software, sandboxes):
     for source in ("while True:\n    pass\n", "import time\ntime.sleep(1000)\n"):
         workdir = attempt_at(software, {"calc.py": source})
-        reward = score(software, workdir, sandboxes, timeout_s=1.0)
+        reward = score(software, workdir, sandboxes, timeout_s=3.0)
         assert reward.value == 0.0
         assert "did not run to their end" in reward.details["reason"]
         shutil.rmtree(workdir)
