@@ -15,6 +15,7 @@ from typing import Any
 from north_lightning.sandbox import Shell
 
 LISTING_DEPTH = 2
+MAX_PATH_CHARS = 1000
 MAX_LINES_NAMED = 10
 
 
@@ -76,6 +77,8 @@ class Editor:
         """The observation of one call whose arguments fit the tool's schema; errors are observations too."""
         command = arguments["command"]
         path = posixpath.normpath(posixpath.join(self.root, arguments["path"]))
+        if "\0" in path or len(path) > MAX_PATH_CHARS:
+            return "Error: path is not one that a file could have"
         try:
             match command:
                 case "view":
@@ -91,15 +94,14 @@ class Editor:
                     return await self._undo(path)
                 case _:
                     raise EditError(f"there is no command {command!r}")
-        except EditError as error:
+        except (EditError, OSError) as error:
             return f"Error: {error}"
 
     async def _view(self, path: str, view_range: list[int] | None) -> str:
-        if await self._kind(path) == "directory":
-            if view_range is not None:
-                raise EditError(f"{path} is a directory: view_range is for files")
+        try:
+            lines = lines_of(await self._read(path))
+        except IsADirectoryError:
             return await self._list(path)
-        lines = lines_of(await self._read(path))
         if view_range is None:
             return numbered(lines)
         first, last = view_range
@@ -109,19 +111,19 @@ class Editor:
         return numbered(lines[first - 1 : last], first)
 
     async def _list(self, path: str) -> str:
-        found = await self.shell.run(
-            f"find {quote(path)} -mindepth 1 -maxdepth {LISTING_DEPTH} -name '.*' -prune -o -mindepth 1 -print | sort",
-            self.timeout_s,
-        )
+        listing = f"find {quote(path)} -mindepth 1 -maxdepth {LISTING_DEPTH} -name '.*' -prune -o -mindepth 1 -print"
+        found = await self.shell.run(f"{listing} | sort", self.timeout_s)
         return f"{path}\n{found.output}".rstrip()
 
     async def _create(self, path: str, text: str) -> str:
-        if await self._kind(path) != "missing":
-            raise EditError(f"{path} exists already; change it with str_replace or insert")
-        if await self._kind(posixpath.dirname(path)) != "directory":
-            raise EditError(f"the directory {posixpath.dirname(path)} does not exist; make it first")
-        await self._write(path, text, None)
-        return f"Created {path}"
+        try:
+            await self.shell.read_file(path)
+        except FileNotFoundError:
+            await self._write(path, text, None)
+            return f"Created {path}"
+        except OSError:
+            pass  # there is something, if nothing readable
+        raise EditError(f"{path} exists already; change it with str_replace or insert")
 
     async def _replace(self, path: str, old: str, new: str) -> str:
         text = await self._read(path)
@@ -154,11 +156,15 @@ class Editor:
         history = self._earlier.get(path)
         if not history:
             raise EditError(f"there is no edit of {path} to undo")
-        earlier = history.pop()
+        earlier = history[-1]
         if earlier is None:
-            await self.shell.run(f"rm -f -- {quote(path)}", self.timeout_s)
+            removed = await self.shell.run(f"rm -f -- {quote(path)}", self.timeout_s)
+            if removed.exit_code:
+                raise EditError(removed.output.strip())
+            history.pop()
             return f"Removed {path}"
         await self._store(path, earlier)
+        history.pop()
         return f"Undid the last edit of {path}"
 
     def _snippet(self, path: str, text: str, first: int, num_lines: int) -> str:
@@ -168,32 +174,20 @@ class Editor:
         stop = min(first + num_lines - 1 + self.context_lines, len(lines))
         return f"Edited {path}\n{numbered(lines[start - 1 : stop], start)}"
 
-    async def _kind(self, path: str) -> str:
-        """``file``, ``directory`` or ``missing``."""
-        quoted = quote(path)
-        probe = f"if [ -d {quoted} ]; then echo directory; elif [ -e {quoted} ]; then echo file; else echo missing; fi"
-        return (await self.shell.run(probe, self.timeout_s)).output.strip()
-
     async def _read(self, path: str) -> str:
-        kind = await self._kind(path)
-        if kind == "missing":
-            raise EditError(f"{path} does not exist")
-        if kind == "directory":
-            raise EditError(f"{path} is a directory")
+        """The text of a file, or the ``OSError`` that fits: ``IsADirectoryError`` for whatever is no file."""
+        content = await self.shell.read_file(path)
         try:
-            return (await self.shell.read_file(path)).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise EditError(f"{path} cannot be read as text: {error}") from error
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise EditError(f"{path} is not UTF-8 text") from error
 
     async def _write(self, path: str, text: str, earlier: str | None) -> None:
         await self._store(path, text)
         self._earlier.setdefault(path, []).append(earlier)
 
     async def _store(self, path: str, text: str) -> None:
-        try:
-            await self.shell.write_file(path, text.encode())
-        except OSError as error:
-            raise EditError(f"{path} cannot be written: {error}") from error
+        await self.shell.write_file(path, text.encode())
 
     @staticmethod
     def _need(arguments: Mapping[str, Any], name: str) -> Any:

@@ -87,7 +87,7 @@ class SWEAgentHarness(Harness):
         return Prompt(messages=messages, tools=TOOLS)
 
     async def open(self, task: Task, sandbox: Sandbox) -> HarnessSession:
-        return SWEAgentSession(self, Shell(sandbox))
+        return SWEAgentSession(self, Shell(sandbox, max_output_bytes=4 * self.max_observation_chars))
 
 
 class SWEAgentSession(HarnessSession):
@@ -125,8 +125,6 @@ class SWEAgentSession(HarnessSession):
         remaining_s = max(self.settings.total_timeout_s - self._used_s, 0.0)
         result = await self.shell.run(command, min(self.settings.command_timeout_s, remaining_s))
         self._timeouts_in_a_row = self._timeouts_in_a_row + 1 if result.timed_out else 0
-        if result.timed_out:
-            return f"{result.output.rstrip()}\nThe command took too long and was stopped.".lstrip()
         return result.output.rstrip("\n")
 
     def _out_of_time(self) -> bool:

@@ -6,6 +6,7 @@ bounded length. It knows nothing of sandboxes and runs nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import jsonschema
@@ -22,11 +23,15 @@ def only_call(action: AssistantAction, tools: Sequence[ToolSpec]) -> ToolCall:
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None:
         raise InvalidActionError(f"expected a call of one of {[tool.name for tool in tools]}, got {call.name!r}")
-    error = jsonschema.exceptions.best_match(
+    try:
+        json.dumps(dict(call.arguments), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidActionError(f"arguments of {call.name!r} hold half a character: {error.reason}") from error
+    misfit = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(tool.parameters).iter_errors(call.arguments)
     )
-    if error is not None:
-        raise InvalidActionError(f"arguments of {call.name!r} do not fit its schema: {error.message}")
+    if misfit is not None:
+        raise InvalidActionError(f"arguments of {call.name!r} do not fit its schema: {misfit.message}")
     return call
 
 
