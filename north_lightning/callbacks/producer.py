@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from north_lightning.callbacks.sidecar import running_sidecar
+from north_lightning.callbacks.weight_sync import WeightSyncCallback
 from north_lightning.chat import ChatFormat, NorthTokenizer
 from north_lightning.data.rollouts import RolloutDataModule
 from north_lightning.errors import ConfigError
@@ -86,11 +87,14 @@ class RolloutProducerCallback(Callback):
             missing = {task.environment for task in self._tasks} - self.harnesses.keys()
             if missing:
                 raise ConfigError(f"harnesses: expected one for every environment, none for {sorted(missing)}")
+            before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
+            if not any(isinstance(callback, WeightSyncCallback) for callback in before):
+                raise ConfigError(
+                    "trainer.callbacks: expected a WeightSyncCallback before the RolloutProducerCallback, so that a "
+                    "resumed run pushes its weights before it samples"
+                )
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Later than every ``on_train_start``, and so than the push of resumed weights."""
-        if self._producer is not None:
-            return
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, RolloutDataModule), f"expected a RolloutDataModule, got {type(data).__name__}"
         rollouts = Path(trainer.default_root_dir) / ROLLOUTS if self.keep_rollouts else None

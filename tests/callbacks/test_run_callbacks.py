@@ -1,0 +1,128 @@
+"""The callbacks every run uses: stopping by loss, Hugging Face checkpoints, history, locks."""
+
+import fcntl
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_runs import quiet_trainer, write_run_inputs
+
+from north_lightning.callbacks import HFCheckpoint, JSONLHistory, RunLock, RunSummary, StopAtLoss, Throughput
+from north_lightning.callbacks.history import read_history
+from north_lightning.chat import NorthTokenizer
+from north_lightning.data import SFTDataModule, SFTSource
+from north_lightning.errors import ConfigError
+from north_lightning.model import load_checkpoint
+from north_lightning.modules import SFTModule
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def fit(inputs: Path, run_dir: Path, *callbacks: object, **settings: object) -> SFTModule:
+    data = SFTDataModule(inputs / "tokenizer", {"sums": SFTSource([inputs / "sums.jsonl"])}, 256)
+    module = SFTModule(config=inputs / "model.json", tokenizer=inputs / "tokenizer")
+    quiet_trainer(run_dir, callbacks=list(callbacks), **settings).fit(module, datamodule=data)
+    return module
+
+
+def feed(callback: StopAtLoss, losses: list[float]) -> list[bool]:
+    """Whether the callback asks to stop after each of ``losses``, one per optimizer step."""
+    trainer = SimpleNamespace(global_step=0, callback_metrics={}, should_stop=False)
+    stops = []
+    for loss in losses:
+        trainer.global_step += 1
+        trainer.callback_metrics = {"train/loss": torch.tensor(loss)}
+        callback.on_train_batch_end(trainer, None, None, None, 0)
+        stops.append(trainer.should_stop)
+    return stops
+
+
+def test_training_stops_when_the_running_mean_of_the_loss_is_low_enough() -> None:
+    assert feed(StopAtLoss(0.5, window_steps=3), [9.0, 0.1, 0.1, 0.1, 0.1]) == [False, False, False, True, True]
+
+
+def test_one_lucky_step_does_not_stop_training() -> None:
+    assert not any(feed(StopAtLoss(0.5, window_steps=3), [1.9, 0.1, 1.9, 0.1, 1.9]))
+
+
+def test_the_running_mean_survives_a_resume() -> None:
+    first, second = StopAtLoss(0.5, window_steps=3), StopAtLoss(0.5, window_steps=3)
+    feed(first, [0.4, 0.4])
+    second.load_state_dict(first.state_dict() | {"step": 0})
+    assert feed(second, [0.4]) == [True]
+
+
+def test_stopping_by_something_that_is_not_logged_is_an_error(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'train/los' is not logged; logged are .*train/loss"):
+        fit(inputs, tmp_path, StopAtLoss(0.1, monitor="train/los"), max_steps=2)
+
+
+def test_the_hugging_face_checkpoint_holds_the_trained_weights_and_the_tokenizer(inputs: Path, tmp_path: Path) -> None:
+    module = fit(inputs, tmp_path, HFCheckpoint(every_n_steps=2), max_steps=5)
+    written = load_checkpoint(tmp_path / "checkpoint")
+    for (name, ours), theirs in zip(module.model.named_parameters(), written.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    expected = NorthTokenizer.load(inputs / "tokenizer")
+    assert NorthTokenizer.load(tmp_path / "checkpoint").fingerprint == expected.fingerprint
+    steps = sorted(path.name for path in (tmp_path / "checkpoint").glob("step-*"))
+    assert steps == ["step-2", "step-4"]
+    earlier = load_checkpoint(tmp_path / "checkpoint" / "step-2")
+    assert not torch.equal(earlier.embedding_weight, written.embedding_weight)
+
+
+def test_a_checkpoint_that_fails_to_be_written_leaves_the_old_one(inputs: Path, tmp_path: Path) -> None:
+    module = fit(inputs, tmp_path, HFCheckpoint(), max_steps=1)
+
+    class DiskFull(SFTModule):
+        def save_hf(self, directory: Path) -> None:
+            directory.mkdir()
+            (directory / "config.json").write_text("{")
+            raise OSError("no space left on device")
+
+    broken = DiskFull(config=inputs / "model.json", tokenizer=inputs / "tokenizer")
+    data = SFTDataModule(inputs / "tokenizer", {"sums": SFTSource([inputs / "sums.jsonl"])}, 256)
+    with pytest.raises(OSError, match="no space"):
+        quiet_trainer(tmp_path, max_steps=1, callbacks=[HFCheckpoint()]).fit(broken, datamodule=data)
+    assert torch.equal(load_checkpoint(tmp_path / "checkpoint").embedding_weight, module.model.embedding_weight)
+
+
+def test_the_history_drops_steps_that_a_resumed_run_repeats(tmp_path: Path) -> None:
+    first = JSONLHistory(tmp_path)
+    for step in range(5):
+        first.log_metrics({"loss": float(step)}, step)
+    first.finalize("success")
+    with (tmp_path / "history.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # cut off by a crash
+    second = JSONLHistory(tmp_path)
+    second.log_metrics({"loss": 33.0}, 3)
+    second.log_metrics({"lag": float("inf")}, 3)
+    second.finalize("success")
+    history = read_history(tmp_path / "history.jsonl")
+    assert [(line["step"], line["loss"]) for line in history] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 33.0)]
+    assert history[-1]["lag"] is None
+
+
+def test_the_summary_says_why_training_ended(inputs: Path, tmp_path: Path) -> None:
+    callbacks = RunSummary(), Throughput(), StopAtLoss(100.0, window_steps=2)
+    fit(inputs, tmp_path, *callbacks, max_steps=9, logger=JSONLHistory(tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["stopped"] == "early"
+    assert summary["steps"] == 2
+    assert summary["metrics"]["train/loss"] == read_history(tmp_path / "history.jsonl")[-1]["train/loss"]
+    assert summary["metrics"]["speed/tokens_per_s"] > 0
+
+
+def test_a_second_trainer_in_the_same_folder_is_refused_and_the_first_named(inputs: Path, tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as held:
+        held.write("4711\n")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match=r"in use by another trainer \(process 4711\)"):
+            fit(inputs, tmp_path, RunLock(), max_steps=1)
+    fit(inputs, tmp_path, RunLock(), max_steps=1)  # the other one has ended
+    fit(inputs, tmp_path, RunLock(), max_steps=1)  # and so has this one
