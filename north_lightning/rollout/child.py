@@ -98,6 +98,9 @@ class Fatal:
 def run_child(connection: Connection, pickled_spec: bytes, parent_pid: int) -> None:
     """Entry point of the process."""
     _die_with(parent_pid)
+    # Leads a process group of its own: a Ctrl-C in the trainer's terminal does not reach the sandboxes, and the trainer
+    # can kill what a dead rollout process leaves behind.
+    os.setsid()
     # A handler instead of SIG_IGN: ignored signals are inherited by every program started in a sandbox, where Ctrl-C
     # must work. The trainer alone decides what Ctrl-C means for the run.
     signal.signal(signal.SIGINT, lambda *_: None)

@@ -13,6 +13,7 @@ never waits for it except in ``start`` and ``stop``; it learns of failures by ca
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -309,17 +310,12 @@ class RolloutProducer:
         self._last_message = time.monotonic()
 
     def _restart_child(self, what: str) -> None:
-        assert self._process is not None
-        if what != DIED:
-            self._process.kill()  # it answers nothing, so it would not end in time either
-        self._process.join(1.0)
-        exit_code = self._process.exitcode
+        lost, self._running = self._running, {}
+        self._ready.clear()
+        exit_code = self._end_child(patience_s=1.0 if what == DIED else 0.0)  # a silent one would not end by itself
         if what == DIED and exit_code is not None and exit_code < 0:
             what = f"was killed by {signal.Signals(-exit_code).name}"
         error = InfrastructureError(f"the rollout process {what} (exit code {exit_code})")
-        lost, self._running = self._running, {}
-        self._ready.clear()
-        self._end_child()
         self._counts["child_restarts"] += 1
         self._consecutive_deaths += 1
         if self._consecutive_deaths > self._limits.max_child_restarts:
@@ -330,18 +326,24 @@ class RolloutProducer:
             self._fail(job, CHILD_DIED, error)
         self._start_child()
 
-    def _end_child(self) -> None:
+    def _end_child(self, patience_s: float = EXIT_GRACE_S + 1.0) -> int | None:
+        """Let the process end by itself for a while, then kill it; either way with all that it has started."""
         self._keep_all()
         if self._connection is not None:
             self._connection.close()  # the process ends at the end of its input
             self._connection = None
-        if self._process is not None:
-            self._process.join(EXIT_GRACE_S + 1.0)
-            if self._process.is_alive():
-                self._process.kill()
-                self._process.join()
-            self._process.close()
-            self._process = None
+        if self._process is None:
+            return None
+        multiprocessing.connection.wait([self._process.sentinel], patience_s)
+        assert self._process.pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+        self._process.kill()
+        self._process.join()
+        exit_code = self._process.exitcode
+        self._process.close()
+        self._process = None
+        return exit_code
 
     def _keep_all(self) -> None:
         self._waiting = [*self._running.values(), *self._waiting]

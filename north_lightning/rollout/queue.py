@@ -39,8 +39,8 @@ class WindowedFIFOQueue(RolloutQueue):
         groups_per_batch: Groups of one optimizer step (P).
         max_batches_ahead: How many batches may be sampled ahead of the one that is trained (S); 0 is synchronous.
         window: Width W of the window in groups; 1 is a strict FIFO. Default: 0.3 of the slots.
-        head_timeout_s: A head that keeps ``take`` waiting longer is dropped with the reason ``head_timeout``. The time
-            counts from the first ``take`` that this head made wait. Default: never.
+        head_timeout_s: The oldest unfinished group is dropped with the reason ``head_timeout`` once it has kept
+            ``take`` waiting for longer. Default: never.
         clock: Monotonic seconds.
     """
 
@@ -197,28 +197,27 @@ class WindowedFIFOQueue(RolloutQueue):
         if len(self._completed) < num_groups:
             return None
         waiting = dict.fromkeys(self._completed)  # in completion order
-        blocked = self._in_flight.union(self._pending)
         chosen: list[int] = []
-        while len(chosen) < num_groups and waiting:
-            head = min(blocked.union(waiting))
+        while len(chosen) < num_groups:
+            # Pending groups are younger than all of these: they are admitted again oldest first, before any new one.
+            head = min(self._in_flight.union(waiting))
             eligible = next((group_id for group_id in waiting if group_id < head + self.window), None)
             if eligible is None:
                 return None
             del waiting[eligible]
             chosen.append(eligible)
-        return chosen if len(chosen) == num_groups else None
+        return chosen
 
     def _drop_overdue_head(self) -> None:
-        """Called when ``take`` has to wait: start the head's clock, or drop a head whose time is up."""
-        candidates = self._in_flight.union(self._completed, self._pending)
-        head = min(candidates, default=None)
-        if head is None or head not in self._in_flight:
-            self._waiting_for = None  # nothing dispatched, or the head is ready and others are missing
-            return
+        """Called when ``take`` has to wait: start the clock of the group it waits for, or drop it if its time is up.
+
+        That is the oldest unfinished group: everything before it could be taken, and would make it the head.
+        """
+        head = min(self._in_flight, default=None)
         now = self._clock()
         if head != self._waiting_for:
             self._waiting_for, self._waiting_since = head, now
-        elif self.head_timeout_s is not None and now - self._waiting_since >= self.head_timeout_s:
+        elif head is not None and self.head_timeout_s is not None and now - self._waiting_since >= self.head_timeout_s:
             self._in_flight.remove(head)
             self._dropped[HEAD_TIMEOUT] += 1
             self._waiting_for = None

@@ -175,14 +175,20 @@ def test_a_cut_off_turn_ends_the_attempt_unparsed_and_is_verified(chat: ChatForm
 def test_a_rollout_never_exceeds_the_context(chat: ChatFormat, task: Task) -> None:
     prompt = len(chat.encode_prompt(*_opening(task)))
     actions = [call("one"), call("two"), answer()]
-    runner = make_runner(chat, RecordingSampler(chat, actions), vary_prompts=False)
-    whole = len(run(runner.run(task, 0, 0, seed=0)).token_ids)
+    unlimited = RecordingSampler(chat, actions)
+    whole = len(run(make_runner(chat, unlimited, vary_prompts=False).run(task, 0, 0, seed=0)).token_ids)
+    edges = [
+        len(asked) + i for asked, _, _ in unlimited.requests for i in range(-4, 5)
+    ]  # where an observation just fits
     seen = set()
-    for limit in [*range(prompt + 1, whole, 23), whole]:
+    for limit in [*range(prompt + 1, whole, 97), *edges, whole]:
+        if limit <= prompt:
+            continue
         sampler = RecordingSampler(chat, actions)
         runner = make_runner(chat, sampler, max_context_tokens=limit, vary_prompts=False)
         rollout = run(runner.run(task, 0, 0, seed=0))
         assert len(rollout.token_ids) <= limit
+        assert rollout.loss_mask[-1]
         assert rollout.reward == Reward(1.0)
         for asked, params, _ in sampler.requests:
             assert len(asked) + params.max_tokens <= limit

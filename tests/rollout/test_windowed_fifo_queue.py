@@ -217,15 +217,45 @@ def test_every_head_has_its_own_time() -> None:
     assert "dropped/head_timeout" not in queue.stats()
 
 
-def test_a_head_that_is_finished_is_never_dropped() -> None:
+def test_a_new_head_gets_its_own_time_when_the_old_one_is_given_up() -> None:
+    clock = FakeClock()
+    queue = WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=0, window=1, head_timeout_s=10.0, clock=clock)
+    filled(queue)
+    assert queue.take(2) is None
+    clock.now += 9.0
+    queue.drop(0, "SandboxError")
+    assert queue.take(2) is None
+    clock.now += 9.0
+    assert queue.take(2) is None
+    assert "dropped/head_timeout" not in queue.stats()
+
+
+def test_a_finished_group_is_never_dropped_but_the_unfinished_one_behind_it_is() -> None:
     clock = FakeClock()
     queue = WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=0, window=1, head_timeout_s=10.0, clock=clock)
     filled(queue)
     complete(queue, 0)
-    for _ in range(3):
-        assert queue.take(2) is None
-        clock.now += 100.0
-    assert "dropped/head_timeout" not in queue.stats()
+    assert queue.take(2) is None
+    clock.now += 10.0
+    assert queue.take(2) is None
+    assert queue.stats()["dropped/head_timeout"] == 1.0
+    complete(queue, *filled(queue))
+    assert ids(queue.take(2)) == [0, 2]
+
+
+def test_no_stuck_group_stops_training_forever() -> None:
+    for num_groups, ahead, window in itertools.product((1, 2, 3), range(3), (1, 2, 5)):
+        clock = FakeClock()
+        queue = WindowedFIFOQueue(num_groups, ahead, window, head_timeout_s=10.0, clock=clock)
+        trained = 0
+        for _ in range(60):
+            complete(queue, *[group_id for group_id in filled(queue) if group_id % 3])  # a third never finishes
+            batch = ids(queue.take(num_groups))
+            if batch is not None:
+                trained += len(batch)
+                queue.release(batch)
+            clock.now += 6.0
+        assert trained >= 2 * num_groups, (num_groups, ahead, window)
 
 
 # ---- resume --------------------------------------------------------------------------------------------------------
