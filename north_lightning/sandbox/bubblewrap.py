@@ -213,7 +213,7 @@ class BubblewrapSandbox(Sandbox):
         finally:
             if filter_fd is not None:
                 os.close(filter_fd)
-        self._processes = {other for other in self._processes if other.returncode is None} | {process}
+        self._processes = {other for other in self._processes if not other.is_finished} | {process}
         if self._closing is not None:
             await self._end_processes()
             raise SandboxError("the sandbox was closed while a program started")
@@ -250,7 +250,7 @@ class BubblewrapSandbox(Sandbox):
             process.kill()
         while chunk := await process.stdout.read(_CHUNK_BYTES):
             output.add(chunk)
-        exit_code = await _ended(process)
+        exit_code = await _end(process)
         self._processes.discard(process)
         text = output.text()
         if flooded:
@@ -281,18 +281,16 @@ class BubblewrapSandbox(Sandbox):
         self._host.give_back(self._slot)
 
     async def _end_processes(self) -> None:
-        processes = [process for process in self._processes if process.returncode is None]
-        for process in processes:
+        for process in self._processes:
             process.kill()
-        for process in processes:
-            await _ended(process)
-        self._processes.clear()
+        while self._processes:
+            await _end(self._processes.pop())
 
 
-async def _ended(process: NamespaceProcess) -> int:
+async def _end(process: NamespaceProcess) -> int:
     try:
         async with asyncio.timeout(_KILL_TIMEOUT_S):
-            return await process.wait()
+            return await process.end()
     except TimeoutError:
         raise SandboxError(f"a sandboxed process (pid {process.pid}) cannot be killed") from None
 

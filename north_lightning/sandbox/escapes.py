@@ -64,13 +64,15 @@ def _overwritten(line: str, columns: int) -> str | None:
             column = max(column - 1, 0)
         elif part == _ERASE:
             del cells[column:]
+        elif part == "\t":
+            column += 8 - column % 8  # moves, and erases nothing
         else:
-            shown = " " * (8 - column % 8) if part == "\t" else part.replace("\x1b", "")
+            shown = part.replace("\x1b", "")
             cells[len(cells) :] = " " * (column - len(cells))
             cells[column : column + len(shown)] = shown
             column += len(shown)
-            if column > columns:
-                return None
+        if column > columns:
+            return None
     return "".join(cells)
 
 

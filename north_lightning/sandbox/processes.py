@@ -38,6 +38,18 @@ class NamespaceProcess(Process):
             if not _kill_only_child(self.pid):
                 _kill_child(self.pid, of=os.getpid())
 
+    async def end(self) -> int:
+        """Kill what still runs, let go of the pipes, and return the exit code."""
+        self.kill()
+        exit_code = await self.wait()
+        self._transport.close()  # type: ignore[attr-defined]
+        return exit_code
+
+    @property
+    def is_finished(self) -> bool:
+        """Ended, and read to the end."""
+        return self.returncode is not None and self.stdout is not None and self.stdout.at_eof()
+
     def terminate(self) -> None:
         """Same as ``kill``: an init gets no signal it has no handler for."""
         self.kill()
@@ -100,17 +112,17 @@ async def start(argv: Sequence[str | bytes], *, with_stdin: bool, pass_fds: Sequ
         raise SandboxError(f"cannot start {argv[0]!r}: {error}") from error
     process = NamespaceProcess(transport, protocol, loop)
     assert process.stdout is not None
-    started = False
     try:
-        first = await process.stdout.read(1)
-        started = first == STARTED
-        if not started:
-            words = (first + await process.stdout.read(_MAX_ERROR_BYTES)).decode(errors="replace").strip()
-            raise SandboxError(f"the sandbox did not start: {words or 'no message'}")
-    finally:
-        if not started:
-            process.kill()
-    return process
+        words = await process.stdout.read(1)
+        if words == STARTED:
+            return process
+        while len(words) < _MAX_ERROR_BYTES and (chunk := await process.stdout.read(_MAX_ERROR_BYTES)):
+            words += chunk
+    except BaseException:
+        process.kill()
+        raise
+    await process.end()
+    raise SandboxError(f"the sandbox did not start: {words.decode(errors='replace').strip() or 'no message'}")
 
 
 class CappedOutput:

@@ -20,7 +20,7 @@ _CHUNK_BYTES = 1 << 18
 _MAX_OUTPUT_FACTOR = 256  # a command that prints this many times its cap is killed
 _FILE_TIMEOUT_S = 30.0
 _MAX_PATH = 4096
-_TIMED_OUT, _FLOODED = 124, 137
+_TIMED_OUT, _FLOODED = 124, 137  # exit codes, as timeout(1) and a killed shell have them
 
 # Exit codes of the two scripts below, and what they mean to the caller.
 _FILE_ERRORS: dict[int, type[OSError]] = {
@@ -160,33 +160,39 @@ class Shell:
         return self._process
 
     async def _report(self, process: Process, mark: bytes, output: CappedOutput) -> tuple[int, str]:
-        assert process.stdout is not None
+        """Collect output up to the line that tells exit code and directory."""
         start = b"\x1e" + mark + b":"
         held, self._rest = self._rest, b""
-        while True:
-            found = held.find(start)
-            if found >= 0:
-                output.add(held[:found])
-                held = held[found:]
-                words, end, rest = held[1:].partition(b"\x1e")
-                if end:
-                    self._rest = rest
-                    _, code, directory = words.split(b":", 2)
-                    return int(code), directory.decode(errors="surrogateescape")
-            else:
-                cut = max(len(held) - len(start) + 1, 0)
-                output.add(held[:cut])
-                held = held[cut:]
-            if output.num_bytes > _MAX_OUTPUT_FACTOR * self._max_output_bytes:
-                raise _ShellEndedError(_FLOODED, f"the command was killed after {output.num_bytes} bytes of output")
-            chunk = await process.stdout.read(_CHUNK_BYTES)
-            if not chunk:
-                output.add(held)
-                exit_code = await process.wait()
-                if exit_code < 0:
-                    raise SandboxError(f"the shell's sandbox died (signal {-exit_code})")
-                raise _ShellEndedError(exit_code, f"the shell ended with exit code {exit_code}")
-            held += chunk
+        try:
+            while True:
+                found = held.find(start)
+                if found >= 0:
+                    output.add(held[:found])
+                    held = held[found:]
+                    words, end, rest = held[1:].partition(b"\x1e")
+                    if end:
+                        held, self._rest = b"", rest
+                        _, code, directory = words.split(b":", 2)
+                        return int(code), directory.decode(errors="surrogateescape")
+                else:
+                    cut = max(len(held) - len(start) + 1, 0)
+                    output.add(held[:cut])
+                    held = held[cut:]
+                if output.num_bytes > _MAX_OUTPUT_FACTOR * self._max_output_bytes:
+                    raise _ShellEndedError(_FLOODED, f"the command was killed after {output.num_bytes} bytes of output")
+                held += await self._chunk(process)
+        finally:
+            output.add(held)
+
+    async def _chunk(self, process: Process) -> bytes:
+        assert process.stdout is not None
+        chunk = await process.stdout.read(_CHUNK_BYTES)
+        if chunk:
+            return chunk
+        exit_code = await process.wait()
+        if exit_code < 0:
+            raise SandboxError(f"the shell's sandbox died (signal {-exit_code})")
+        raise _ShellEndedError(exit_code, f"the shell ended with exit code {exit_code}")
 
 
 async def _end(process: Process) -> None:

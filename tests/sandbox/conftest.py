@@ -1,0 +1,65 @@
+import asyncio
+
+import pytest
+
+from north_lightning.sandbox import BubblewrapProvider, Shell, Terminal
+
+
+@pytest.fixture(scope="session")
+def provider():
+    return BubblewrapProvider(max_work_bytes=64 << 20, max_file_bytes=8 << 20, max_files=5000, max_processes=64)
+
+
+@pytest.fixture
+def image(tmp_path):
+    directory = tmp_path / "image"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def in_sandbox(provider, image):
+    """Runs ``scenario(sandbox)`` in a sandbox whose /work is a copy of ``image``; nothing may be left running."""
+
+    def run(scenario):
+        async def main():
+            sandbox = await provider.open(image)
+            try:
+                return await scenario(sandbox)
+            finally:
+                await sandbox.close()
+
+        return asyncio.run(main())
+
+    return run
+
+
+@pytest.fixture
+def in_terminal(in_sandbox):
+    def run(scenario):
+        async def main(sandbox):
+            terminal = Terminal(sandbox)
+            await terminal.start()
+            try:
+                return await scenario(terminal)
+            finally:
+                await terminal.close()
+
+        return in_sandbox(main)
+
+    return run
+
+
+@pytest.fixture
+def in_shell(in_sandbox):
+    def run(scenario):
+        async def main(sandbox):
+            shell = Shell(sandbox)
+            try:
+                return await scenario(shell)
+            finally:
+                await shell.close()
+
+        return in_sandbox(main)
+
+    return run
