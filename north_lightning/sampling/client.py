@@ -94,7 +94,7 @@ class VLLMSampler(Sampler):
                     answer: Mapping[str, Any] = await response.json()
                     return answer
             except TimeoutError as error:
-                raise SamplerError(f"{self.url}: no answer within {self.timeout_s:.0f} s") from error
+                raise SamplerError(f"{self.url}: no answer within {self.timeout_s:g} s") from error
             except aiohttp.ClientConnectionError as error:
                 if attempt >= self.num_retries:
                     raise SamplerError(
@@ -118,9 +118,13 @@ class VLLMSampler(Sampler):
 
 def sample_from_answer(answer: Mapping[str, Any]) -> Sample:
     """Read an answer of vLLM's token-in/token-out route; ``SamplerError`` if it is not consistent and finite."""
-    choice = answer["choices"][0]
-    token_ids = list(choice["token_ids"])
-    content = choice["logprobs"]["content"]
+    try:
+        choice = answer["choices"][0]
+        token_ids = list(choice["token_ids"])
+        content = choice["logprobs"]["content"]
+        spans = choice["weight_versions"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise SamplerError(f"an answer of another shape ({error!r}): {str(answer)[:300]}") from error
     if [entry["token_id"] for entry in content] != token_ids:
         raise SamplerError(f"log-probabilities of {len(content)} tokens do not belong to the {len(token_ids)} sampled")
     logprobs = [float(entry["logprob"]) for entry in content]
@@ -129,7 +133,7 @@ def sample_from_answer(answer: Mapping[str, Any]) -> Sample:
             raise SamplerError(f"log-probability {value} at token {position}: the sampler's weights are not finite")
     if choice["finish_reason"] not in _FINISH_REASONS:
         raise SamplerError(f"finish reason: expected one of {_FINISH_REASONS}, got {choice['finish_reason']!r}")
-    versions = versions_from_spans(choice["weight_versions"], len(token_ids))
+    versions = versions_from_spans(spans, len(token_ids))
     return Sample(token_ids, logprobs, versions, choice["finish_reason"])
 
 

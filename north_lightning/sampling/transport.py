@@ -12,12 +12,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from safetensors import SafetensorError
 
 from north_lightning.errors import WeightPushError
 from north_lightning.interfaces import WeightTransport
@@ -59,16 +61,30 @@ class SharedMemoryTransport(WeightTransport):
         self._client = httpx.Client(base_url=self.url, timeout=timeout_s, limits=no_reuse)
 
     def push(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Make ``version`` the served weights; ``WeightPushError`` (and ``fenced``) if that was not confirmed."""
+        """Make ``version`` the served weights; ``WeightPushError`` if that was not confirmed."""
         started = time.monotonic()
-        folder = Path(tempfile.mkdtemp(prefix="north_lightning-", dir=self.directory))
-        try:
-            path = folder / "weights.safetensors"
-            _write(tensors, path)
+        with self._written(tensors) as path:
             paused = time.monotonic()
             self._update(path, version)
             ended = time.monotonic()
             self.last_push = PushReport(version, ended - started, ended - paused, path.stat().st_size)
+
+    @contextmanager
+    def _written(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[Path]:
+        """The tensors as a file of their own, for as long as the block runs."""
+        from safetensors.torch import save_file
+
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="north_lightning-", dir=self.directory))
+        except OSError as error:
+            raise WeightPushError(f"cannot write weights: {error}") from error
+        path = folder / "weights.safetensors"
+        try:
+            try:
+                save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors}, path)
+            except (OSError, SafetensorError) as error:
+                raise WeightPushError(f"cannot write weights to {path}: {error}") from error
+            yield path
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -77,13 +93,10 @@ class SharedMemoryTransport(WeightTransport):
         self._client.close()
 
     def _update(self, path: Path, version: int) -> None:
-        restart = self.fenced
         self.fenced = True
         try:
             self._post("/pause", params={"mode": "keep", "clear_cache": "true"})
-            if restart:
-                self._abandon()
-            self._post("/start_weight_update")
+            self._start()
             self._post("/update_weights", json={"update_info": {"path": str(path)}})
             self._post("/finish_weight_update", json={"weight_version": str(version)})
             served = self._client.get("/weight_info").raise_for_status().json()["weight_version"]
@@ -97,9 +110,14 @@ class SharedMemoryTransport(WeightTransport):
             ) from error
         self.fenced = False
 
-    def _abandon(self) -> None:
-        """End an update session that a failed push may have left open: a chunk that cannot be read ends it."""
-        self._client.post("/update_weights", json={"update_info": {"path": ""}})
+    def _start(self) -> None:
+        """Start an update session, ending first the one that a failed push or another trainer has left open."""
+        try:
+            self._post("/start_weight_update")
+        except httpx.HTTPStatusError:
+            # vLLM has no request that ends a session, but a chunk that cannot be read does.
+            self._client.post("/update_weights", json={"update_info": {"path": ""}})
+            self._post("/start_weight_update")
 
     def _post(self, path: str, **content: Any) -> None:
         response = self._client.post(path, **content)
@@ -109,9 +127,3 @@ class SharedMemoryTransport(WeightTransport):
                 request=response.request,
                 response=response,
             )
-
-
-def _write(tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors}, path)

@@ -1,0 +1,179 @@
+"""Pushing weights into the real vLLM server while it samples, and pushes that fail."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from north_lightning.errors import WeightPushError
+from north_lightning.sampling import SharedMemoryTransport, VLLMSampler
+from north_lightning.types import Sample, SamplingParams
+
+TOLERANCE = 1e-5
+PROMPTS = [[(31 * i * (row + 1)) % 580 + 10 for i in range(24)] for row in range(16)]
+
+
+def is_paused(url: str) -> bool:
+    return bool(httpx.get(f"{url}/is_paused").json()["is_paused"])
+
+
+def score(sampler: VLLMSampler, token_ids: list[int]) -> list[float]:
+    async def run() -> list[float]:
+        try:
+            return await sampler.score(token_ids)
+        finally:
+            await sampler.close()
+
+    return asyncio.run(run())
+
+
+def test_requests_in_flight_survive_a_push_and_every_token_has_the_logprob_of_its_own_version(
+    vllm_sampler, weight_transport, pushed_tensors, vllm_checkpoint, served_logprobs, pushed_logprobs
+):
+    served_tensors = load_file(vllm_checkpoint / "model.safetensors")
+    num_tokens = 300
+
+    async def run() -> list[Sample]:
+        params = SamplingParams(max_tokens=num_tokens)
+        in_flight = asyncio.gather(*(vllm_sampler.generate(prompt, params) for prompt in PROMPTS))
+        await asyncio.sleep(0.8)
+        await asyncio.to_thread(weight_transport.push, pushed_tensors.items(), 1)
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(weight_transport.push, served_tensors.items(), 2)
+        answers = await in_flight
+        await vllm_sampler.close()
+        return answers
+
+    answers = asyncio.run(run())
+    rows = [prompt + answer.token_ids for prompt, answer in zip(PROMPTS, answers, strict=True)]
+    old, new = served_logprobs.rows(rows), pushed_logprobs.rows(rows)
+    seen: set[int] = set()
+    for row, answer in enumerate(answers):
+        assert (len(answer.token_ids), answer.finish_reason) == (num_tokens, "length")
+        assert answer.policy_versions == sorted(answer.policy_versions)
+        seen |= set(answer.policy_versions)
+        # The prefix is recomputed with the new weights: a token's version alone says which model it came from.
+        from_model = {0: old[row], 1: new[row], 2: old[row]}
+        expected = [from_model[v][len(PROMPTS[row]) + i] for i, v in enumerate(answer.policy_versions)]
+        assert answer.logprobs == pytest.approx(expected, abs=TOLERANCE)
+    assert seen == {0, 1, 2}
+
+
+def test_a_push_reports_what_it_took_and_leaves_nothing_in_shared_memory(weight_transport, pushed_tensors):
+    weight_transport.push(pushed_tensors.items(), 7)
+    report = weight_transport.last_push
+    assert report.version == 7
+    assert 0 < report.paused_seconds <= report.seconds < 30
+    assert report.num_bytes >= sum(tensor.nbytes for tensor in pushed_tensors.values())
+    assert not list(Path("/dev/shm").glob("north_lightning-*"))
+    assert not is_paused(weight_transport.url)
+
+
+def without(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+def reshaped(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return tensors | {name: tensors[name][:-1].clone()}
+
+
+BAD_PUSHES = {
+    "nothing at all": lambda tensors: {},
+    "one expert missing": lambda tensors: without(tensors, "layers.3.mlp.experts.5.up_proj"),
+    "one of the fused projections missing": lambda tensors: without(tensors, "layers.2.self_attn.k_proj"),
+    "the embedding missing": lambda tensors: without(tensors, "embed_tokens"),
+    "a layer's norm missing": lambda tensors: without(tensors, "layers.4.input_layernorm"),
+    "the final norm missing": lambda tensors: without(tensors, "model.norm"),
+    "an expert of another shape": lambda tensors: reshaped(tensors, "model.layers.3.mlp.experts.5.up_proj.weight"),
+    "a norm of another shape": lambda tensors: reshaped(tensors, "model.norm.weight"),
+    "a vocabulary of another size": lambda tensors: reshaped(tensors, "model.embed_tokens.weight"),
+    "a name the model does not have": lambda tensors: tensors | {"model.layers.9.mlp.gate.weight": torch.ones(8, 64)},
+}
+
+
+@pytest.mark.parametrize("defect", BAD_PUSHES)
+def test_an_incomplete_push_is_refused_and_fenced_and_the_next_good_one_restores_everything(
+    defect, vllm_sampler, weight_transport, pushed_tensors, pushed_logprobs
+):
+    weight_transport.push(pushed_tensors.items(), 1)
+    scrambled = {name: tensor + 0.05 for name, tensor in pushed_tensors.items()}
+    with pytest.raises(WeightPushError, match="version 2 was not confirmed"):
+        weight_transport.push(BAD_PUSHES[defect](scrambled).items(), 2)
+    assert weight_transport.fenced
+    assert is_paused(weight_transport.url)
+    assert httpx.get(f"{weight_transport.url}/weight_info").json() == {"weight_version": "1"}
+
+    weight_transport.push(pushed_tensors.items(), 3)
+    assert not weight_transport.fenced
+    assert not is_paused(weight_transport.url)
+    assert score(vllm_sampler, PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
+    assert not list(Path("/dev/shm").glob("north_lightning-*"))
+
+
+def test_a_push_cut_off_after_any_tensor_is_refused_and_a_good_one_restores_everything(
+    vllm_sampler, weight_transport, pushed_tensors, pushed_logprobs
+):
+    names = list(pushed_tensors)
+    for num_tensors in [*range(1, len(names), 6), len(names) - 1]:
+        with pytest.raises(WeightPushError, match="weights are missing"):
+            weight_transport.push([(name, pushed_tensors[name] - 0.05) for name in names[:num_tensors]], 1)
+    assert httpx.get(f"{weight_transport.url}/weight_info").json() == {"weight_version": "0"}
+    weight_transport.push(pushed_tensors.items(), 2)
+    assert score(vllm_sampler, PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
+
+
+def test_requests_that_wait_behind_a_failed_push_are_answered_by_the_next_good_one(
+    vllm_sampler, weight_transport, pushed_tensors, pushed_logprobs
+):
+    async def run() -> Sample:
+        answer = asyncio.create_task(vllm_sampler.generate(PROMPTS[3], SamplingParams(max_tokens=400)))
+        await asyncio.sleep(0.3)
+        with pytest.raises(WeightPushError):
+            await asyncio.to_thread(weight_transport.push, list(pushed_tensors.items())[:9], 1)
+        await asyncio.sleep(0.3)
+        assert not answer.done()
+        await asyncio.to_thread(weight_transport.push, pushed_tensors.items(), 2)
+        sample = await answer
+        await vllm_sampler.close()
+        return sample
+
+    answer = asyncio.run(run())
+    assert set(answer.policy_versions) == {0, 2}
+    first_new = answer.policy_versions.index(2)
+    expected = pushed_logprobs(PROMPTS[3] + answer.token_ids)[len(PROMPTS[3]) :]
+    assert answer.logprobs[first_new:] == pytest.approx(expected[first_new:], abs=TOLERANCE)
+
+
+def test_another_trainer_that_takes_over_a_fenced_server_can_push(
+    vllm_sampler, weight_transport, pushed_tensors, pushed_logprobs
+):
+    """After a crash between two steps of a push, a new process knows nothing of the session that is still open."""
+    weight_transport.push(pushed_tensors.items(), 1)
+    httpx.post(f"{weight_transport.url}/pause", params={"mode": "keep"}).raise_for_status()
+    httpx.post(f"{weight_transport.url}/start_weight_update").raise_for_status()
+    successor = SharedMemoryTransport(weight_transport.url)
+    successor.push(pushed_tensors.items(), 2)
+    successor.close()
+    assert score(vllm_sampler, PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
+
+
+def test_weights_that_cannot_be_written_leave_the_server_sampling_as_before(vllm_server, pushed_tensors, tmp_path):
+    transport = SharedMemoryTransport(vllm_server.url, directory=tmp_path / "missing")
+    with pytest.raises(WeightPushError, match="missing"):
+        transport.push(pushed_tensors.items(), 1)
+    transport.close()
+    assert not transport.fenced
+    assert not is_paused(vllm_server.url)
+    assert httpx.get(f"{vllm_server.url}/weight_info").json() == {"weight_version": "0"}
+
+
+def test_a_server_that_is_gone_is_a_push_error_that_says_so(pushed_tensors):
+    transport = SharedMemoryTransport("http://127.0.0.1:9")
+    with pytest.raises(WeightPushError, match=r"http://127\.0\.0\.1:9: version 1 was not confirmed \(ConnectError"):
+        transport.push(pushed_tensors.items(), 1)
+    assert transport.fenced
