@@ -35,19 +35,19 @@ def score(sampler: VLLMSampler, token_ids: list[int]) -> list[float]:
 def test_requests_in_flight_survive_a_push_and_every_token_has_the_logprob_of_its_own_version(
     vllm_sampler, weight_transport, pushed_tensors, vllm_checkpoint, served_logprobs, pushed_logprobs
 ):
-    served_tensors = load_file(vllm_checkpoint / "model.safetensors")
-    num_tokens = 300
+    tensors = [load_file(vllm_checkpoint / "model.safetensors"), pushed_tensors]
+    num_tokens = 250
 
     async def run() -> list[Sample]:
         params = SamplingParams(max_tokens=num_tokens)
         in_flight = asyncio.gather(*(vllm_sampler.generate(prompt, params) for prompt in PROMPTS))
-        await asyncio.sleep(0.8)
-        await asyncio.to_thread(weight_transport.push, pushed_tensors.items(), 1)
-        await asyncio.sleep(0.3)
-        await asyncio.to_thread(weight_transport.push, served_tensors.items(), 2)
-        answers = await in_flight
+        version = 0
+        while not in_flight.done():  # the odd versions are the new weights, the even ones the old
+            await asyncio.sleep(0.3)
+            version += 1
+            await asyncio.to_thread(weight_transport.push, tensors[version % 2].items(), version)
         await vllm_sampler.close()
-        return answers
+        return await in_flight
 
     answers = asyncio.run(run())
     rows = [prompt + answer.token_ids for prompt, answer in zip(PROMPTS, answers, strict=True)]
@@ -58,10 +58,10 @@ def test_requests_in_flight_survive_a_push_and_every_token_has_the_logprob_of_it
         assert answer.policy_versions == sorted(answer.policy_versions)
         seen |= set(answer.policy_versions)
         # The prefix is recomputed with the new weights: a token's version alone says which model it came from.
-        from_model = {0: old[row], 1: new[row], 2: old[row]}
-        expected = [from_model[v][len(PROMPTS[row]) + i] for i, v in enumerate(answer.policy_versions)]
+        from_model = [old[row], new[row]]
+        expected = [from_model[v % 2][len(PROMPTS[row]) + i] for i, v in enumerate(answer.policy_versions)]
         assert answer.logprobs == pytest.approx(expected, abs=TOLERANCE)
-    assert seen == {0, 1, 2}
+    assert len(seen) >= 3
 
 
 def test_a_push_reports_what_it_took_and_leaves_nothing_in_shared_memory(weight_transport, pushed_tensors):
