@@ -43,7 +43,7 @@ class PackedRow:
         lengths = [end - start for start, end in pairwise(bounds)]
         if not lengths or bounds[0] != 0 or bounds[-1] != num_tokens or min(lengths) < 1:
             raise ValueError(
-                f"cu_seqlens: expected increasing boundaries from 0 to the number of tokens ({num_tokens}), got {bounds}"
+                f"cu_seqlens: expected increasing boundaries from 0 to {num_tokens} (number of tokens), got {bounds}"
             )
         device = cu_seqlens.device
         starts = torch.repeat_interleave(cu_seqlens[:-1].long(), cu_seqlens.diff().long(), output_size=num_tokens)

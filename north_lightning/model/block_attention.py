@@ -4,9 +4,9 @@ In: queries, keys and values of a packed row, and a ``BlockPlan``. Out: the atte
 document, with an efficient backward pass. Knows neither weights nor configs.
 
 Every document is cut into blocks of B tokens. A block of queries needs the key blocks from the start of its document
-(or of its window) up to itself; all blocks that need equally many are one batched matrix product. Only the last key
-block of a batch needs a causal mask and only the first ones a window mask, and these masks are the same for every
-block: so memory and work grow with the window, not with the row, and no score between two documents is computed.
+(or of its window) up to itself; all blocks that need equally many are one batched matrix product. The mask within such
+a product is the same for every block, and small. So memory and work grow with the window, not with the row, and no
+score between two documents is computed.
 
 Shapes: T tokens, H query heads, J key/value heads, G = H / J, C head width; n blocks of a batch, B tokens of a block,
 k key blocks that each block of the batch sees; R rows of the batched layout (n, J, G, B) of all batches, end to end.
@@ -40,7 +40,7 @@ class BlockBatch:
     query_index: Tensor  # [n * J * G * B] into qkv [T * (H + 2J)]
     key_index: Tensor  # [n * J * k * B] into the same
     key_blocks: Tensor  # [n * k] padded block of each key block
-    window_mask: Tensor | None  # [B, up to 2B - 2]: -inf where the first keys are too far away
+    mask: Tensor  # [B, m] added to the scores of the last m keys: 0, or -inf where a key is hidden
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class BlockPlan:
     batches: list[BlockBatch]
     num_padded_blocks: int
     num_scores: int  # over all heads
-    causal_mask: Tensor  # [B, B]
     out_index: Tensor  # [T * H] into the R rows
     grad_index: Tensor  # [T * (H + 2J)] into R rows of dq, then dk and dv in padded blocks
     out_grad_index: Tensor  # [R] into [T * H]
@@ -105,7 +104,7 @@ def plan_blocks(
                     query_index=(token[part][:, None] * stride + heads).flatten().to(device),
                     key_index=(token[spans].view(n, 1, -1) * stride + num_heads + kv_head).flatten().to(device),
                     key_blocks=spans.flatten().to(device),
-                    window_mask=_window_mask(k, num_window_keys, device),
+                    mask=_mask(k, num_window_keys, device),
                 )
             )
             row_of[part] = rows + torch.arange(n * num_heads * size).view(n, num_heads, size)
@@ -124,7 +123,6 @@ def plan_blocks(
         batches=batches,
         num_padded_blocks=num_blocks,
         num_scores=int(key_blocks.sum()) * size * size * num_heads,
-        causal_mask=torch.full((size, size), -torch.inf, device=device).triu(1),
         out_index=out_index.flatten().to(device),
         grad_index=torch.cat([out_index, key_row, value_row], 1).flatten().to(device),
         out_grad_index=(token[order][:, None] * num_heads + torch.arange(num_heads)[:, None]).flatten().to(device),
@@ -132,15 +130,16 @@ def plan_blocks(
     )
 
 
-def _window_mask(num_key_blocks: int, num_window_keys: int | None, device: torch.device) -> Tensor | None:
-    """-inf where a key is ``num_window_keys`` or more tokens before the query; None where there is no such key."""
-    width = 0 if num_window_keys is None else num_key_blocks * BLOCK_TOKENS - num_window_keys
-    if width <= 0:
-        return None
-    assert num_window_keys is not None
-    query = torch.arange(BLOCK_TOKENS)[:, None] + (num_key_blocks - 1) * BLOCK_TOKENS
-    too_far = torch.arange(width) <= query - num_window_keys
-    return torch.zeros(BLOCK_TOKENS, width).masked_fill(too_far, -torch.inf).to(device)
+def _mask(num_key_blocks: int, num_window_keys: int | None, device: torch.device) -> Tensor:
+    """Of a block's queries and its last keys: only its own block where no key is out of the window, else all keys."""
+    size = BLOCK_TOKENS
+    is_cut = num_window_keys is not None and num_key_blocks * size > num_window_keys
+    num_keys = num_key_blocks * size if is_cut else size
+    distance = torch.arange(num_keys - size, num_keys)[:, None] - torch.arange(num_keys)  # how far back a key is
+    hidden = distance < 0
+    if num_window_keys is not None:
+        hidden |= distance >= num_window_keys
+    return torch.zeros(size, num_keys).masked_fill(hidden, -torch.inf).to(device)
 
 
 def block_attention(qkv: Tensor, plan: BlockPlan, rotations: Tensor | None = None) -> Tensor:
@@ -170,20 +169,19 @@ class _BlockAttention(torch.autograd.Function):
         saved = []
         for batch in plan.batches:
             q, k, v = _gather(rows, batch, plan)
-            p = _probabilities(q, k, batch, plan)
+            p = _probabilities(q, k, batch)
             torch.bmm(p, v, out=_query_rows(out, batch, plan))
-            saved.append(p if keep else None)
-        ctx.save_for_backward(rows, *saved)
-        ctx.plan, ctx.rotations = plan, rotations
+            if keep:
+                saved += [q, k, v, p]
+        ctx.save_for_backward(*(saved if keep else [rows]))
+        ctx.plan, ctx.rotations, ctx.keep = plan, rotations, keep
         return out.index_select(0, plan.out_index).view(num_tokens, plan.num_heads, width)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (d_out,) = grad_outputs
         plan: BlockPlan = ctx.plan
-        rows, *saved = ctx.saved_tensors
         num_tokens, _, width = d_out.shape
-        scale = width**-0.5
         d_rows = d_out.reshape(-1, width).index_select(0, plan.out_grad_index)  # [R, C]
         d_rows.index_fill_(0, plan.padding_rows, 0.0)
 
@@ -192,17 +190,19 @@ class _BlockAttention(torch.autograd.Function):
         grads = d_rows.new_empty(d_rows.shape[0] + 2 * num_kv_rows, width)
         dq, dk, dv = grads.split([d_rows.shape[0], num_kv_rows, num_kv_rows])
         dk, dv = dk.zero_().view(kv_blocks), dv.zero_().view(kv_blocks)
-        for batch, p in zip(plan.batches, saved, strict=True):
-            q, k, v = _gather(rows, batch, plan)
-            if p is None:
-                p = _probabilities(q, k, batch, plan)
+        for index, batch in enumerate(plan.batches):
+            if ctx.keep:
+                q, k, v, p = ctx.saved_tensors[4 * index : 4 * index + 4]
+            else:
+                q, k, v = _gather(ctx.saved_tensors[0], batch, plan)
+                p = _probabilities(q, k, batch)
             d_o = _query_rows(d_rows, batch, plan)
             _add_key_blocks(dv, torch.bmm(p.transpose(1, 2), d_o), batch)
             d_p = torch.bmm(d_o, v.transpose(1, 2))
             d_s = torch.ops.aten._softmax_backward_data.out(d_p, p, -1, p.dtype, grad_input=d_p)
             q_rows = _query_rows(dq, batch, plan)
-            torch.baddbmm(q_rows, d_s, k, beta=0, alpha=scale, out=q_rows)
-            _add_key_blocks(dk, torch.bmm(d_s.transpose(1, 2), q * scale), batch)
+            torch.baddbmm(q_rows, d_s, k, beta=0, alpha=width**-0.5, out=q_rows)
+            _add_key_blocks(dk, torch.bmm(d_s.transpose(1, 2), q), batch)
 
         d_qkv = grads.index_select(0, plan.grad_index).view(num_tokens, -1, width)
         if ctx.rotations is not None:
@@ -217,21 +217,19 @@ def _rotate_(qkv: Tensor, plan: BlockPlan, rotations: Tensor) -> None:
 
 
 def _gather(rows: Tensor, batch: BlockBatch, plan: BlockPlan) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [n * J, G * B, C], keys and values [n * J, k * B, C] of a batch."""
+    """Queries / sqrt(C) [n * J, G * B, C], keys and values [n * J, k * B, C] of a batch."""
     size, width = batch.num_blocks * plan.num_kv_heads, rows.shape[1]
-    q = rows.index_select(0, batch.query_index).view(size, -1, width)
-    k = rows.index_select(0, batch.key_index).view(size, -1, width)
-    v = rows[plan.num_kv_heads :].index_select(0, batch.key_index).view(size, -1, width)
-    return q, k, v
+    q = rows.index_select(0, batch.query_index).mul_(width**-0.5)
+    k = rows.index_select(0, batch.key_index)
+    v = rows[plan.num_kv_heads :].index_select(0, batch.key_index)
+    return q.view(size, -1, width), k.view(size, -1, width), v.view(size, -1, width)
 
 
-def _probabilities(q: Tensor, k: Tensor, batch: BlockBatch, plan: BlockPlan) -> Tensor:
-    """softmax(q k^T / sqrt(C) + mask), [n * J, G * B, k * B]."""
-    scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
+def _probabilities(q: Tensor, k: Tensor, batch: BlockBatch) -> Tensor:
+    """softmax(q k^T + mask), [n * J, G * B, k * B]."""
+    scores = torch.bmm(q, k.transpose(1, 2))
     by_block = scores.view(-1, BLOCK_TOKENS, scores.shape[-1])  # [n * H, B, k * B]
-    by_block[..., -BLOCK_TOKENS:] += plan.causal_mask
-    if batch.window_mask is not None:
-        by_block[..., : batch.window_mask.shape[1]] += batch.window_mask
+    by_block[..., -batch.mask.shape[1] :] += batch.mask
     return torch.softmax(scores, -1, out=scores)
 
 

@@ -47,8 +47,32 @@ class DenseMLP(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x_TD).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(_SwiGLU.apply(self.gate_up_proj(x_TD)))
+
+
+class _SwiGLU(torch.autograd.Function):
+    """``silu(gate) * up`` of [T, 2F], keeping nothing but its input for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (d_hidden,) = grad_outputs
+        gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
+        return _swiglu_backward(d_hidden * up, d_hidden, F.silu(gate), gate)
+
+
+def _swiglu_backward(d_activation: Tensor, d_hidden: Tensor, activation: Tensor, gate: Tensor) -> Tensor:
+    """Gradient of [rows, 2F] from those of silu(gate) and of silu(gate) * up."""
+    d_gate_up = torch.empty(gate.shape[0], 2 * gate.shape[1], dtype=gate.dtype, device=gate.device)
+    d_gate, d_up = d_gate_up.chunk(2, dim=-1)
+    torch.mul(d_hidden, activation, out=d_up)
+    torch.ops.aten.silu_backward.grad_input(d_activation, gate, grad_input=d_gate)
+    return d_gate_up
 
 
 class Router(nn.Module):
@@ -161,7 +185,11 @@ class _LoopedExperts(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (d_out,) = grad_outputs
         x_TD, tokens_S, weights_S, rows_TK, gate_up, w_in, w_out = ctx.saved_tensors
-        d_w_in, d_w_out = torch.zeros_like(w_in), torch.zeros_like(w_out)
+        d_w_in, d_w_out = torch.empty_like(w_in), torch.empty_like(w_out)
+        for expert, count in enumerate(ctx.counts):
+            if count == 0:
+                d_w_in[expert].zero_()
+                d_w_out[expert].zero_()
         d_weights = torch.empty_like(weights_S)
         d_x = x_TD.new_empty(tokens_S.shape[0], x_TD.shape[1])
         for expert, part in _nonempty(ctx.counts):
@@ -173,10 +201,7 @@ class _LoopedExperts(torch.autograd.Function):
             torch.sum(d_hidden * hidden, 1, keepdim=True, out=d_weights[part])
             torch.mm(d_y.T, hidden.mul_(weights_S[part]), out=d_w_out[expert])
             d_hidden.mul_(weights_S[part])
-            d_gate_up = torch.empty_like(gate_up[part])
-            d_gate, d_up = d_gate_up.chunk(2, dim=-1)
-            torch.mul(d_hidden, activation, out=d_up)
-            torch.ops.aten.silu_backward.grad_input(d_hidden.mul_(up), gate, grad_input=d_gate)
+            d_gate_up = _swiglu_backward(d_hidden * up, d_hidden, activation, gate)
             torch.mm(d_gate_up.T, x_TD.index_select(0, tokens_S[part]), out=d_w_in[expert])
             torch.mm(d_gate_up, w_in[expert], out=d_x[part])
         d_weights_TK = d_weights.flatten()[rows_TK]
