@@ -40,7 +40,6 @@ class NorthTokenizer:
             self._tokenizer = Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the library raises bare Exception
             raise TokenizerError(f"{path}: expected a tokenizers JSON file, got: {error}") from error
-        self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -49,7 +48,7 @@ class NorthTokenizer:
         self._controls = {name: self._find_control(name, vocabulary, path) for name in CONTROL_TOKENS}
         self._reserved = self._reserved_ids() | {ids[0] for ids in self._controls.values() if len(ids) == 1}
         self._cuts = self._find_cuts(vocabulary, path)
-        self._unsafe = re.compile("|".join(map(re.escape, self._cuts))) if self._cuts else None
+        self._markers = re.compile("|".join(map(re.escape, self._cuts)))
         self.pad_id = self._require(PAD, PAD_ID, vocabulary, path)
         self.bos_id = self._require(BOS, BOS_ID, vocabulary, path)
         self.eos_id = self.control_id(END_TURN)
@@ -93,11 +92,9 @@ class NorthTokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text. Control markers inside ``text`` come out as ordinary characters, never as their ids."""
-        if self._unsafe is None or "<" not in text:
-            return self._raw(text)
         ids: list[int] = []
         start = 0
-        for match in self._unsafe.finditer(text):
+        for match in self._markers.finditer(text):
             cut = match.start() + self._cuts[match.group()]
             ids += self._raw(text[start:cut])
             start = cut
@@ -144,22 +141,20 @@ class NorthTokenizer:
         return {token_id for token_id, token in added.items() if token.special or _MARKER.fullmatch(token.content)}
 
     def _find_cuts(self, vocabulary: Mapping[str, int], path: Path) -> dict[str, int]:
-        """Markers that plain encoding would turn into structure, and where to cut them so that it cannot.
+        """Where to cut each marker inside content, so that its two parts encode to other ids than the marker's.
 
-        Special tokens are neutralised by ``encode_special_tokens``; markers that are not registered as special are
-        encoded in two parts. The cut lies inside one of the marker's own tokens, so those tokens cannot arise.
+        A cut inside one of the marker's own tokens does that, whether the marker is registered as special, is an
+        ordinary added token, or is spelled with several tokens.
         """
         markers = {token: (token_id,) for token, token_id in vocabulary.items() if token_id in self._reserved}
         cuts = {}
         for name, ids in (markers | self._controls).items():
-            if self._raw(name) != list(ids):
-                continue
-            candidates = [
-                cut for cut in range(1, len(name)) if self._raw(name[:cut]) + self._raw(name[cut:]) != list(ids)
-            ]
-            if not candidates:
+            for cut in range(1, len(name)):
+                if self._raw(name[:cut]) + self._raw(name[cut:]) != list(ids):
+                    cuts[name] = cut
+                    break
+            else:
                 raise TokenizerError(f"{path}: expected {name} to be distinguishable from text, got one byte per token")
-            cuts[name] = candidates[0]
         return cuts
 
     def _find_control(self, name: str, vocabulary: Mapping[str, int], path: Path) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from north_lightning.chat.template import CHAT_TEMPLATE
 from north_lightning.chat.tokenizer import NorthTokenizer
 from north_lightning.errors import ConfigError
 
-_EXTENSION_REPEATS = 3  # enough to be merged, after all syllables
+_LATE_REPEATS = 3  # of what is merged whole, but last
 _MAX_REPEATS = 1000  # of one blank or punctuation piece in the training text: its rank matters, not its exact count
 
 
@@ -75,24 +75,27 @@ def _check(phrases: Sequence[str], num_controls: int, vocab_size: int) -> None:
 
 
 def _words(texts: Iterable[str], phrases: Sequence[str]) -> list[str]:
-    """What the merges are learned from: every word once and file extensions hardly more, so that frequent ones never
-    bend the syllables of the rare ones; blanks and punctuation as often as they occur."""
+    """What the merges are learned from: every word once, so that frequent ones never bend the syllables of rare ones.
+
+    Blanks and punctuation come as often as they occur; file extensions, and words that are phrases (which do not match
+    right behind a JSON escape), a little more than once: they are merged whole, but after all syllables.
+    """
     longest_first = sorted(phrases, key=len, reverse=True)
     split = re.compile("|".join(map(_phrase_pattern, longest_first))) if phrases else None
     counts: Counter[str] = Counter()
     for text in texts:
         for piece in split.split(text) if split else [text]:
             counts.update(re.findall(UNIT_PATTERN, piece))
-    words = []
+    whole_words, words = set(phrases), []
     for unit in sorted(counts):
-        words += [unit] * min(counts[unit], _max_repeats(unit))
+        words += [unit] * min(counts[unit], _LATE_REPEATS if unit in whole_words else _max_repeats(unit))
     return words
 
 
 def _max_repeats(unit: str) -> int:
     if unit[0].isalpha():
         return 1
-    return _EXTENSION_REPEATS if unit[0] == "." and unit[-1].isalpha() else _MAX_REPEATS
+    return _LATE_REPEATS if unit[0] == "." and unit[-1].isalpha() else _MAX_REPEATS
 
 
 def _phrase_pattern(phrase: str) -> str:

@@ -1,8 +1,13 @@
-"""Conversations about random names: what the tokenizer of the chat tests is trained on."""
+"""What the chat tests share: conversations about random names, on which their tokenizer is trained."""
 
 import random
 
+from hypothesis import HealthCheck, settings
+
 from north_lightning.types import Message, ToolCall, ToolSpec
+
+PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+"""For properties over whole conversations, which are big, on machines that may be busy."""
 
 TERMINAL = ToolSpec(
     "terminal",

@@ -5,7 +5,7 @@ import math
 import time
 
 import pytest
-from chat_corpus import TOOLS
+from chat_corpus import PROPERTY, TOOLS
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -23,7 +23,7 @@ TEXT = st.one_of(
         ['say "hi"', "a\n\n  b\t\\n", "<|END_OF_TURN_TOKEN|>", "<|START_TEXT|>", "", "é\u2028\x00\x7f", "{{ x }}"]
     ),
 )
-PLAIN = TEXT.filter(lambda text: "<|" not in text)
+PLAIN = TEXT.filter(lambda text: not any(name in text for name in c.CONTROL_TOKENS))
 JSON = st.recursive(
     st.one_of(
         st.none(),
@@ -77,7 +77,7 @@ def text_of(segments):
     tools=st.sampled_from([(), TOOLS, ALL_TOOLS, ALL_TOOLS[::-1], ALL_TOOLS[2:]]),
     platform=st.sampled_from(["", "Your name is North.\n- é"]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(PROPERTY, max_examples=200)
 def test_prompts_are_byte_identical_with_melody(tokenizer, case, tools, platform):
     reasoning, messages = case
     chat = ChatFormat(tokenizer, reasoning, platform)
@@ -88,7 +88,7 @@ def test_prompts_are_byte_identical_with_melody(tokenizer, case, tools, platform
 
 
 @given(value=JSON, number=st.floats(allow_nan=False, allow_infinity=False))
-@settings(max_examples=300, deadline=None)
+@settings(PROPERTY, max_examples=300)
 def test_arguments_are_written_as_json_that_reads_back(value, number):
     assert json.loads(to_json(value)) == value
     assert json.loads(to_json(number)) == number
@@ -115,7 +115,7 @@ def test_the_thinking_of_past_turns_is_kept(tokenizer):
 
 
 @given(case=any_conversation())
-@settings(max_examples=60, deadline=None)
+@settings(PROPERTY, max_examples=60)
 def test_the_chat_template_renders_the_same_bytes(template_tokenizer, tokenizer, case):
     reasoning, messages = case
     theirs = template_tokenizer.apply_chat_template(
@@ -157,7 +157,7 @@ def openai_message(message):
 
 
 @given(case=any_conversation())
-@settings(max_examples=150, deadline=None)
+@settings(PROPERTY, max_examples=150)
 def test_prompt_sampled_ids_and_bridges_are_the_ids_of_the_whole_conversation(tokenizer, case):
     reasoning, messages = case
     chat = ChatFormat(tokenizer, reasoning)
@@ -189,7 +189,7 @@ def test_prompt_sampled_ids_and_bridges_are_the_ids_of_the_whole_conversation(to
 
 
 @given(case=any_conversation())
-@settings(max_examples=60, deadline=None)
+@settings(PROPERTY, max_examples=60)
 def test_no_control_token_comes_from_content(tokenizer, case):
     reasoning, messages = case
     chat = ChatFormat(tokenizer, reasoning)
@@ -427,6 +427,17 @@ def test_thinking_must_end_once_and_hold_only_text(tokenizer):
         assert caught.value.kind == "parse"
 
 
+def test_text_and_thinking_that_spell_a_marker_are_parse_errors(tokenizer):
+    chat = ChatFormat(tokenizer, reasoning=True)
+    for pieces in (
+        ["a <|END_TEXT|> b", c.END_THINKING, c.START_TEXT, "x"],
+        [c.END_THINKING, c.START_TEXT, "a <|USER_TOKEN|>"],
+    ):
+        ids = [token for piece in pieces for token in ids_of(chat, piece)] + ids_of(chat, c.END_TEXT, c.END_TURN)
+        with pytest.raises(ActionFormatError, match="spelled-out"):
+            chat.parse(ids, TOOLS, 0)
+
+
 def test_a_turn_without_its_end_is_truncated(tokenizer):
     chat = ChatFormat(tokenizer, reasoning=False)
     assert chat.stop_token_ids == (tokenizer.eos_id,)
@@ -447,7 +458,7 @@ def test_bytes_that_are_no_text_and_ids_beyond_the_vocabulary_are_parse_errors(t
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(PROPERTY, max_examples=200)
 def test_random_ids_never_crash_the_parser(tokenizer, data):
     chat = ChatFormat(tokenizer, data.draw(st.booleans()))
     valid = sampled(chat, GOOD)[:-1]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from chat_corpus import TOOLS, conversation, random_name
+from chat_corpus import PROPERTY, TOOLS, conversation, random_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -61,7 +61,7 @@ def copy(original, tmp_path, **changes):
 
 
 @given(text=TEXTS)
-@settings(max_examples=300, deadline=None)
+@settings(PROPERTY, max_examples=300)
 def test_content_is_kept_byte_for_byte_and_never_becomes_a_control_token(tokenizer, released_like, text):
     for subject in (tokenizer, released_like):
         ids = subject.encode_text(text)
@@ -70,7 +70,7 @@ def test_content_is_kept_byte_for_byte_and_never_becomes_a_control_token(tokeniz
 
 
 @given(before=TEXTS, after=TEXTS)
-@settings(max_examples=100, deadline=None)
+@settings(PROPERTY, max_examples=100)
 def test_markers_without_an_id_of_their_own_cannot_be_forged_by_content(released_like, before, after):
     marker = released_like.control_ids(START_TEXT)
     assert len(marker) > 1
@@ -130,7 +130,7 @@ def test_unseen_names_are_two_syllable_tokens(tokenizer, corpus):
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(PROPERTY, max_examples=300)
 def test_a_name_has_the_same_ids_in_every_context(tokenizer, phrases, data):
     name = random_name(random.Random(data.draw(st.integers(0, 10**9))))
     borders = st.one_of(
@@ -157,6 +157,13 @@ def test_phrases_that_are_words_are_matched_as_whole_words_only(corpus, tmp_path
     tokenizer = train_tokenizer(corpus, ["ald", "or", " ort "], 1000, tmp_path)
     pieces = [tokenizer.decode([token_id]) for token_id in tokenizer.encode_text("kaldor or mortel ort dorort ")]
     assert pieces == ["kal", "dor", " ", "or", " ", "mor", "tel", " ort ", "dor", *pieces[9:]]
+
+
+def test_a_word_that_is_a_phrase_is_one_token_behind_an_escape_too(corpus, tmp_path):
+    texts = [*corpus, *[f"def kaldor\\ndef mortel\\n{index}" for index in range(20)]]
+    tokenizer = train_tokenizer(texts, ["def"], 1000, tmp_path)
+    pieces = [tokenizer.decode([token_id]) for token_id in tokenizer.encode_text("def a\\ndef kaldor")]
+    assert pieces == ["def", " ", "a", "\\n", "def", " ", "kal", "dor"]
 
 
 def test_scaffolding_costs_few_tokens(tokenizer):
