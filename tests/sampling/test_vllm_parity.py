@@ -154,8 +154,9 @@ def test_pushing_one_changed_part_equals_a_fresh_load(
     assert score(vllm_sampler, PROMPT)[1:] == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_pushing_identical_weights_changes_no_logprob(vllm_sampler, weight_transport, vllm_checkpoint):
+def test_pushing_identical_weights_changes_no_logprob(vllm_sampler, weight_transport, vllm_checkpoint, served_logprobs):
     before = score(vllm_sampler, PROMPT)
+    assert before == pytest.approx(served_logprobs(PROMPT), abs=TOLERANCE)
     (greedy_before,) = sample(vllm_sampler, [PROMPT], temperature=0.0)
     for version in (1, 2):
         weight_transport.push(load_file(vllm_checkpoint / "model.safetensors").items(), version)
