@@ -308,7 +308,11 @@ class PlannedVerifier(RewardVerifier):
             case "block":
                 time.sleep(60)  # noqa: ASYNC251
             case "slow":
-                await asyncio.sleep(60)
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    (self.once / "cancelled").touch()
+                    raise
             case "lambda":
                 return Reward(1.0, {"unpicklable": lambda: None})
             case "signals":

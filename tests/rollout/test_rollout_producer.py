@@ -130,14 +130,16 @@ def test_a_stopped_producer_goes_on_where_it_was(
 def test_suspended_work_is_done_again_and_failures_before_are_forgiven(
     queue: WindowedFIFOQueue, tasks: list[Task], tokenizer_dir: Path, tmp_path: Path
 ) -> None:
-    plan = {0: "once raise"}
+    plan = {0: "once raise", 1: "once slow"}
     with producing(queue, tasks, tokenizer_dir, tmp_path, plan, sample_s=0.1) as producer:
         wait_for(lambda: producer.stats().get("redispatched", 0.0) == 1.0, producer)
+        wait_for((tmp_path / "1").exists, producer)
         producer.suspend()
         wait_for(lambda: producer.stats()["running"] == 0.0, producer)
         completed = queue.stats()["completed"]
         time.sleep(0.3)
         assert queue.stats()["completed"] == completed
+        assert (tmp_path / "cancelled").exists()
         (tmp_path / "0").unlink()  # group 0 fails once more: with two dispatches it would be dropped
         producer.resume()
         trained = train(queue, producer, 3)
