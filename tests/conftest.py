@@ -18,7 +18,7 @@ from north_lightning.sampling.client import VLLMSampler
 from north_lightning.sampling.sidecar import Sidecar
 from north_lightning.sampling.transport import SharedMemoryTransport
 
-TEST_TIMEOUT_S = 240
+TEST_TIMEOUT_S = 600
 SERVED_VOCAB_SIZE = 600
 SERVED_EOS_TOKEN_ID = 7
 
