@@ -18,6 +18,7 @@ PRISTINE = {
     "setup.cfg": "[tool]",
     ".git/config": "clean",
     "gone.py": "gone",
+    "lib/only.py": "only",
 }
 
 
@@ -80,6 +81,7 @@ def test_tests_and_what_decides_how_they_run_cannot_be_changed_added_or_deleted(
         ".git/config": "[core] fsmonitor = evil",
         ".git/hooks/post-checkout": "evil",
         "gone.py": "gone",
+        "lib/only.py": "only",
         "__pycache__/calc.cpython-311.pyc": "stale",
     }
     protected = (
@@ -100,6 +102,7 @@ def test_an_attempt_that_deletes_everything_keeps_only_what_it_may_not_delete(gr
     (tmp_path / "attempt").mkdir()
     kept = ("pkg/deep/tests/test_a.py", "test_calc.py", "tests/test_more.py", "tests/data/table.csv", "setup.cfg")
     assert graded(tmp_path / "attempt") == {name: PRISTINE[name] for name in kept}
+    assert not (tmp_path / "graded" / "lib").exists()
 
 
 def test_links_stay_links_and_nothing_is_read_or_written_through_them(graded, tmp_path):
