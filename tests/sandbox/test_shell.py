@@ -12,8 +12,8 @@ from north_lightning.sandbox import Shell
 
 def test_directory_variables_and_functions_persist(in_shell):
     async def scenario(shell):
-        assert (await shell.run("x='a b'; f() { echo \"<$1>\"; }; cd /tmp", 5)).output == ""
-        assert (await shell.run('f "$x"; pwd', 5)).output == "<a b>\n/tmp\n"
+        assert (await shell.run("x='a b'; f() { echo \"<$1>\"; }; cd /tmp", 60)).output == ""
+        assert (await shell.run('f "$x"; pwd', 60)).output == "<a b>\n/tmp\n"
         assert shell.directory == "/tmp"
 
     in_shell(scenario)
@@ -36,34 +36,34 @@ def test_output_and_exit_code_are_exact(in_shell):
     }
 
     async def scenario(shell):
-        return {command: await shell.run(command, 5) for command in cases}
+        return {command: await shell.run(command, 60) for command in cases}
 
     assert {c: (r.output, r.exit_code) for c, r in in_shell(scenario).items()} == cases
 
 
 def test_broken_syntax_does_not_end_the_shell(in_shell):
     async def scenario(shell):
-        await shell.run("x=kept", 5)
+        await shell.run("x=kept", 60)
         for command in ("if fi", "echo 'open", "cat <<END", "}", "$(", "done"):
-            result = await shell.run(command, 5)
+            result = await shell.run(command, 60)
             assert not result.timed_out
-        assert (await shell.run("echo $x", 5)).output == "kept\n"
+        assert (await shell.run("echo $x", 60)).output == "kept\n"
 
     in_shell(scenario)
 
 
 def test_time_out_kills_the_command_and_keeps_the_directory(in_shell):
     async def scenario(shell):
-        await shell.run("x=lost; cd /tmp", 5)
+        await shell.run("x=lost; cd /tmp", 60)
         start = time.monotonic()
         result = await shell.run("echo before; trap '' TERM; (setsid sleep 881 &); sleep 882", 0.5)
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 10
         assert (result.exit_code, result.timed_out) == (124, True)
         assert result.output == (
             "before\n"
             "[the command was killed after 0.5 s; the next command runs in a new shell in /tmp, variables are lost]\n"
         )
-        assert (await shell.run("echo \"[$x]\"; pwd; ps -eo args | grep -c '^sleep 88'", 5)).output == "[]\n/tmp\n0\n"
+        assert (await shell.run("echo \"[$x]\"; pwd; ps -eo args | grep -c '^sleep 88'", 60)).output == "[]\n/tmp\n0\n"
 
     in_shell(scenario)
 
@@ -74,34 +74,34 @@ def test_time_out_kills_the_command_and_keeps_the_directory(in_shell):
 )
 def test_shell_that_ends_is_replaced(in_shell, ending, exit_code):
     async def scenario(shell):
-        result = await shell.run(f"echo out; {ending}", 5)
+        result = await shell.run(f"echo out; {ending}", 60)
         assert (result.exit_code, result.timed_out) == (exit_code, False)
         assert result.output.startswith("out\n")
-        assert (await shell.run("echo again", 5)).output == "again\n"
+        assert (await shell.run("echo again", 60)).output == "again\n"
 
     in_shell(scenario)
 
 
 def test_tricks_with_the_shells_own_output_do_not_wedge_it(in_shell):
     async def scenario(shell):
-        assert (await shell.run("exec >/tmp/f 2>&1; echo hidden", 5)).exit_code == 0
-        await shell.run("exec >&9", 5)
-        assert (await shell.run("cat /tmp/f", 5)).output == "hidden\n"
-        assert (await shell.run("set -x; echo traced", 5)).output == "++ echo traced\ntraced\n"
-        await shell.run("set +x; printf() { echo fake; }; PS4=; trap 'echo debug' DEBUG", 5)
-        assert "real" in (await shell.run("echo real", 5)).output
+        assert (await shell.run("exec >/tmp/f 2>&1; echo hidden", 60)).exit_code == 0
+        await shell.run("exec >&9", 60)
+        assert (await shell.run("cat /tmp/f", 60)).output == "hidden\n"
+        assert (await shell.run("set -x; echo traced", 60)).output == "++ echo traced\ntraced\n"
+        await shell.run("set +x; printf() { echo fake; }; PS4=; trap 'echo debug' DEBUG", 60)
+        assert "real" in (await shell.run("echo real", 60)).output
         result = await shell.run("exec 9>&-; echo no report", 0.5)
         assert result.timed_out
-        assert (await shell.run("echo ok", 5)).output == "ok\n"
+        assert (await shell.run("echo ok", 60)).output == "ok\n"
 
     in_shell(scenario)
 
 
 def test_background_job_is_kept_and_its_words_come_later(in_shell):
     async def scenario(shell):
-        assert (await shell.run("(sleep 0.3; echo job) & echo started", 5)).output == "started\n"
+        assert (await shell.run("(sleep 0.3; echo job) & echo started", 60)).output == "started\n"
         await asyncio.sleep(0.6)
-        assert (await shell.run("echo next", 5)).output == "job\nnext\n"
+        assert (await shell.run("echo next", 60)).output == "job\nnext\n"
 
     in_shell(scenario)
 
@@ -109,7 +109,7 @@ def test_background_job_is_kept_and_its_words_come_later(in_shell):
 def test_output_is_capped_and_a_flood_is_killed(in_sandbox):
     async def scenario(sandbox):
         shell = Shell(sandbox, max_output_bytes=1000)
-        output = (await shell.run("seq 10000", 5)).output
+        output = (await shell.run("seq 10000", 60)).output
         assert output.startswith("1\n2\n")
         assert output.endswith("9999\n10000\n")
         assert "[... 47894 bytes left out ...]" in output
@@ -125,13 +125,13 @@ def test_files_are_read_and_written_byte_by_byte(in_shell):
     content = os.urandom(500_000)
 
     async def scenario(shell):
-        await shell.run("mkdir -p 'a dir'; cd 'a dir'", 5)
+        await shell.run("mkdir -p 'a dir'; cd 'a dir'", 60)
         for path in ("/work/x", "relative é", "-n", "../../work/'quoted\"", "/tmp/$(id)"):
             await shell.write_file(path, content)
             assert await shell.read_file(path) == content
         await shell.write_file("/work/x", b"")
         assert await shell.read_file("/work/x") == b""
-        assert (await shell.run("ls | cat", 5)).output == "-n\nrelative é\n"
+        assert (await shell.run("ls | cat", 60)).output == "-n\nrelative é\n"
 
     in_shell(scenario)
 
@@ -154,13 +154,13 @@ def test_files_that_cannot_be_used_give_the_fitting_error(in_shell, tmp_path, pa
     (tmp_path / "host").write_text("secret of the host")
 
     async def scenario(shell):
-        await shell.run(f"mkfifo pipe; : >secret; chmod 0 secret; ln -s {tmp_path}/host link-to-host", 5)
+        await shell.run(f"mkfifo pipe; : >secret; chmod 0 secret; ln -s {tmp_path}/host link-to-host", 60)
         with pytest.raises(read_error):
             await shell.read_file(path)
         if write_error is not None:
             with pytest.raises(write_error):
                 await shell.write_file(path, b"x")
-        assert (await shell.run("echo alive", 5)).output == "alive\n"
+        assert (await shell.run("echo alive", 60)).output == "alive\n"
 
     in_shell(scenario)
 
@@ -190,10 +190,10 @@ def test_closed_sandbox_is_an_infrastructure_error(provider, image):
     async def scenario():
         sandbox = await provider.open(image)
         shell = Shell(sandbox)
-        await shell.run("true", 5)
+        await shell.run("true", 60)
         await sandbox.close()
         with pytest.raises(SandboxError):
-            await shell.run("true", 5)
+            await shell.run("true", 60)
 
     asyncio.run(scenario())
 
@@ -205,6 +205,6 @@ def test_cancelled_command_leaves_nothing_behind(in_shell):
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert (await shell.run("ps -eo args | grep -c '^sleep 883'", 5)).output == "0\n"
+        assert (await shell.run("ps -eo args | grep -c '^sleep 883'", 60)).output == "0\n"
 
     in_shell(scenario)
