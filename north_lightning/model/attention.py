@@ -33,19 +33,21 @@ class PackedRow:
     _plans: dict[int | None, BlockPlan] = field(default_factory=dict)
 
     @classmethod
-    def from_cu_seqlens(cls, cu_seqlens: Tensor, num_tokens: int, config: NorthConfig) -> PackedRow:
-        """Read the boundaries; one synchronisation with the device.
+    def from_cu_seqlens(cls, cu_seqlens: Tensor, token_ids: Tensor, config: NorthConfig) -> PackedRow:
+        """Read the boundaries of the documents in ``token_ids`` [T]; synchronises if ``cu_seqlens`` is on a GPU.
 
         Raises:
-            ValueError: boundaries that do not start at 0, do not grow, or do not end at ``num_tokens``.
+            ValueError: boundaries that do not start at 0, do not grow, or do not end at T.
         """
+        num_tokens = token_ids.shape[0]
         bounds = cu_seqlens.tolist()
         lengths = [end - start for start, end in pairwise(bounds)]
         if not lengths or bounds[0] != 0 or bounds[-1] != num_tokens or min(lengths) < 1:
             raise ValueError(
                 f"cu_seqlens: expected increasing boundaries from 0 to {num_tokens} (number of tokens), got {bounds}"
             )
-        device = cu_seqlens.device
+        device = token_ids.device
+        cu_seqlens = cu_seqlens.to(device, torch.int32)
         starts = torch.repeat_interleave(cu_seqlens[:-1].long(), cu_seqlens.diff().long(), output_size=num_tokens)
         positions = torch.arange(num_tokens, device=device) - starts
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
 
 BLOCK_TOKENS = 64
 """B: measured best of 32, 64 and 128 on one and two cores, for documents of 150 to 2,000 tokens."""
@@ -143,7 +144,7 @@ def _mask(num_key_blocks: int, num_window_keys: int | None, device: torch.device
 
 
 def block_attention(qkv: Tensor, plan: BlockPlan, rotations: Tensor | None = None) -> Tensor:
-    """Softmax attention of every token over its document, computed in float32.
+    """Softmax attention of every token over its document, computed in float32 whatever the dtype and autocast.
 
     Args:
         qkv: [T, H + 2J, C] queries, keys, values.
@@ -153,11 +154,13 @@ def block_attention(qkv: Tensor, plan: BlockPlan, rotations: Tensor | None = Non
     Returns:
         [T, H, C] in qkv's dtype.
     """
-    return _BlockAttention.apply(qkv.float(), plan, rotations).to(qkv.dtype)
+    with torch.autocast(qkv.device.type, enabled=False):
+        return _BlockAttention.apply(qkv.float(), plan, rotations).to(qkv.dtype)
 
 
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(ctx: Any, qkv: Tensor, plan: BlockPlan, rotations: Tensor | None) -> Tensor:
         num_tokens, _, width = qkv.shape
         if rotations is not None:
@@ -178,6 +181,7 @@ class _BlockAttention(torch.autograd.Function):
         return out.index_select(0, plan.out_index).view(num_tokens, plan.num_heads, width)
 
     @staticmethod
+    @custom_bwd(device_type="cpu")  # autocast stays off, whatever is on where backward is called
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (d_out,) = grad_outputs
         plan: BlockPlan = ctx.plan

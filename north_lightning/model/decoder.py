@@ -156,7 +156,7 @@ class NorthModel(nn.Module):
                 "expected a packed row, token_ids [T] and cu_seqlens [N + 1], "
                 f"got {list(token_ids.shape)} and {list(cu_seqlens.shape)}"
             )
-        row = PackedRow.from_cu_seqlens(cu_seqlens, token_ids.shape[0], self.config)
+        row = PackedRow.from_cu_seqlens(cu_seqlens, token_ids, self.config)
         x_TD = self.embedding(token_ids)
         for layer in self.layers:
             x_TD = layer(x_TD, row, routing)

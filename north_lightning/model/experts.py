@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import custom_bwd, custom_fwd
 from torch.nn import functional as F
 
 from north_lightning.model.config import NorthConfig
@@ -132,7 +133,8 @@ def mixture_of_experts(
     counts = torch.bincount(expert_ids_TK.flatten(), minlength=num_experts)
     if x_TD.is_cuda:
         return _grouped_experts(x_TD, weights_TK, slots, counts, gate_up_EFD, down_EDF)
-    return _LoopedExperts.apply(x_TD, weights_TK, slots, counts.tolist(), gate_up_EFD, down_EDF)
+    with torch.autocast(x_TD.device.type, enabled=False):
+        return _LoopedExperts.apply(x_TD, weights_TK, slots, counts.tolist(), gate_up_EFD, down_EDF)
 
 
 def _grouped_experts(
@@ -140,6 +142,9 @@ def _grouped_experts(
 ) -> Tensor:
     """One grouped matrix product per projection; no synchronisation with the device."""
     num_tokens, top_k = weights_TK.shape
+    if torch.is_autocast_enabled(x_TD.device.type):  # grouped_mm is not on autocast's list
+        dtype = torch.get_autocast_dtype(x_TD.device.type)
+        x_TD, gate_up_EFD, down_EDF = x_TD.to(dtype), gate_up_EFD.to(dtype), down_EDF.to(dtype)
     offsets = counts_E.cumsum(0).to(torch.int32)
     gate_up = F.grouped_mm(x_TD[slots_S // top_k], gate_up_EFD.transpose(1, 2), offs=offsets)
     gate, up = gate_up.chunk(2, dim=-1)
@@ -162,6 +167,7 @@ class _LoopedExperts(torch.autograd.Function):
     """
 
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(
         ctx: Any, x_TD: Tensor, weights_TK: Tensor, slots_S: Tensor, counts: list[int], w_in: Tensor, w_out: Tensor
     ) -> Tensor:
@@ -182,6 +188,7 @@ class _LoopedExperts(torch.autograd.Function):
         return F.embedding_bag(rows_TK, out, mode="sum")
 
     @staticmethod
+    @custom_bwd(device_type="cpu")  # autocast stays off, whatever is on where backward is called
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (d_out,) = grad_outputs
         x_TD, tokens_S, weights_S, rows_TK, gate_up, w_in, w_out = ctx.saved_tensors
