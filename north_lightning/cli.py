@@ -3,7 +3,7 @@
 In: ``sys.argv``. Out: an exit code (0; 1 for an error we raise on purpose, in one line; 2 for a mistake in the
 arguments or the config; 130 and 143 after an interrupt and a SIGTERM). Not here: what the commands do.
 
-``fit``, ``validate``, ``test`` and ``predict`` are Lightning's and live in ``lightning_cli``, slow to import.
+``fit`` and ``validate`` are Lightning's and live in ``lightning_cli``, slow to import.
 Every other command is a row of ``UTILITIES``: a function whose parameters are the command's arguments (``--help``, and
 ``--config FILE.yaml`` for all of them at once). It is imported when it runs, and so without Lightning or torch if it
 needs neither.

@@ -1,4 +1,4 @@
-"""``fit``, ``validate``, ``test``, ``predict``: Lightning's CLI with the habits this package needs.
+"""``fit`` and ``validate``: Lightning's CLI with the habits this package needs.
 
 In: the command line. Out: a finished run, or an error of ``errors``. Not here: the parts that are composed; each is
 chosen in YAML by ``class_path``, by its short name if it belongs to this package.
@@ -19,6 +19,8 @@ from north_lightning.doctor import refuse_cuda_torchvision
 
 refuse_cuda_torchvision()
 
+import torch  # noqa: E402
+from jsonargparse.typing import PositiveInt  # noqa: E402
 from lightning.pytorch import LightningDataModule  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
@@ -40,7 +42,15 @@ class TrainingParser(ExplainingParser, LightningArgumentParser):
 class NorthCLI(LightningCLI):
     """Chooses model, data and every plug-in from the config; nothing is linked behind the user's back."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's commands that fit here; ``test`` is a command of ``evaluation``, which trains nothing."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in ("fit", "validate")}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--num_threads", type=PositiveInt | None, help="CPU threads of torch; all cores by default."
+        )
         parser.set_defaults(
             {
                 "trainer.num_sanity_val_steps": 0,
@@ -52,10 +62,12 @@ class NorthCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Resume without running code from the checkpoint's pickle, unless the user says otherwise."""
+        """Threads; and no code is run from a checkpoint's pickle on resuming, unless the user says otherwise."""
         settings = self.config[self.subcommand]
         if settings.weights_only is None:
             settings.weights_only = True
+        if settings.num_threads is not None:
+            torch.set_num_threads(settings.num_threads)
 
 
 def run_training(arguments: Sequence[str]) -> int:
@@ -95,4 +107,4 @@ def run_training(arguments: Sequence[str]) -> int:
 
 def _parser_kwargs() -> dict[str, Any]:
     prog = "python -m north_lightning"
-    return {"prog": prog, **{name: {"prog": f"{prog} {name}"} for name in LightningCLI.subcommands()}}
+    return {"prog": prog, **{name: {"prog": f"{prog} {name}"} for name in NorthCLI.subcommands()}}

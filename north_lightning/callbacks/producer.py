@@ -99,6 +99,7 @@ class RolloutProducerCallback(Callback):
         assert isinstance(data, RolloutDataModule), f"expected a RolloutDataModule, got {type(data).__name__}"
         rollouts = Path(trainer.default_root_dir) / ROLLOUTS if self.keep_rollouts else None
         self._producer = RolloutProducer(data.queue, self._spec(trainer, pl_module), self.failures, rollouts)
+        running_sidecar(trainer).stop_before(self._stop)
         self._producer.start()
         data.add_check(self._producer.check)
 

@@ -25,12 +25,17 @@ class SidecarCallback(Callback):
     def __init__(self, sidecar: Callable[[Path, Path], Sidecar] = Sidecar) -> None:
         self._make = sidecar
         self._sidecar: Sidecar | None = None
+        self._users: list[Callable[[], None]] = []
 
     @property
     def url(self) -> str:
         if self._sidecar is None:
             raise ConfigError("the sidecar is not running: it is started when fit begins")
         return self._sidecar.url
+
+    def stop_before(self, stop_user: Callable[[], None]) -> None:
+        """Have ``stop_user`` called before the sidecar is stopped, so that it does not see it disappear."""
+        self._users.append(stop_user)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
@@ -52,6 +57,8 @@ class SidecarCallback(Callback):
         self._stop()
 
     def _stop(self) -> None:
+        while self._users:
+            self._users.pop()()
         if self._sidecar is not None:
             self._sidecar.stop()
             self._sidecar = None
