@@ -118,10 +118,11 @@ def load_checkpoint(
     for shard, names in _by_shard(weight_map).items():
         with _open_shard(directory / shard) as file:
             for name in names:
-                if name == _TIED_HEAD:
-                    _check_tied_head(file.get_tensor(name), targets[_EMBEDDING])
-                else:
+                if name != _TIED_HEAD:
                     targets[name].copy_(file.get_tensor(name))
+    if _TIED_HEAD in weight_map:
+        with _open_shard(directory / weight_map[_TIED_HEAD]) as file:
+            _check_tied_head(file.get_tensor(_TIED_HEAD), targets[_EMBEDDING])
     return model
 
 
