@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -41,13 +42,9 @@ def has_invalid_tool_call(sample: Conversation) -> bool:
 
     Each result follows the call it answers, each call is answered once; only the last message's calls may stay open.
     """
-    validators = {}
-    for tool in sample.tools:
-        try:
-            Draft202012Validator.check_schema(dict(tool.parameters))
-        except SchemaError:
-            return True
-        validators[tool.name] = Draft202012Validator(dict(tool.parameters))
+    validators = {tool.name: _validator(json.dumps(dict(tool.parameters))) for tool in sample.tools}
+    if None in validators.values():
+        return True
     open_calls: set[str] = set()
     seen: set[str] = set()
     for message in sample.messages:
@@ -63,6 +60,17 @@ def has_invalid_tool_call(sample: Conversation) -> bool:
             seen.add(call.id)
             open_calls.add(call.id)
     return bool(open_calls) and not sample.messages[-1].tool_calls
+
+
+@cache
+def _validator(schema: str) -> Draft202012Validator | None:
+    """Of a JSON schema as text, or None if it is none. Cached, because checking a schema takes milliseconds."""
+    parameters = json.loads(schema)
+    try:
+        Draft202012Validator.check_schema(parameters)
+    except SchemaError:
+        return None
+    return Draft202012Validator(parameters)
 
 
 def _is_valid(call: ToolCall, validators: dict[str, Any]) -> bool:
