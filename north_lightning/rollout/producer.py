@@ -13,6 +13,7 @@ never waits for it except in ``start`` and ``stop``; it learns of failures by ca
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import multiprocessing
@@ -51,6 +52,7 @@ from north_lightning.types import Task
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
+START_TIMEOUT_S = 120.0
 CHILD_DIED = "child_died"
 DIED = "died"
 
@@ -146,13 +148,14 @@ class RolloutProducer:
 
     # ---- called by the trainer --------------------------------------------------------------------------------------
 
-    def start(self, timeout_s: float = 120.0) -> None:
+    def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Start the process and wait until it is ready; raises what went wrong in it."""
         assert self._thread is None, "start() twice"
         self._stopping.clear()
         self._ready.clear()
         self._thread = threading.Thread(target=self._pump, name="rollout-producer", daemon=True)
         self._thread.start()
+        atexit.register(self.stop)  # before multiprocessing ends the process itself, which would look like a death
         deadline = time.monotonic() + timeout_s
         while not self._ready.wait(POLL_S):
             self.check()
@@ -162,6 +165,7 @@ class RolloutProducer:
 
     def stop(self) -> None:
         """End the process and its sandboxes. Groups in flight stay admitted; ``start`` dispatches them again."""
+        atexit.unregister(self.stop)
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
@@ -242,8 +246,10 @@ class RolloutProducer:
             self._handle(message)
         elif ready:
             self._restart_child(DIED)
-        elif time.monotonic() - self._last_message > self._limits.heartbeat_timeout_s:
-            self._restart_child(f"gave no sign of life for {self._limits.heartbeat_timeout_s:g} s")
+        else:
+            limit_s = self._limits.heartbeat_timeout_s if self._ready.is_set() else START_TIMEOUT_S
+            if time.monotonic() - self._last_message > limit_s:
+                self._restart_child(f"gave no sign of life for {limit_s:g} s")
 
     def _handle(self, message: Ready | Alive | Finished | Failed | Fatal) -> None:
         if isinstance(message, Ready):

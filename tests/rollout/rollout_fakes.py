@@ -241,7 +241,8 @@ def marker_ids(chat: ChatFormat) -> set[int]:
     return {i for name in ("<|START_TEXT|>", "<|END_TEXT|>") for i in chat.tokenizer.control_ids(name)}
 
 
-FAST = Timeouts(open_s=0.3, sample_s=0.3, act_s=0.3, snapshot_s=0.3, verify_s=0.3, close_s=0.3)
+FAST = Timeouts(open_s=0.4, sample_s=0.4, act_s=0.4, snapshot_s=0.4, verify_s=0.4, close_s=0.4)
+"""For tests in which something hangs."""
 
 
 def make_runner(
@@ -255,6 +256,7 @@ def make_runner(
     max_context_tokens: int = 2000,
     max_attempts: int = 1,
     vary_prompts: bool = True,
+    timeouts: Timeouts | None = None,
 ) -> RolloutRunner:
     return RolloutRunner(
         chat,
@@ -266,7 +268,7 @@ def make_runner(
         max_turn_tokens,
         max_context_tokens,
         vary_prompts=vary_prompts,
-        timeouts=FAST,
+        timeouts=timeouts,
         max_attempts=max_attempts,
         retry_delay_s=0.0,
     )
@@ -306,7 +308,7 @@ class PlannedVerifier(RewardVerifier):
             case "exit":
                 os._exit(3)
             case "block":
-                time.sleep(60)  # noqa: ASYNC251
+                time.sleep(600)  # noqa: ASYNC251
             case "slow":
                 try:
                     await asyncio.sleep(60)

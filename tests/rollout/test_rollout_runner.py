@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 from rollout_fakes import (
+    FAST,
     EchoHarness,
     FakeSandboxes,
     FakeVerifier,
@@ -38,7 +39,7 @@ from north_lightning.errors import (
     VerifierError,
 )
 from north_lightning.interfaces import Sampler
-from north_lightning.rollout import record_scripted, script_of_calls
+from north_lightning.rollout import Timeouts, record_scripted, script_of_calls
 from north_lightning.types import (
     NOT_SAMPLED,
     AssistantAction,
@@ -320,6 +321,10 @@ async def hang_forever(*_: object) -> Any:
     await hang()
 
 
+def limits(fault: object) -> Timeouts:
+    return FAST if fault is hang_forever else Timeouts()
+
+
 def judged(value: object) -> Callable[[Rollout], Awaitable[object]]:
     async def judge(rollout: Rollout) -> object:
         return value
@@ -342,7 +347,8 @@ SAMPLER_FAULTS = {
 @pytest.mark.parametrize("fault", SAMPLER_FAULTS)
 def test_a_broken_sampler_is_never_a_reward(chat: ChatFormat, task: Task, fault: str) -> None:
     sandboxes = FakeSandboxes()
-    runner = make_runner(chat, BrokenSampler(SAMPLER_FAULTS[fault]), sandboxes=sandboxes, max_attempts=2)
+    sampler = BrokenSampler(SAMPLER_FAULTS[fault])
+    runner = make_runner(chat, sampler, sandboxes=sandboxes, max_attempts=2, timeouts=limits(SAMPLER_FAULTS[fault]))
     with pytest.raises(SamplerError):
         run(runner.run(task, 0, 0, seed=0))
     assert sandboxes.num_opened == 2
@@ -364,7 +370,9 @@ VERIFIER_FAULTS = {
 @pytest.mark.parametrize("fault", VERIFIER_FAULTS)
 def test_a_broken_verifier_is_never_a_reward(chat: ChatFormat, task: Task, fault: str) -> None:
     verifier = FakeVerifier(VERIFIER_FAULTS[fault])
-    runner = make_runner(chat, RecordingSampler(chat, [answer()]), verifier=verifier, max_attempts=3)
+    timeouts = limits(VERIFIER_FAULTS[fault])
+    sampler = RecordingSampler(chat, [answer()])
+    runner = make_runner(chat, sampler, verifier=verifier, max_attempts=3, timeouts=timeouts)
     with pytest.raises(VerifierError):
         run(runner.run(task, 0, 0, seed=0))
     assert verifier.num_calls == 3
@@ -376,7 +384,7 @@ def test_a_broken_sandbox_is_never_a_reward(
     chat: ChatFormat, task: Task, stage: str, fault: Callable[[], Awaitable[None]]
 ) -> None:
     sandboxes = FakeSandboxes(**{stage: fault})
-    runner = make_runner(chat, RecordingSampler(chat, [answer()]), sandboxes=sandboxes)
+    runner = make_runner(chat, RecordingSampler(chat, [answer()]), sandboxes=sandboxes, timeouts=limits(fault))
     with pytest.raises(SandboxError):
         run(runner.run(task, 0, 0, seed=0))
     assert sandboxes.open_now == set()
@@ -385,7 +393,8 @@ def test_a_broken_sandbox_is_never_a_reward(
 @pytest.mark.parametrize("fault", [raise_sandbox_error, raise_runtime_error, hang_forever])
 def test_a_broken_harness_is_never_a_reward(chat: ChatFormat, task: Task, fault: Callable[[], Awaitable[None]]) -> None:
     harness, sandboxes = EchoHarness(on_act=fault), FakeSandboxes()
-    runner = make_runner(chat, RecordingSampler(chat, [call("one")]), sandboxes=sandboxes, harness=harness)
+    sampler = RecordingSampler(chat, [call("one")])
+    runner = make_runner(chat, sampler, sandboxes=sandboxes, harness=harness, timeouts=limits(fault))
     with pytest.raises(InfrastructureError):
         run(runner.run(task, 0, 0, seed=0))
     assert harness.num_closed == 1
@@ -485,8 +494,9 @@ def test_a_sandbox_that_opens_too_late_is_closed(chat: ChatFormat, task: Task) -
     sandboxes = FakeSandboxes(on_opened=stubborn)
 
     async def attempt() -> None:
+        sampler = RecordingSampler(chat, [answer()])
         with pytest.raises(SandboxError, match="within"):
-            await make_runner(chat, RecordingSampler(chat, [answer()]), sandboxes=sandboxes).run(task, 0, 0, seed=0)
+            await make_runner(chat, sampler, sandboxes=sandboxes, timeouts=FAST).run(task, 0, 0, seed=0)
         await asyncio.sleep(0.01)
 
     run(attempt())
@@ -509,8 +519,9 @@ def test_a_verifier_that_ignores_its_cancellation_holds_nothing(
         return Reward(1.0)
 
     async def attempt() -> None:
+        sampler = RecordingSampler(chat, [answer()])
         with pytest.raises(VerifierError, match="within"):
-            await make_runner(chat, RecordingSampler(chat, [answer()]), verifier=FakeVerifier(deaf)).run(task, 0, 0, 0)
+            await make_runner(chat, sampler, verifier=FakeVerifier(deaf), timeouts=FAST).run(task, 0, 0, 0)
         ended.set()
 
     run(attempt())
