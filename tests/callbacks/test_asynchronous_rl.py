@@ -1,0 +1,149 @@
+"""The whole loop with nothing faked but the reward: real vLLM, sandboxes, rollout process, pushes, optimizer steps."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from rl_plugins import FirstTokenIsEven
+from small_runs import quiet_trainer
+
+from north_lightning.callbacks import (
+    HFCheckpoint,
+    JSONLHistory,
+    RolloutProducerCallback,
+    SidecarCallback,
+    Throughput,
+    WeightSyncCallback,
+)
+from north_lightning.callbacks.history import read_history
+from north_lightning.chat import train_tokenizer
+from north_lightning.data import RolloutDataModule
+from north_lightning.errors import ConfigError
+from north_lightning.harnesses import ReActTerminalHarness, SWEAgentHarness
+from north_lightning.interfaces import WeightTransport
+from north_lightning.losses import CISPOLoss
+from north_lightning.model import load_checkpoint
+from north_lightning.modules import CISPOModule
+from north_lightning.rollout import WindowedFIFOQueue
+from north_lightning.sampling.sidecar import Sidecar
+from north_lightning.sampling.transport import SharedMemoryTransport
+from north_lightning.sandbox import BubblewrapProvider
+from north_lightning.tasks import write_task
+from north_lightning.tasks.software import software_task
+from north_lightning.tasks.terminal import terminal_task
+
+STEPS, GROUPS_PER_BATCH, GROUP_SIZE = 6, 2, 4
+
+
+class Borrowed(WeightTransport):
+    """The session's transport, which the run must not close."""
+
+    def __init__(self, transport: SharedMemoryTransport) -> None:
+        self.transport = transport
+
+    def push(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        self.transport.push(tensors, version)
+
+
+class Running:
+    """The session's server, dressed as one that the callback starts and stops."""
+
+    def __init__(self, server: Sidecar) -> None:
+        self.url = server.url
+        self.check_alive = server.check_alive
+        self.vocab_size: int | None = None
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@pytest.fixture
+def checkpoint(vllm_checkpoint: Path, tmp_path: Path) -> Path:
+    """The served weights, with a tokenizer."""
+    folder = tmp_path / "checkpoint"
+    tokenizer = train_tokenizer(["run the command in the terminal and say when it is done " * 3], [], 500, folder)
+    shutil.copytree(vllm_checkpoint, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": tokenizer.eos_id}))
+    return folder
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[Path]:
+    for index in range(3):
+        write_task(terminal_task(index, 0, "train"), tmp_path / "tasks" / "terminal")
+        write_task(software_task(index, 0, "train"), tmp_path / "tasks" / "swe")
+    return [tmp_path / "tasks" / "terminal", tmp_path / "tasks" / "swe"]
+
+
+def make_producer(tasks: list[Path]) -> RolloutProducerCallback:
+    return RolloutProducerCallback(
+        tasks,
+        {"terminal": ReActTerminalHarness(), "swe": SWEAgentHarness()},
+        FirstTokenIsEven(),
+        BubblewrapProvider(),
+        group_size=GROUP_SIZE,
+        max_concurrent_groups=4,
+        max_turn_tokens=12,
+        max_context_tokens=2000,
+    )
+
+
+@pytest.mark.slow
+def test_rollouts_are_sampled_trained_and_sampled_again_from_the_new_weights(
+    checkpoint: Path, tasks: list[Path], tmp_path: Path, vllm_server: Sidecar, weight_transport: SharedMemoryTransport
+) -> None:
+    run_dir = tmp_path / "run"
+    queue = WindowedFIFOQueue(GROUPS_PER_BATCH, max_batches_ahead=1, window=2)
+    sync = WeightSyncCallback(every_n_steps=2, transport=lambda url: Borrowed(weight_transport))
+    module = CISPOModule(
+        loss=CISPOLoss(),
+        checkpoint=checkpoint,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.95)),
+    )
+    sidecar = SidecarCallback(lambda model_dir, log_path: Running(vllm_server))
+    callbacks = [sidecar, sync, make_producer(tasks), Throughput(), HFCheckpoint()]
+    trainer = quiet_trainer(run_dir, max_steps=STEPS, callbacks=callbacks, logger=JSONLHistory(run_dir))
+    data = RolloutDataModule(queue, GROUPS_PER_BATCH, max_row_tokens=3000, num_batches=STEPS, max_wait_s=200)
+    trainer.fit(module, datamodule=data)
+
+    history = read_history(run_dir / "history.jsonl")
+    assert [line["step"] for line in history] == list(range(STEPS))
+    assert sync.published_at == {0: 0, 1: 2, 2: 4, 3: 6}
+    # The trainer agrees with the sampler on every token of weights that are still its own: before the first step, ...
+    assert history[0]["policy_lag/max"] == 0
+    assert history[0]["train/mismatch_abs_max"] < 1e-4
+    # ... and disagrees on those of older ones, within the bound.
+    assert history[1]["train/mismatch_abs_max"] > 1e-3
+    assert 0 < max(line["policy_lag/max"] for line in history) <= queue.max_policy_lag(2)
+
+    records = [json.loads(line) for line in (run_dir / "rollouts.jsonl").read_text().splitlines()]
+    assert {0, 1, 2} <= {record["policy_version_max"] for record in records} <= {0, 1, 2, 3}
+    assert {record["reward"] for record in records} == {0.0, 1.0}
+    assert queue.stats()["trained"] == STEPS * GROUPS_PER_BATCH
+    start, end = load_checkpoint(checkpoint), load_checkpoint(run_dir / "checkpoint")
+    assert not torch.equal(start.embedding_weight, end.embedding_weight)
+
+
+def test_the_producer_must_come_after_the_weight_sync(checkpoint: Path, tasks: list[Path], tmp_path: Path) -> None:
+    module = CISPOModule(loss=CISPOLoss(), checkpoint=checkpoint)
+    callbacks = [make_producer(tasks), SidecarCallback(), WeightSyncCallback()]
+    data = RolloutDataModule(WindowedFIFOQueue(2, 1), 2, max_row_tokens=3000, num_batches=1)
+    with pytest.raises(ConfigError, match="a WeightSyncCallback before the RolloutProducerCallback"):
+        quiet_trainer(tmp_path, max_steps=1, callbacks=callbacks).fit(module, datamodule=data)
+
+
+def test_an_environment_without_harness_is_refused_before_anything_starts(
+    checkpoint: Path, tasks: list[Path], tmp_path: Path
+) -> None:
+    producer = make_producer(tasks)
+    del producer.harnesses["swe"]
+    module = CISPOModule(loss=CISPOLoss(), checkpoint=checkpoint)
+    callbacks = [SidecarCallback(), WeightSyncCallback(), producer]
+    data = RolloutDataModule(WindowedFIFOQueue(2, 1), 2, max_row_tokens=3000, num_batches=1)
+    with pytest.raises(ConfigError, match=r"none for \['swe'\]"):
+        quiet_trainer(tmp_path, max_steps=1, callbacks=callbacks).fit(module, datamodule=data)
