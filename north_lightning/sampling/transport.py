@@ -3,29 +3,28 @@
 Comes in: tensors under their Hugging Face names, and a version. Goes out: a server that samples with them, its requests
 in flight kept and continued with the new weights. Nothing here knows the model or decides when to push.
 
-    trainer: write /dev/shm/...  ─► pause (keep) ─► start ─► update(path) ─► finish(version) ─► confirm ─► resume
-    engine:                          requests freeze           reads the file                      requests go on
+    trainer: write to memory ─► pause (keep) ─► start ─► update(path) ─► finish(version) ─► confirm ─► resume
+    engine:                     requests freeze           reads the file                               requests go on
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import json
+import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import httpx
-from safetensors import SafetensorError
 
 from north_lightning.errors import WeightPushError
 from north_lightning.interfaces import WeightTransport
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,9 @@ class PushReport:
 
 
 class SharedMemoryTransport(WeightTransport):
-    """One safetensors file in shared memory per push, read by the engine on the same machine.
+    """One safetensors file in memory per push, read by the engine through this process's open file descriptor.
+
+    The file has no name: its memory is free as soon as the push is over, or this process dead.
 
     A push that fails leaves the server paused (``fenced`` is true): its weights are unknown, so it must not sample
     until a push succeeds. The version counts as served only when the engine has confirmed it.
@@ -47,13 +48,11 @@ class SharedMemoryTransport(WeightTransport):
     Args:
         url: base URL of the server, as in ``Sidecar.url``.
         timeout_s: limit for each of the requests a push consists of.
-        directory: where the file is put; on CPU-only Linux, memory.
     """
 
-    def __init__(self, url: str, timeout_s: float = 60.0, directory: str | Path = "/dev/shm") -> None:
+    def __init__(self, url: str, timeout_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
-        self.directory = Path(directory)
         self.fenced = False
         self.last_push: PushReport | None = None
         # A connection per request: the server closes one after an error, which a request on it would run into.
@@ -63,41 +62,23 @@ class SharedMemoryTransport(WeightTransport):
     def push(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Make ``version`` the served weights; ``WeightPushError`` if that was not confirmed."""
         started = time.monotonic()
-        with self._written(tensors) as path:
+        with open(os.memfd_create("north_lightning-weights"), "wb") as file:
+            num_bytes = _write_safetensors(tensors, file)
             paused = time.monotonic()
-            self._update(path, version)
-            ended = time.monotonic()
-            self.last_push = PushReport(version, ended - started, ended - paused, path.stat().st_size)
-
-    @contextmanager
-    def _written(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[Path]:
-        """The tensors as a file of their own, for as long as the block runs."""
-        from safetensors.torch import save_file
-
-        try:
-            folder = Path(tempfile.mkdtemp(prefix="north_lightning-", dir=self.directory))
-        except OSError as error:
-            raise WeightPushError(f"cannot write weights: {error}") from error
-        path = folder / "weights.safetensors"
-        try:
-            try:
-                save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors}, path)
-            except (OSError, SafetensorError) as error:
-                raise WeightPushError(f"cannot write weights to {path}: {error}") from error
-            yield path
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._update(f"/proc/{os.getpid()}/fd/{file.fileno()}", version)
+        ended = time.monotonic()
+        self.last_push = PushReport(version, ended - started, ended - paused, num_bytes)
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
-    def _update(self, path: Path, version: int) -> None:
+    def _update(self, path: str, version: int) -> None:
         self.fenced = True
         try:
             self._post("/pause", params={"mode": "keep", "clear_cache": "true"})
             self._start()
-            self._post("/update_weights", json={"update_info": {"path": str(path)}})
+            self._post("/update_weights", json={"update_info": {"path": path}})
             self._post("/finish_weight_update", json={"weight_version": str(version)})
             served = self._client.get("/weight_info").raise_for_status().json()["weight_version"]
             if served != str(version):
@@ -127,3 +108,28 @@ class SharedMemoryTransport(WeightTransport):
                 request=response.request,
                 response=response,
             )
+
+
+def _write_safetensors(tensors: Iterable[tuple[str, Tensor]], file: BinaryIO) -> int:
+    """Write length of the header, header and bytes, copying every tensor once; returns the file's size.
+
+    The format is that of https://huggingface.co/docs/safetensors; the library's own writer makes three copies.
+    """
+    import torch
+
+    named = list(tensors)
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in named:
+        dtype = _DTYPES.get(str(tensor.dtype))
+        if dtype is None:
+            raise WeightPushError(f"{name}: expected a dtype of {', '.join(_DTYPES)}, got {tensor.dtype}")
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the tensors start at a multiple of 8 bytes
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in named:
+        file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    file.flush()
+    return 8 + len(text) + end

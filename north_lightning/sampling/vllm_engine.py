@@ -1,8 +1,8 @@
 """The part of a weight push that runs inside vLLM: read one safetensors file, load it, prove that nothing was missed.
 
-Comes in: a path (in ``/dev/shm``) holding every tensor of the model under its Hugging Face name. Goes out: the running
-model with those weights, packed the way this device's kernels want them. It moves no bytes over a network and knows no
-versions.
+Comes in: a path (to a file in memory) holding every tensor of the model under its Hugging Face name. Goes out: the
+running model with those weights, packed the way this device's kernels want them. It moves no bytes over a network and
+knows no versions.
 
 Every update is complete or it fails: a layer that did not receive all of its weights raises, and the next update starts
 from a clean slate, whatever the failed one left behind.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+import os
 
 import httpx
 import pytest
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from north_lightning.errors import WeightPushError
 from north_lightning.sampling import SharedMemoryTransport, VLLMSampler
+from north_lightning.sampling.transport import _write_safetensors
 from north_lightning.types import Sample, SamplingParams
 
 TOLERANCE = 1e-5
@@ -64,13 +65,14 @@ def test_requests_in_flight_survive_a_push_and_every_token_has_the_logprob_of_it
     assert len(seen) >= 3
 
 
-def test_a_push_reports_what_it_took_and_leaves_nothing_in_shared_memory(weight_transport, pushed_tensors):
+def test_a_push_reports_what_it_took_and_leaves_no_copy_of_the_weights(weight_transport, pushed_tensors):
     weight_transport.push(pushed_tensors.items(), 7)
     report = weight_transport.last_push
     assert report.version == 7
     assert 0 < report.paused_seconds <= report.seconds < 30
     assert report.num_bytes >= sum(tensor.nbytes for tensor in pushed_tensors.values())
-    assert not list(Path("/dev/shm").glob("north_lightning-*"))
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    assert not any("north_lightning-weights" in os.readlink(link) for link in links if os.path.lexists(link))
     assert not is_paused(weight_transport.url)
 
 
@@ -112,7 +114,6 @@ def test_an_incomplete_push_is_refused_and_fenced_and_the_next_good_one_restores
     assert not weight_transport.fenced
     assert not is_paused(weight_transport.url)
     assert score(vllm_sampler, PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
-    assert not list(Path("/dev/shm").glob("north_lightning-*"))
 
 
 def test_a_push_cut_off_after_any_tensor_is_refused_and_a_good_one_restores_everything(
@@ -162,14 +163,26 @@ def test_another_trainer_that_takes_over_a_fenced_server_can_push(
     assert score(vllm_sampler, PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
 
 
-def test_weights_that_cannot_be_written_leave_the_server_sampling_as_before(vllm_server, pushed_tensors, tmp_path):
-    transport = SharedMemoryTransport(vllm_server.url, directory=tmp_path / "missing")
-    with pytest.raises(WeightPushError, match="missing"):
-        transport.push(pushed_tensors.items(), 1)
+def test_weights_that_cannot_be_written_leave_the_server_sampling_as_before(vllm_server, pushed_tensors):
+    transport = SharedMemoryTransport(vllm_server.url)
+    with pytest.raises(WeightPushError, match=r"model\.norm\.weight: expected a dtype of .* got torch\.float64"):
+        transport.push([("model.norm.weight", torch.ones(64, dtype=torch.float64))], 1)
     transport.close()
     assert not transport.fenced
     assert not is_paused(vllm_server.url)
     assert httpx.get(f"{vllm_server.url}/weight_info").json() == {"weight_version": "0"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_sent_reads_as_safetensors(dtype, tmp_path):
+    fused = torch.randn(3, 4, 8).to(dtype)
+    tensors = {"slice": fused[1], "transposed": fused[0].T, "vector": torch.arange(5).to(dtype), "whole": fused}
+    with (tmp_path / "weights").open("wb") as file:
+        num_bytes = _write_safetensors(tensors.items(), file)
+    read = load_file(tmp_path / "weights")
+    assert list(read) == sorted(tensors)
+    assert all(torch.equal(read[name], tensors[name]) and read[name].dtype == dtype for name in tensors)
+    assert num_bytes == (tmp_path / "weights").stat().st_size
 
 
 def test_a_server_that_is_gone_is_a_push_error_that_says_so(pushed_tensors):
