@@ -71,18 +71,10 @@ def word_question(index: int, seed: int, split: Split) -> Question:
     """Question number ``index`` that is answered with words of the question."""
     rng = random.Random(f"words/{seed}/{split}/{index}")
     names = NameSource(rng, split)
-    words = [names.name() for _ in range(4)]
-    row = " ".join(words)
-    place = rng.randrange(4)
-    ordinal = ("first", "second", "third", "last")[place]
-    return rng.choice(
-        (
-            Question("words", f"Repeat: {row}", row),
-            Question("words", f"Which is the {ordinal} word? {row}", words[place]),
-            Question("words", f"Swap: {words[0]} {words[1]}", f"{words[1]} {words[0]}"),
-            Question("words", f"What follows {words[place - 1]}? {row} {words[0]}", words[place]),
-        )
-    )
+    words = [names.name() for _ in range(6)]
+    rows = (("Repeat", words), ("Reverse", words[::-1]), ("Last first", words[-1:] + words[:-1]))
+    wish, answer = rows[index % len(rows)]
+    return Question("words", f"{wish}: {' '.join(words)}", " ".join(answer))
 
 
 async def verify_commands(questions: Sequence[Question], sandboxes: SandboxProvider) -> None:

@@ -29,7 +29,7 @@ def all_words(directory: Path) -> set[str]:
 
 def looks_drawn(word: str) -> bool:
     """Two onset-vowel-coda syllables: the shape of a drawn name."""
-    return len(word) == 6 and all(c in "bdfgkmptvz" for c in word[::3]) and all(c in "lnrsx" for c in word[2::3])
+    return len(word) == 6 and all(c in "bdgkmptz" for c in word[::3]) and all(c in "nr" for c in word[2::3])
 
 
 def test_there_are_at_least_eight_families_and_five_kinds_of_bug():
@@ -60,7 +60,7 @@ def test_names_come_from_thousands_of_values():
     import random
 
     names = NameSource(random.Random(0), "train")
-    assert len({names.name() for _ in range(5000)}) == 5000
+    assert len({names.name() for _ in range(3000)}) == 3000
 
 
 def test_software_tasks_are_git_repositories_whose_named_test_fails(tmp_path):
