@@ -77,7 +77,7 @@ def text_of(segments):
     tools=st.sampled_from([(), TOOLS, ALL_TOOLS, ALL_TOOLS[::-1], ALL_TOOLS[2:]]),
     platform=st.sampled_from(["", "Your name is North.\n- é"]),
 )
-@settings(PROPERTY, max_examples=200)
+@settings(PROPERTY, max_examples=120)
 def test_prompts_are_byte_identical_with_melody(tokenizer, case, tools, platform):
     reasoning, messages = case
     chat = ChatFormat(tokenizer, reasoning, platform)
@@ -88,7 +88,7 @@ def test_prompts_are_byte_identical_with_melody(tokenizer, case, tools, platform
 
 
 @given(value=JSON, number=st.floats(allow_nan=False, allow_infinity=False))
-@settings(PROPERTY, max_examples=300)
+@settings(PROPERTY, max_examples=150)
 def test_arguments_are_written_as_json_that_reads_back(value, number):
     assert json.loads(to_json(value)) == value
     assert json.loads(to_json(number)) == number
@@ -157,7 +157,7 @@ def openai_message(message):
 
 
 @given(case=any_conversation())
-@settings(PROPERTY, max_examples=150)
+@settings(PROPERTY, max_examples=80)
 def test_prompt_sampled_ids_and_bridges_are_the_ids_of_the_whole_conversation(tokenizer, case):
     reasoning, messages = case
     chat = ChatFormat(tokenizer, reasoning)
@@ -458,7 +458,7 @@ def test_bytes_that_are_no_text_and_ids_beyond_the_vocabulary_are_parse_errors(t
 
 
 @given(data=st.data())
-@settings(PROPERTY, max_examples=200)
+@settings(PROPERTY, max_examples=120)
 def test_random_ids_never_crash_the_parser(tokenizer, data):
     chat = ChatFormat(tokenizer, data.draw(st.booleans()))
     valid = sampled(chat, GOOD)[:-1]
@@ -472,6 +472,14 @@ def test_random_ids_never_crash_the_parser(tokenizer, data):
     except InvalidActionError:
         return
     assert chat.parse(chat.encode_action(action), TOOLS, 4) == action
+
+
+def test_a_call_that_a_server_would_read_differently_is_a_parse_error(tokenizer):
+    chat = ChatFormat(tokenizer, reasoning=False)
+    quoted = ToolSpec('a"b', "", {"type": "object"})  # melody does not undo the escapes of a tool's name
+    ids = chat.encode_action(AssistantAction(tool_calls=(ToolCall("0", quoted.name, {}),)))
+    with pytest.raises(ActionFormatError, match="melody"):
+        chat.parse(ids, (quoted,), 0)
 
 
 def test_a_broken_tool_schema_is_the_users_mistake_not_the_models(tokenizer):

@@ -61,7 +61,7 @@ def copy(original, tmp_path, **changes):
 
 
 @given(text=TEXTS)
-@settings(PROPERTY, max_examples=300)
+@settings(PROPERTY, max_examples=150)
 def test_content_is_kept_byte_for_byte_and_never_becomes_a_control_token(tokenizer, released_like, text):
     for subject in (tokenizer, released_like):
         ids = subject.encode_text(text)
@@ -130,7 +130,7 @@ def test_unseen_names_are_two_syllable_tokens(tokenizer, corpus):
 
 
 @given(data=st.data())
-@settings(PROPERTY, max_examples=300)
+@settings(PROPERTY, max_examples=150)
 def test_a_name_has_the_same_ids_in_every_context(tokenizer, phrases, data):
     name = random_name(random.Random(data.draw(st.integers(0, 10**9))))
     borders = st.one_of(
