@@ -33,7 +33,7 @@ $(STAMP): requirements/cpu.txt pyproject.toml
 		{ echo "Python 3.11 is needed ('$(PYTHON)' is not): make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "Install with:  sudo apt-get install -y python3.11-venv"; rm -rf $(VENV); exit 1; }
-	$(PIP) install -q --no-deps '$(TORCH)' 2>/dev/null || $(PIP) install -q --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
+	$(PIP) install -q --no-deps '$(TORCH)' 2>/dev/null || $(PIP) install -q --no-deps --retries 1 --timeout 30 --index-url $(TORCH_INDEX) '$(TORCH)'
 	$(PIP) install -qq --no-deps --only-binary :all: -r requirements/cpu.txt
 	$(PIP) install -q --no-deps --no-build-isolation -e .
 	@touch $@
