@@ -44,7 +44,7 @@ class NameSource:
                 self._used.add(word)
                 return word
 
-    def number(self, low: int = 10, high: int = 99_999) -> int:
+    def number(self, low: int = 1_000, high: int = 9_999) -> int:
         """A new number of this split in [low, high]."""
         while True:
             value = self._rng.randint(low, high)
