@@ -1,0 +1,132 @@
+"""Attempts are recorded, resumed and counted: infrastructure failures never score."""
+
+import asyncio
+import json
+
+import pytest
+
+from north_lightning.errors import DataError, SandboxError
+from north_lightning.evaluation.attempts import Attempt, append_attempts, read_attempts, task_digest
+from north_lightning.evaluation.evaluate import Served, run_attempts
+from north_lightning.evaluation.summary import breakdown, compare, summarise
+from north_lightning.harnesses import ReActTerminalHarness
+from north_lightning.tasks import load_task, write_task
+from north_lightning.tasks.terminal import terminal_task
+from north_lightning.types import Reward, Rollout, Turn
+
+
+class CoinRunner:
+    """A runner whose outcome is a function of task and sample; tasks in ``broken`` fail outside the model."""
+
+    def __init__(self, broken: set[str] = frozenset()) -> None:
+        self.harnesses = {"terminal": ReActTerminalHarness()}
+        self.broken = broken
+        self.asked: list[tuple[str, int]] = []
+
+    async def run(self, task, group_id, index, seed):
+        self.asked.append((task.id, index))
+        if task.id in self.broken:
+            raise SandboxError("no sandbox today")
+        rollout = Rollout(task.id, task.environment, task.family, group_id, index, seed)
+        rollout.reward = Reward(float((group_id + index) % 2))
+        rollout.turns = [Turn(0, 4, "stop"), Turn(6, 9, "stop", "not JSON" if index == 0 else None)]
+        rollout.loss_mask = [True] * 7 + [False] * 2
+        return rollout
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    return [load_task(write_task(terminal_task(index, 0, "heldout"), tmp_path / "tasks")) for index in range(3)]
+
+
+def attempts_of(runner, tasks, log, weights="w0", num_samples=4):
+    return asyncio.run(run_attempts(runner, tasks, Served("model", weights), num_samples, log, concurrency=2))
+
+
+def attempt(task, seed, reward, *, turns=2, invalid=0, environment="terminal", stop_reason="finished"):
+    return Attempt(
+        "model", "w0", task, task, environment, "family", "h", seed, reward, None, stop_reason, turns, 10, invalid
+    )
+
+
+def test_every_attempt_is_recorded_and_none_is_run_twice(tasks, tmp_path):
+    log = tmp_path / "attempts.jsonl"
+    first = attempts_of(CoinRunner(), tasks, log)
+    again = CoinRunner()
+    assert sorted(map(str, attempts_of(again, tasks, log))) == sorted(map(str, first))
+    assert again.asked == []
+    assert len(read_attempts(log)) == 12
+
+
+def test_other_weights_and_a_changed_task_are_attempted_anew(tasks, tmp_path):
+    log = tmp_path / "attempts.jsonl"
+    attempts_of(CoinRunner(), tasks, log)
+    other = CoinRunner()
+    attempts_of(other, tasks, log, weights="w1")
+    assert len(other.asked) == 12
+    before = task_digest(tasks[0])
+    (tasks[0].directory / "tests" / "test.sh").write_text("echo 1 > /logs/verifier/reward.txt\n")
+    assert task_digest(tasks[0]) != before
+    changed = CoinRunner()
+    attempts_of(changed, tasks, log)
+    assert {task for task, _ in changed.asked} == {tasks[0].id}
+
+
+def test_an_infrastructure_failure_is_no_score_and_is_tried_again(tasks, tmp_path):
+    log = tmp_path / "attempts.jsonl"
+    attempts = attempts_of(CoinRunner(broken={tasks[1].id}), tasks, log)
+    failed = [one for one in attempts if one.error is not None]
+    assert {one.task_id for one in failed} == {tasks[1].id}
+    assert all(one.reward is None and "no sandbox today" in one.error for one in failed)
+    summary = summarise(attempts)
+    assert (summary["num_tasks"], summary["num_attempts"], summary["num_errors"]) == (2, 8, 4)
+    repaired = CoinRunner()
+    attempts_of(repaired, tasks, log)
+    assert {task for task, _ in repaired.asked} == {tasks[1].id}
+
+
+def test_a_torn_last_line_is_dropped_and_a_bad_line_before_it_is_an_error(tmp_path):
+    log = tmp_path / "attempts.jsonl"
+    append_attempts(log, [attempt("a", 0, 1.0), attempt("a", 1, 0.0)])
+    log.write_text(log.read_text() + '{"checkpoint": "mo')
+    assert [one.seed for one in read_attempts(log)] == [0, 1]
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(["nonsense", *lines]))
+    with pytest.raises(DataError, match=r"attempts.jsonl:1"):
+        read_attempts(log)
+
+
+def test_the_summary_equals_a_count_by_hand():
+    attempts = [
+        *(attempt("a", seed, float(seed < 2), turns=3, invalid=1) for seed in range(8)),
+        *(attempt("b", seed, 1.0, environment="swe") for seed in range(8)),
+        *(attempt("c", seed, 0.0, stop_reason="max_turns") for seed in range(8)),
+    ]
+    summary = summarise(attempts)
+    assert summary["pass@1"] == pytest.approx((2 / 8 + 1 + 0) / 3)
+    assert summary["pass@8"] == pytest.approx(2 / 3)
+    assert summary["invalid_call_rate"] == pytest.approx(8 / (8 * 3 + 8 * 2 + 8 * 2))
+    assert summary["mean_turns"] == pytest.approx((3 + 2 + 2) / 3)
+    assert summary["conclusion_rate"] == pytest.approx(16 / 24)
+    assert summary["false_success_rate"] == pytest.approx(6 / 16)
+    assert summary["truncation_rate"] == pytest.approx(8 / 24)
+    assert breakdown(attempts, lambda one: one.environment) == {"swe": 1.0, "terminal": pytest.approx(1 / 8)}
+
+
+def test_a_comparison_is_paired_by_task_and_refuses_other_tasks():
+    before = [attempt(task, seed, 0.0) for task in "abcdefgh" for seed in range(4)]
+    after = [attempt(task, seed, float(seed < 2)) for task in "abcdefgh" for seed in range(4)]
+    gain = compare(before, after)
+    assert gain["pass@1"] == pytest.approx(0.5)
+    assert gain["ci95"] == pytest.approx([0.5, 0.5])  # every task gains the same
+    assert gain["seeds"] == [0, 1, 2, 3]
+    with pytest.raises(DataError, match="same tasks"):
+        compare(before, after[:-4])
+
+
+def test_a_record_holds_what_reports_need(tasks, tmp_path):
+    log = tmp_path / "attempts.jsonl"
+    attempts_of(CoinRunner(), tasks[:1], log, num_samples=1)
+    row = json.loads(log.read_text())
+    assert (row["turns"], row["generated_tokens"], row["invalid_turns"], row["looped"]) == (2, 7, 1, False)
+    assert (row["checkpoint"], row["weights"], row["task_id"]) == ("model", "w0", tasks[0].id)

@@ -1,0 +1,91 @@
+"""The report's numbers are those of its sources, and the page shows them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from north_lightning.errors import DataError
+from north_lightning.views.charts import running_mean
+from north_lightning.views.page import CHARTS
+from north_lightning.views.report import write_report
+
+CHECKPOINT = {
+    "pass@1": 0.4,
+    "pass@8": 0.7,
+    "invalid_call_rate": 0.1,
+    "mean_turns": 3.0,
+    "median_turns_solved": 3.0,
+    "mean_generated_tokens": 30.0,
+    "conclusion_rate": 0.9,
+    "false_success_rate": 0.1,
+    "loop_rate": 0.0,
+    "truncation_rate": 0.0,
+    "num_tasks": 120,
+    "num_attempts": 960,
+    "num_errors": 0,
+    "by_environment": {"terminal": 0.5, "swe": 0.3},
+    "by_family": {"delete_named": 0.5, "wrong_key": 0.3},
+}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    stages = {
+        name: {"seconds": 60.0, "peak_memory_bytes": 2**30} for name in ("sft_stage1", "sft_stage2", "rl", "eval")
+    }
+    stages["rl"]["peak_memory_bytes"] = 3 * 2**30
+    (tmp_path / "stages.json").write_text(json.dumps(stages))
+    checkpoints = dict.fromkeys(("sft_stage1", "sft_stage2"), CHECKPOINT) | {"rl": CHECKPOINT | {"pass@1": 0.65}}
+    gain = {"pass@1": 0.25, "ci95": [0.2, 0.3], "num_tasks": 120, "seeds": list(range(8))}
+    (tmp_path / "eval").mkdir()
+    summary = {"checkpoints": checkpoints, "paired": {"rl - sft_stage2": gain}}
+    (tmp_path / "eval" / "summary.json").write_text(json.dumps(summary))
+    names = {name for chart in CHARTS for _, stage, name in chart.curves if stage == "rl"}
+    rows = [{"step": step, **dict.fromkeys(names, 0.5), "policy_lag/bound": 5.0} for step in range(20)]
+    for step, row in enumerate(rows):
+        row |= {"train/mismatch_kl": 0.001 * step, "policy_lag/max": float(step % 4), "weights/version": step // 4}
+        row["train/loss"] = 1.0 / (1 + step)
+    rows[8]["weights/push_s"], rows[12]["weights/push_s"] = 0.1, 0.3
+    for stage in ("sft_stage1", "sft_stage2", "rl"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "history.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 2')
+    return tmp_path
+
+
+def test_the_report_holds_every_number_that_decides(run_dir: Path) -> None:
+    write_report(run_dir)
+    report = json.loads((run_dir / "report.json").read_text())
+    for stage in ("sft_stage1", "sft_stage2", "rl"):
+        assert {"pass@1", "pass@8", "invalid_call_rate", "mean_turns", "loss"} <= report[stage].keys()
+    assert report["rl"]["loss"] == pytest.approx(1 / 20)
+    assert report["paired_gain"]["ci95"] == [0.2, 0.3]
+    assert report["policy_lag"] == {"max": 3.0, "bound": 5.0}
+    assert report["mismatch_kl"]["mean"] == pytest.approx(0.001 * 9.5)
+    assert report["weight_pushes"] == {"count": 4, "mean_s": pytest.approx(0.2), "max_s": 0.3}
+    assert report["seconds"]["rl"] == 60.0
+    assert report["total_seconds"] == 240.0
+    assert report["peak_memory_gib"] == 3.0
+
+
+def test_the_page_is_self_contained_and_draws_every_chart(run_dir: Path) -> None:
+    write_report(run_dir)
+    page = (run_dir / "report.html").read_text()
+    assert page.count("<svg") == len(CHARTS) + 1  # and the families
+    for chart in CHARTS:
+        assert chart.title.split(",")[0].replace("'", "&#39;") in page
+    assert "+25.0" in page
+    assert not re.search(r'(?:src|href)="https?://', page.replace("http://www.w3.org", ""))
+
+
+def test_a_missing_source_is_named_with_the_command_that_makes_it(run_dir: Path) -> None:
+    (run_dir / "eval" / "summary.json").unlink()
+    with pytest.raises(
+        DataError, match=r"eval/summary.json: not found; it is written by `python -m north_lightning test`"
+    ):
+        write_report(run_dir)
+
+
+def test_a_running_mean_looks_back_only() -> None:
+    assert running_mean([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
