@@ -1,7 +1,7 @@
 """What the whole suite shares: one small checkpoint, one real vLLM server serving it, and a limit on every test's time.
 
-The server takes some twenty seconds to start and two processes to run, so there is one per test session. A test that pushes
-weights uses ``weight_transport``, which puts the checkpoint's weights back, as version 0, when the test is over.
+The server takes ten seconds and more to start and two processes to run, so there is one per test session. A test that
+pushes weights uses ``weight_transport``, which puts the checkpoint's weights back, as version 0, when the test is over.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def no_test_hangs() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def vllm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random North written by transformers: five layers, eight experts, a window shorter than the tests' sequences."""
+    """A random North written by transformers: five layers, eight experts, a window of 16 keys."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("vllm", reason="the sampler's extra is not installed")
