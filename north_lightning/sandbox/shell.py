@@ -139,7 +139,7 @@ class Shell:
             process = await self._started()
             assert process.stdin is not None
             mark = secrets.token_hex(8)
-            # Traces (set -x) show the octal number, not the byte; fd 9 is stdout even after "exec >file".
+            # Traces (set -x) show the octal number, not the byte; fd 9 is the pipe even after "exec >file".
             report = f"{{ builtin printf '\\036{mark}:%d:%s\\036' $? \"$PWD\" >&9; }} 2>/dev/null\n"
             process.stdin.write(word_bytes(f"eval {_quoted(command)} </dev/null 2>&1; {report}"))
             exit_code, self.directory = await self._report(process, mark.encode(), output)

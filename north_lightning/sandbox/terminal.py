@@ -20,8 +20,8 @@ from north_lightning.sandbox.escapes import capped, plain_text
 from north_lightning.sandbox.processes import CappedOutput
 from north_lightning.sandbox.tmux import ControlStream, PaneOutput, quoted
 
-_START_TIMEOUT_S = 20.0
-_QUIET_S = 0.05
+_START_TIMEOUT_S = 60.0
+_QUIET_S = 0.1
 _RAW_BYTES = 1 << 17
 _PANE = "%0"
 _KEY = re.compile(
@@ -79,7 +79,7 @@ class Terminal:
         return self._pane.last_exit_code
 
     async def start(self) -> None:
-        """Return at the first prompt; ``SandboxError`` if there is none within 20 s."""
+        """Return at the first prompt; ``SandboxError`` if there is none within a minute."""
         assert self._process is None, "a terminal starts once"
         self._process = await self._sandbox.spawn(self._command())
         self._reader = asyncio.ensure_future(self._read())
@@ -114,22 +114,20 @@ class Terminal:
         self.timed_out = False
         pane = self._pane
         pending = pane.take()
-        was_at_prompt, num_prompts = pane.is_at_prompt, pane.num_prompts
-        pane.begin_typing()
+        was_ready, num_prompts = pane.is_ready, pane.num_prompts
         typed, submits = self._type(keystrokes, enter)
+        pane.begin_typing(submits=submits)
         try:
             async with asyncio.timeout(timeout_s):
                 if submits:
-                    await self._prompt_after(num_prompts, needs_quiet=not was_at_prompt)
+                    await self._prompt_after(num_prompts, needs_quiet=not was_ready)
                 else:
                     await self._quiet()
         except TimeoutError:
             self.timed_out = submits
         if self.closed and self._sandbox_died():
             await self._raise_closed()
-        return await self._answer(
-            pending, typed if not was_at_prompt else "", show_screen=not submits or self.timed_out
-        )
+        return await self._answer(pending, typed if not was_ready else "", show_screen=not submits or self.timed_out)
 
     async def screen(self) -> str:
         """The screen's lines, without blank lines at its end; empty once the shell has ended."""

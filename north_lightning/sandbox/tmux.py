@@ -63,6 +63,7 @@ class PaneOutput:
         self._output = CappedOutput(max_bytes)
         self._rest = b""  # may be the start of a mark
         self._is_typing = False
+        self._is_submitted = False
         self._prompt_rest = b""  # the part of the prompt's own text that has not come yet
         self._since_prompt = bytearray()  # printed by background jobs; or the echo of what was typed ahead
         mark = rf"\x1b\]133;(?:(?P<mark>[ACP])|D;(?P<code>\d+));k={nonce}\x07"
@@ -92,7 +93,7 @@ class PaneOutput:
         if self.is_at_prompt:
             self.num_prompts += 1
             self.is_continuation = match["mark"] == b"P"
-            self._is_typing = False
+            self._is_typing = self._is_submitted = False
             self._prompt_rest = b"> " if self.is_continuation else b"$ "
 
     def _keep(self, data: bytes) -> None:
@@ -104,9 +105,15 @@ class PaneOutput:
         if not self._is_typing and len(self._since_prompt) < self._max_bytes:
             self._since_prompt += data
 
-    def begin_typing(self) -> None:
-        """What comes now at a prompt is echo, until bash accepts the line."""
+    @property
+    def is_ready(self) -> bool:
+        """Whether bash waits at a prompt, and no line is on its way to it."""
+        return self.is_at_prompt and not self._is_submitted
+
+    def begin_typing(self, *, submits: bool) -> None:
+        """What comes now at a prompt is echo, until bash accepts the line; ``submits``: it is being sent one."""
         self._is_typing = True
+        self._is_submitted = self._is_submitted or submits
 
     def take(self) -> CappedOutput:
         """What was printed since the last call."""

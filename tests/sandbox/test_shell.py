@@ -90,6 +90,8 @@ def test_tricks_with_the_shells_own_output_do_not_wedge_it(in_shell):
         assert (await shell.run("set -x; echo traced", 60)).output == "++ echo traced\ntraced\n"
         await shell.run("set +x; printf() { echo fake; }; PS4=; trap 'echo debug' DEBUG", 60)
         assert "real" in (await shell.run("echo real", 60)).output
+        await shell.run("trap - DEBUG; BASH_XTRACEFD=9; set -x", 60)
+        assert "real" in (await shell.run("echo real", 60)).output
         result = await shell.run("exec 9>&-; echo no report", 0.5)
         assert result.timed_out
         assert (await shell.run("echo ok", 60)).output == "ok\n"

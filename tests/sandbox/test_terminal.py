@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from north_lightning.errors import InvalidActionError, SandboxError
@@ -36,6 +36,7 @@ EXACT = {
     "-n": "bash: -n: command not found\n",
     "echo -- -t %0 '#{pane_id}' ~ $((1+1)) # comment": "-- -t %0 #{pane_id} /home/agent 2\n",
     "echo \"hi!\" 'it'\"'\"'s' \\\\ %d": "hi! it's \\ %d\n",
+    "echo wow!echo": "wow!echo\n",
     "echo déjà 漢字 🙂": "déjà 漢字 🙂\n",
     "echo a\necho b": "a\nb\n",
     "cat <<'END'\nline $x\n\ttab\n\nEND": "line $x\n\ttab\n\n",
@@ -97,10 +98,10 @@ def test_more_than_2000_lines_are_cut_in_the_middle(in_terminal):
 
 def test_megabytes_of_output_are_counted_and_the_terminal_lives_on(in_terminal):
     async def scenario(terminal):
-        output = await terminal.send("seq 1000000", 60)
+        output = await terminal.send("seq 200000", 60)
         assert output.startswith("1\n2\n")
-        assert output.endswith("999999\n1000000\n")
-        assert 6_800_000 < int(output.split("[... ")[1].split()[0]) < 7_900_000  # line ends are two bytes on a terminal
+        assert output.endswith("199999\n200000\n")
+        assert 1_270_000 < int(output.split("[... ")[1].split()[0]) < 1_480_000  # line ends are two bytes on a terminal
         assert await terminal.send("echo next", 60) == "next\n"
 
     in_terminal(scenario)
@@ -157,8 +158,9 @@ def test_program_that_waits_for_input_reads_the_next_keystrokes(in_terminal):
 
 def test_text_typed_ahead_of_a_running_command_runs_after_it(in_terminal):
     async def scenario(terminal):
-        await terminal.send("sleep 1; echo late", 0.1)
-        assert await terminal.send("echo ahead", 60) == "late\nahead\n"
+        for before_it_starts in (0, 0.3):  # bash may not even have read the first line
+            await terminal.send("sleep 1; echo late", before_it_starts)
+            assert await terminal.send("echo ahead", 60) == "late\nahead\n"
 
     in_terminal(scenario)
 
@@ -334,6 +336,7 @@ def test_cap_keeps_head_and_tail_and_whole_characters():
     assert capped("é" * 10, 6) == "é\n[... 14 bytes left out ...]\né"
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_marks_are_found_however_the_bytes_are_split(data):
     nonce = "12ab"
@@ -347,3 +350,14 @@ def test_marks_are_found_however_the_bytes_are_split(data):
         pane.feed(stream[start:end])
     assert pane.take().head == b"out\x1b[31m put\x1b]133;A;k=other\x07\r\n"
     assert (pane.num_prompts, pane.last_exit_code, pane.is_at_prompt) == (2, 7, True)
+
+
+def test_words_of_background_jobs_are_kept_and_echo_of_typing_is_not():
+    pane = PaneOutput("12ab", 1000)
+    pane.feed(b"\x1b]133;A;k=12ab\x07$ ")
+    assert pane.take().head == b""
+    pane.feed(b"job\r\n")
+    assert pane.take().head == b"job\r\n"
+    pane.begin_typing(submits=False)
+    pane.feed(b"echo late")
+    assert pane.take().head == b""
