@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 
 BLOCK_TOKENS = 64
-"""B: measured best of 32, 64 and 128 on one and two cores, for documents of 150 to 2,000 tokens."""
+"""B: best of 32, 64 and 128 on one core (heads of 32, window of 128 keys, documents of 60 to 700 tokens)."""
 
 MAX_SAVED_SCORES = 2**25
 """A layer keeps its softmax for the backward pass up to this many entries (128 MiB), and recomputes it beyond."""

@@ -106,7 +106,7 @@ class NorthConfig:
         norm_topk_prob: divide the chosen experts' sigmoid weights by their sum.
         logit_scale: factor on the logits, applied by whoever computes them.
         max_position_embeddings: longest document.
-        initializer_range: standard deviation of random weights.
+        initializer_range: standard deviation of random weights; 1 / sqrt(hidden_size) suits a fresh model.
         bos_token_id: first token of a conversation.
         pad_token_id: never part of a packed row.
         eos_token_id: end of a turn; a list where there are several.
