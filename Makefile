@@ -47,7 +47,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 bench: setup
-	$(BIN)/python -m pytest tests/benchmarks -m "" -s
+	@set -e; for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 quickstart: setup
 	$(BIN)/python -m north_lightning recipe --config configs/quickstart/recipe.yaml
