@@ -1,8 +1,8 @@
 """Records SFT data: scripted solutions carried out through the harnesses in the sandbox, and verified.
 
 In: task sets whose tasks have a scripted solution. Out: ``<output_dir>/<environment>.jsonl``, one conversation a line.
-Every tool call in it was executed, every observation is what came back, and the verifier gave the result a 1; a solution
-that scores less is an error of the task, not a sample.
+Every tool call in it was executed, every observation is what came back, and the verifier gave the result a 1; a
+solution that scores less is an error of the task, not a sample.
 """
 
 from __future__ import annotations
