@@ -119,8 +119,6 @@ class RolloutDataModule(LightningDataModule):
         self.poll_s = poll_s
         self.max_wait_s = max_wait_s
         self._checks: list[Callable[[], None]] = []
-        self._loader: RolloutLoader | None = None
-        self._resume_from: Mapping[str, Any] | None = None
 
     def add_check(self, check: Callable[[], None]) -> None:
         """Have ``check`` called while waiting; it raises when waiting has become pointless (the producer died)."""
@@ -138,11 +136,7 @@ class RolloutDataModule(LightningDataModule):
                 raise ConfigError(f"{name}: expected 1, because a batch is a whole optimizer step; got {value}")
 
     def train_dataloader(self) -> RolloutLoader:
-        self._loader = RolloutLoader(self)
-        if self._resume_from is not None:
-            self._loader.load_state_dict(self._resume_from)
-            self._resume_from = None
-        return self._loader
+        return RolloutLoader(self)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         if isinstance(batch, RolloutStep):
@@ -154,13 +148,14 @@ class RolloutDataModule(LightningDataModule):
         self.queue.release([group.group_id for group in step.groups])
 
     def state_dict(self) -> dict[str, Any]:
-        """Queue and position. Restored before training starts, and so before a producer admits new groups."""
-        loader = {} if self._loader is None else {"loader": self._loader.state_dict()}
-        return {"queue": self.queue.state_dict(), **loader}
+        """The queue, restored before training starts and so before a producer admits new groups.
+
+        The position is in the loader's state, which Lightning saves and restores.
+        """
+        return {"queue": self.queue.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.queue.load_state_dict(state_dict["queue"])
-        self._resume_from = state_dict.get("loader")
 
     def take_step(self) -> RolloutStep:
         """Wait for a batch of groups and pack it.

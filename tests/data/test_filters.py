@@ -67,6 +67,11 @@ def test_calls_outside_the_tools_or_without_their_result_are_invalid(calls, resu
     assert reasons(conversation(say("", calls=calls), *map(result, results), say())) == ["invalid_tool_call"]
 
 
+def test_a_result_that_comes_after_another_message_is_invalid():
+    late = conversation(say("", calls=[call()]), Message("user", "Well?"), result(), say())
+    assert reasons(late) == ["invalid_tool_call"]
+
+
 def test_a_result_without_a_call_and_a_broken_schema_are_invalid():
     assert reasons(conversation(result(), say())) == ["invalid_tool_call"]
     broken = (ToolSpec("shell", "Run.", {"type": "nonsense"}),)

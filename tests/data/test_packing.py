@@ -96,6 +96,16 @@ def test_a_row_is_the_same_in_whatever_order_rows_are_asked_for(samples, order, 
     assert forward.fingerprint == other.fingerprint
 
 
+def test_rows_are_shuffled_so_that_the_leftovers_do_not_come_last():
+    """Pairs of 40 and 24 fill a row; unshuffled, the rows of a lone 40 would all end the epoch."""
+    made = [(40, 1) if index % 4 else (24, 1) for index in range(200)]
+    rows = RowStream([length for length, _ in made], [1] * 200, {"a": range(200)}, None, 64, seed=0)
+    fill = [sum(made[index][0] for index in rows[row]) for row in range(rows.rows_per_pass)]
+    packed = BestFitPacker(64).pack((index, length) for index, (length, _) in enumerate(made))
+    assert [sum(made[index][0] for index in row) for row in packed][-30:] == [40] * 30
+    assert set(fill[:30]) == set(fill[-30:]) == {40, 64}
+
+
 def test_shares_hold_over_many_passes_and_a_pass_is_as_long_as_the_data():
     generator = np.random.default_rng(1)
     made = [(int(length), int(length) - 1) for length in generator.integers(2, 60, 400)]

@@ -228,7 +228,7 @@ def test_a_dead_producer_ends_the_wait():
     def dead():
         raise InfrastructureError("producer died")
 
-    data = RolloutDataModule(ListQueue(), 2, 40, num_batches=1, poll_s=0.001)
+    data = RolloutDataModule(ListQueue(), 2, 40, num_batches=1, poll_s=0.001, max_wait_s=5)
     data.add_check(lambda: None)
     data.add_check(dead)
     with pytest.raises(InfrastructureError, match="producer died"):
@@ -322,7 +322,7 @@ def many(count):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_lightning_never_takes_a_batch_ahead_of_the_one_it_trains(tmp_path, precision):
-    data = RolloutDataModule(ListQueue(many(12)), 2, 60, num_batches=5)
+    data = RolloutDataModule(ListQueue(many(12)), 2, 60, num_batches=5, max_wait_s=5)
     module = fit(tmp_path, data, precision=precision)
     assert module.steps == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
     assert module.taken_at_step == [2, 4, 6, 8, 10]
