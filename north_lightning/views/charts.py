@@ -13,6 +13,7 @@ import matplotlib
 
 matplotlib.use("svg")
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ("#2f6f9f", "#d1603d", "#3c8d5a", "#8a5aa8", "#b08a2e", "#5b6770")
@@ -61,7 +62,7 @@ def line_chart(
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1 or level is not None:
-        axes.legend(frameon=False, fontsize=8)
+        _legend_above(axes)
     return _svg(figure)
 
 
@@ -78,8 +79,12 @@ def bar_chart(labels: Sequence[str], groups: Sequence[tuple[str, Sequence[float]
     axes.set_xlim(0, 1)
     axes.set_xlabel(xlabel)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    _legend_above(axes)
     return _svg(figure)
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
 
 
 def _svg(figure: Figure) -> str:

@@ -79,6 +79,14 @@ def test_the_same_seed_samples_the_same_tokens_and_another_seed_others(vllm_samp
     assert first.token_ids == again.token_ids != other.token_ids
 
 
+def test_long_seeded_prompts_that_do_not_fit_one_engine_step_are_answered(vllm_sampler, served_logprobs):
+    prompts = [[(37 * i + 11 * number) % 580 + 10 for i in range(1900)] for number in range(10)]
+    answers = sample(vllm_sampler, prompts, max_tokens=4, seed=3)
+    assert [len(answer.token_ids) for answer in answers] == [4] * 10
+    expected = served_logprobs(prompts[9] + answers[9].token_ids)[1900:]
+    assert answers[9].logprobs == pytest.approx(expected, abs=TOLERANCE)
+
+
 def test_generation_stops_at_stop_tokens_only_and_keeps_them(vllm_sampler):
     (unstopped,) = sample(vllm_sampler, [PROMPT], temperature=0.0)
     assert (len(unstopped.token_ids), unstopped.finish_reason) == (64, "length")
