@@ -10,9 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from north_lightning.chat import ChatFormat, mine_phrases, train_tokenizer
-from north_lightning.chat.render import render_conversation
-from north_lightning.data.sources import Conversation, read_samples
+from north_lightning.chat import ChatFormat, conversation_texts, mine_phrases, train_tokenizer
+from north_lightning.data.sources import read_samples
 from north_lightning.errors import ConfigError
 
 
@@ -38,7 +37,7 @@ def train_tokenizer_command(
         raise ConfigError(f"model_config: no file '{model_config}'")
     config = json.loads(model_config.read_text())
     conversations = [conversation for file in files for conversation in read_samples(file)]
-    texts = [text for conversation in conversations for text in _texts(conversation, reasoning)]
+    texts = [text for one in conversations for text in conversation_texts(one.messages, one.tools, reasoning)]
     phrases = mine_phrases(texts, min_fraction=min_fraction, max_phrases=max_phrases)
     tokenizer = train_tokenizer(texts, phrases, config["vocab_size"], output_dir)
     tokenizer.check(config, str(model_config))
@@ -49,8 +48,3 @@ def train_tokenizer_command(
         f"{output_dir}: {tokenizer.vocab_size} ids, {len(phrases)} phrases; {len(conversations)} conversations of "
         f"{sum(lengths) / len(lengths):.0f} tokens on average, {num_characters / sum(lengths):.1f} characters a token"
     )
-
-
-def _texts(conversation: Conversation, reasoning: bool) -> list[str]:
-    segments = render_conversation(conversation.messages, conversation.tools, reasoning)
-    return [segment.text for segment in segments if not segment.is_control]
