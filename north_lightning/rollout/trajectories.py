@@ -17,11 +17,11 @@ from rich.progress import Progress
 from north_lightning.data.sources import Conversation, write_samples
 from north_lightning.errors import ConfigError, TaskError
 from north_lightning.interfaces import Harness, RewardVerifier, SandboxProvider
-from north_lightning.rollout.attempt import AttemptLoop, ScriptedPolicy, script_of_calls
+from north_lightning.rollout.attempt import record_scripted, script_of_calls
 from north_lightning.tasks import image_of, load_tasks, solution_steps
 from north_lightning.tasks.names import Split
 from north_lightning.tasks.single_turn import Question, command_question, verify_commands, word_question
-from north_lightning.types import Rollout, Task
+from north_lightning.types import Task
 
 # A first look that the task does not need: real trajectories have such turns, and RL learns to leave them out.
 LOOK_AROUND = {"terminal": ("terminal", {"keystrokes": "ls"}), "swe": ("bash", {"command": "ls"})}
@@ -58,8 +58,7 @@ def record_trajectories(
     unknown = {task.environment for task in tasks} - harnesses.keys()
     if unknown:
         raise ConfigError(f"harnesses: none for environment {', '.join(sorted(unknown))}")
-    loop = AttemptLoop(sandboxes, verifier, image_of)
-    recorded = asyncio.run(_record_all(tasks, harnesses, loop, look_around_fraction, concurrency, seed))
+    recorded = asyncio.run(_record_all(tasks, harnesses, verifier, sandboxes, look_around_fraction, concurrency, seed))
     by_source: dict[str, list[Conversation]] = {}
     for conversation in recorded:
         by_source.setdefault(conversation.source, []).append(conversation)
@@ -73,7 +72,8 @@ def record_trajectories(
 async def _record_all(
     tasks: Sequence[Task],
     harnesses: Mapping[str, Harness],
-    loop: AttemptLoop,
+    verifier: RewardVerifier,
+    sandboxes: SandboxProvider,
     look_around_fraction: float,
     concurrency: int,
     seed: int,
@@ -86,17 +86,33 @@ async def _record_all(
             async with slots:
                 rng = random.Random(f"{seed}/{task.id}")
                 look_around = rng.random() < look_around_fraction
-                conversation = await _record(task, harnesses[task.environment], loop, number, look_around)
+                conversation = await _record(
+                    task, harnesses[task.environment], verifier, sandboxes, number, look_around
+                )
                 progress.advance(bar)
                 return conversation
 
         return list(await asyncio.gather(*(one(number, task) for number, task in enumerate(tasks))))
 
 
-async def _record(task: Task, harness: Harness, loop: AttemptLoop, variation: int, look_around: bool) -> Conversation:
+async def _record(
+    task: Task,
+    harness: Harness,
+    verifier: RewardVerifier,
+    sandboxes: SandboxProvider,
+    variation: int,
+    look_around: bool,
+) -> Conversation:
     steps = ([LOOK_AROUND[task.environment]] if look_around else []) + solution_steps(task)
-    rollout = Rollout(task.id, task.environment, task.family, group_id=0, index=0, seed=0)
-    await loop.run(task, harness, ScriptedPolicy(script_of_calls(steps)), rollout, variation)
+    rollout = await record_scripted(
+        task,
+        harness,
+        script_of_calls(steps),
+        sandboxes=sandboxes,
+        verifier=verifier,
+        image_of=image_of,
+        variation=variation,
+    )
     if rollout.reward is None or rollout.reward.value != 1.0:
         raise TaskError(f"{task.directory}: the scripted solution scored {rollout.reward}, expected 1")
     return Conversation(
