@@ -1,5 +1,8 @@
 """What the whole suite shares: one small checkpoint, one real vLLM server serving it, and a limit on every test's time.
 
+Property tests look at the same examples in every run: a change is judged by what it changed, not by luck. New examples
+are searched for by hand, with ``pytest --hypothesis-profile=default``.
+
 The server takes ten seconds and more to start and two processes to run, so there is one per test session. A test that
 pushes weights uses ``weight_transport``, which puts the checkpoint's weights back, as version 0, when the test is over.
 """
@@ -13,6 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 from north_lightning.sampling.client import VLLMSampler
 from north_lightning.sampling.sidecar import Sidecar
@@ -21,6 +25,9 @@ from north_lightning.sampling.transport import SharedMemoryTransport
 TEST_TIMEOUT_S = 600
 SERVED_VOCAB_SIZE = 600
 SERVED_EOS_TOKEN_ID = 7
+
+settings.register_profile("same_examples", derandomize=True)
+settings.load_profile("same_examples")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -236,8 +236,7 @@ class Terminal:
         if not show_screen or self.closed:
             before, text = self._plain(pending), self._plain(output)
             if text is not None and before is not None:
-                if echo and text.startswith(echo):
-                    text = text[len(echo) :]
+                text = _without_echo(text, echo)
                 if self.at_prompt and self._pane.is_continuation:
                     text += "> "
                 num_left_out = pending.num_left_out + output.num_left_out
@@ -288,3 +287,16 @@ class Terminal:
             if not reply.done():
                 reply.set_result([])
         self._changed.set()
+
+
+def _without_echo(text: str, typed: str) -> str:
+    """``text`` without the terminal's own echo of what was typed ahead at its start.
+
+    tmux pastes in brackets for as long as it believes that bash is reading, and then the brackets are echoed too.
+    """
+    body = typed.removesuffix("\n")
+    bracketed = f"^[[200~{body}^[[201~{typed[len(body) :]}"
+    for echo in (typed, bracketed):
+        if typed and text.startswith(echo):
+            return text[len(echo) :]
+    return text

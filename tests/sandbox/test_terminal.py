@@ -161,6 +161,9 @@ def test_text_typed_ahead_of_a_running_command_runs_after_it(in_terminal):
         for before_it_starts in (0, 0.3):  # bash may not even have read the first line
             await terminal.send("sleep 1; echo late", before_it_starts)
             assert await terminal.send("echo ahead", 60) == "late\nahead\n"
+        # As if bash had stopped reading a moment before tmux heard of it.
+        await terminal.send("printf '\\033[?2004h'; sleep 1; echo late", 0.3)
+        assert await terminal.send("echo one\necho two", 60) == "late\none\ntwo\n"
 
     in_terminal(scenario)
 
