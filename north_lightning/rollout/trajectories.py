@@ -82,17 +82,17 @@ async def _record_all(
     with Progress() as progress:
         bar = progress.add_task("trajectories", total=len(tasks))
 
-        async def one(number: int, task: Task) -> Conversation:
+        async def one(task: Task) -> Conversation:
             async with slots:
                 rng = random.Random(f"{seed}/{task.id}")
                 look_around = rng.random() < look_around_fraction
-                conversation = await _record(
-                    task, harnesses[task.environment], verifier, sandboxes, number, look_around
-                )
+                variation = rng.getrandbits(31)  # not the task's number, which also decides its family
+                harness = harnesses[task.environment]
+                conversation = await _record(task, harness, verifier, sandboxes, variation, look_around)
                 progress.advance(bar)
                 return conversation
 
-        return list(await asyncio.gather(*(one(number, task) for number, task in enumerate(tasks))))
+        return list(await asyncio.gather(*map(one, tasks)))
 
 
 async def _record(
@@ -121,6 +121,7 @@ async def _record(
         source=task.environment,
         harness=harness.name,
         environment=task.environment,
+        task_id=task.id,
     )
 
 

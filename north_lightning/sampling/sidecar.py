@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -87,6 +88,7 @@ class Sidecar:
         self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
         self._answered = -ENGINE_INTERVAL_S
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None  # vLLM leaves sockets behind
 
     @property
     def url(self) -> str:
@@ -112,6 +114,7 @@ class Sidecar:
         self._check_checkpoint()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._port = self._port or _free_port()
+        self._scratch = tempfile.TemporaryDirectory(prefix="north-sidecar-")
         started = time.monotonic()
         _say(f"starting (log: {self.log_path})")
         with self.log_path.open("ab") as log:
@@ -120,7 +123,7 @@ class Sidecar:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment(),
+                env=self._environment() | {"TMPDIR": self._scratch.name},
                 start_new_session=True,
             )
         try:
@@ -164,6 +167,8 @@ class Sidecar:
         _signal_group(group, signal.SIGKILL)
         self._process.wait()
         self._process = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def __enter__(self) -> Sidecar:
         self.start()

@@ -19,6 +19,8 @@ from north_lightning.types import Message
 
 CHECKS_PER_SANDBOX = 200
 CHECK_TIMEOUT_S = 120.0
+NUMBER_SHARE = 0.25
+"""Of a word question's words. Digits repeat, so copying a number is harder than copying a name, and learnt later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def word_question(index: int, seed: int, split: Split) -> Question:
     """Question number ``index`` that is answered with words of the question."""
     rng = random.Random(f"words/{seed}/{split}/{index}")
     names = NameSource(rng, split)
-    words = [names.name() for _ in range(6)]
+    words = [str(names.number()) if rng.random() < NUMBER_SHARE else names.name() for _ in range(6)]
     rows = (("Repeat", words), ("Reverse", words[::-1]), ("Last first", words[-1:] + words[:-1]))
     wish, answer = rows[index % len(rows)]
     return Question("words", f"{wish}: {' '.join(words)}", " ".join(answer))
