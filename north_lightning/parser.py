@@ -12,7 +12,7 @@ import re
 import sys
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -30,10 +30,21 @@ CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
 
 
 class ExplainingParser(ArgumentParser):
-    """No abbreviations (``--trainer.max_step`` is a mistake, not ``max_steps``), and errors with a suggestion."""
+    """No abbreviations (``--trainer.max_step`` is a mistake, not ``max_steps``), no unknown key that is silently left
+    out, and errors with a suggestion."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def _apply_actions(self, cfg: Any, parent_key: str = "", *args: Any, **kwargs: Any) -> Namespace:
+        """What every config passes through, files and nested blocks alike.
+
+        jsonargparse (4.53) merges configs leaf by leaf, so that an empty block (``max_step: {}``) is gone before it
+        looks for unknown keys. Under an unknown key it becomes a leaf here, which is found.
+        """
+        known = {action.dest for action in self._actions if not any(o.endswith(".help") for o in action.option_strings)}
+        _keep_empty_blocks(cfg, parent_key, known)
+        return super()._apply_actions(cfg, parent_key, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
@@ -48,6 +59,18 @@ class NorthParser(ExplainingParser):
     """For utility commands."""
 
 
+def _keep_empty_blocks(block: Namespace | dict[str, Any], path: str, known: set[str]) -> None:
+    """Set every empty block in ``block`` (found at ``path``) to None if no known key is at, above or below it."""
+    for key, value in list(block.items(branches=True, nested=False) if isinstance(block, Namespace) else block.items()):
+        below = f"{path}.{key}" if path else key
+        is_group = any(name.startswith(f"{below}.") for name in known)
+        if isinstance(value, Namespace | dict) and (is_group or below not in known):
+            if value:
+                _keep_empty_blocks(value, below, known)
+            elif not is_group:
+                block[key] = None
+
+
 def shorten(message: str) -> str:
     """``message`` without the lines in which a union of types lists what else it might have been."""
     return "\n".join(CALLABLE_NOISE.sub("", line) for line in message.splitlines() if not NOISE.match(line))
@@ -56,7 +79,8 @@ def shorten(message: str) -> str:
 def suggest(message: str, parser: ArgumentParser) -> str:
     """What was probably meant, or nothing."""
     if found := UNKNOWN_OPTION.search(message):
-        meant, candidates = found[1], _parameters_of(_nearest_class_path(message, found))
+        class_path = _nearest_class_path(message, found)
+        meant, candidates = found[1], _parameters_of(class_path) if class_path else _keys_of(parser, True)
     elif found := UNKNOWN_CLASS.search(message):
         meant, candidates = found[2], _names_of(found[1])
     elif found := UNKNOWN_SHORT_NAME.search(message):

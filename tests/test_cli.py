@@ -124,6 +124,17 @@ MISTAKES: dict[str, tuple[Edit, str]] = {
         "did you mean 'betas'?",
     ),
     "type": (lambda c: in_model(c).update(max_grad_norm="much"), "Got value: much"),
+    "empty block, model": (lambda c: in_model(c).update(max_gradnorm={}), "did you mean 'max_grad_norm'?"),
+    "empty block, trainer": (lambda c: c["trainer"].update(max_step={}), "did you mean 'trainer.max_steps'?"),
+    "empty block, top level": (lambda c: c.update(modell={}), "did you mean 'model'?"),
+    "empty block, callback": (
+        lambda c: c["trainer"]["callbacks"].append({"class_path": "StopAtLoss", "init_args": {"loss": 1.0, "los": {}}}),
+        "did you mean 'loss'?",
+    ),
+    "empty block, source": (
+        lambda c: c["data"]["init_args"]["sources"]["names"].update(file={}),
+        "did you mean 'files'?",
+    ),
 }
 
 
@@ -139,6 +150,38 @@ def test_a_mistake_in_the_config_is_explained_in_a_few_lines(
     assert expected in err
     assert len(err.splitlines()) < 12
     assert "Traceback" not in err
+
+
+UTILITY_MISTAKES: dict[str, tuple[Edit, str]] = {
+    "top level": (lambda c: c.update(stage=3), "did you mean 'stages'?"),
+    "empty block": (lambda c: c.update(stage={}), "did you mean 'stages'?"),
+    "empty block in an empty block": (lambda c: c.update(stage={"name": {}}), "did you mean 'stages'?"),
+    "empty block in a list": (lambda c: c["stages"][0].update(comand={}), "did you mean 'command'?"),
+}
+
+
+@pytest.mark.parametrize("mistake", UTILITY_MISTAKES)
+def test_a_mistake_in_the_config_of_a_utility_is_explained_too(
+    mistake: str, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    edit, expected = UTILITY_MISTAKES[mistake]
+    config = {"run_dir": str(tmp_path / "run"), "stages": [{"name": "one", "command": "--help"}]}
+    edit(config)
+    code, _, err = run_cli("recipe", "--config", write(config, tmp_path / "config.yaml"))
+    assert code == 2
+    assert expected in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_block_under_a_known_key_is_accepted(
+    inputs: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    config = sft_config(inputs, tmp_path / "run")
+    config["trainer"]["callbacks"] = [{"class_path": "HFCheckpoint", "init_args": {}}]
+    config["data"]["init_args"]["sources"] = {}
+    code, out, err = run_cli("fit", "--config", write(config, tmp_path / "config.yaml"), "--print_config")
+    assert code == 0, err
+    assert yaml.safe_load(out)["data"]["init_args"]["sources"] == {}
 
 
 def test_an_abbreviated_argument_is_a_mistake(
