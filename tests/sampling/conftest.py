@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import Cohere2MoeConfig, Cohere2MoeForCausalLM
+
+from north_lightning.sampling.client import VLLMSampler
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +37,22 @@ def pushed_logprobs(other_checkpoint: Path) -> Reference:
 @pytest.fixture
 def pushed_tensors(other_checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(other_checkpoint / "model.safetensors")
+
+
+@pytest.fixture
+def score(vllm_sampler: VLLMSampler) -> Callable[[list[int]], list[float]]:
+    """``score(token_ids)``: log-probability of every token given those before it, by the session's server."""
+
+    def run(token_ids: list[int]) -> list[float]:
+        async def ask() -> list[float]:
+            try:
+                return await vllm_sampler.score(token_ids)
+            finally:
+                await vllm_sampler.close()
+
+        return asyncio.run(ask())
+
+    return run
 
 
 def transformers_logprobs(directory: Path) -> Reference:

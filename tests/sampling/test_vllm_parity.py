@@ -33,16 +33,6 @@ def sample(sampler: VLLMSampler, prompts: list[list[int]], **params: float) -> l
     return asyncio.run(run())
 
 
-def score(sampler: VLLMSampler, token_ids: list[int]) -> list[float]:
-    async def run() -> list[float]:
-        try:
-            return await sampler.score(token_ids)
-        finally:
-            await sampler.close()
-
-    return asyncio.run(run())
-
-
 def test_logprobs_of_sampled_tokens_equal_transformers_beyond_the_window(vllm_sampler, served_logprobs):
     (answer,) = sample(vllm_sampler, [PROMPT])
     expected = served_logprobs(PROMPT + answer.token_ids)[len(PROMPT) :]
@@ -97,8 +87,8 @@ def test_generation_stops_at_stop_tokens_only_and_keeps_them(vllm_sampler):
     assert len(stopped.logprobs) == len(stopped.policy_versions) == end
 
 
-def test_scores_of_given_tokens_equal_transformers(vllm_sampler, served_logprobs):
-    assert score(vllm_sampler, PROMPT) == pytest.approx(served_logprobs(PROMPT), abs=TOLERANCE)
+def test_scores_of_given_tokens_equal_transformers(score, served_logprobs):
+    assert score(PROMPT) == pytest.approx(served_logprobs(PROMPT), abs=TOLERANCE)
 
 
 def test_our_model_and_the_sampler_agree_before_and_after_a_push(
@@ -139,7 +129,7 @@ def test_after_a_push_every_part_of_the_model_is_the_new_one(
 )
 def test_pushing_one_changed_part_equals_a_fresh_load(
     part: str,
-    vllm_sampler: VLLMSampler,
+    score: Logprobs,
     weight_transport: SharedMemoryTransport,
     vllm_checkpoint: Path,
     pushed_tensors: dict[str, torch.Tensor],
@@ -159,16 +149,18 @@ def test_pushing_one_changed_part_equals_a_fresh_load(
         hidden = model(torch.tensor(PROMPT), torch.tensor([0, len(PROMPT)], dtype=torch.int32))
         table = (hidden @ model.embedding_weight.T).float().log_softmax(-1)
     expected = table[:-1].gather(1, torch.tensor(PROMPT)[1:, None])[:, 0].tolist()
-    assert score(vllm_sampler, PROMPT)[1:] == pytest.approx(expected, abs=TOLERANCE)
+    assert score(PROMPT)[1:] == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_pushing_identical_weights_changes_no_logprob(vllm_sampler, weight_transport, vllm_checkpoint, served_logprobs):
-    before = score(vllm_sampler, PROMPT)
+def test_pushing_identical_weights_changes_no_logprob(
+    vllm_sampler, score, weight_transport, vllm_checkpoint, served_logprobs
+):
+    before = score(PROMPT)
     assert before == pytest.approx(served_logprobs(PROMPT), abs=TOLERANCE)
     (greedy_before,) = sample(vllm_sampler, [PROMPT], temperature=0.0)
     for version in (1, 2):
         weight_transport.push(load_file(vllm_checkpoint / "model.safetensors").items(), version)
-    assert score(vllm_sampler, PROMPT) == before
+    assert score(PROMPT) == before
     (greedy_after,) = sample(vllm_sampler, [PROMPT], temperature=0.0)
     assert greedy_after.token_ids == greedy_before.token_ids
     assert greedy_after.logprobs == pytest.approx(greedy_before.logprobs, abs=1e-6)

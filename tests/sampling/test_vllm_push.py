@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from north_lightning.errors import WeightPushError
-from north_lightning.sampling import SharedMemoryTransport, VLLMSampler
+from north_lightning.sampling import SharedMemoryTransport
 from north_lightning.sampling.transport import _write_safetensors
 from north_lightning.types import Sample, SamplingParams
 
@@ -21,16 +21,6 @@ PROMPTS = [[(31 * i * (row + 1)) % 580 + 10 for i in range(24)] for row in range
 
 def is_paused(url: str) -> bool:
     return bool(httpx.get(f"{url}/is_paused").json()["is_paused"])
-
-
-def score(sampler: VLLMSampler, token_ids: list[int]) -> list[float]:
-    async def run() -> list[float]:
-        try:
-            return await sampler.score(token_ids)
-        finally:
-            await sampler.close()
-
-    return asyncio.run(run())
 
 
 def test_requests_in_flight_survive_a_push_and_every_token_has_the_logprob_of_its_own_version(
@@ -100,7 +90,7 @@ BAD_PUSHES = {
 
 @pytest.mark.parametrize("defect", BAD_PUSHES)
 def test_an_incomplete_push_is_refused_and_fenced_and_the_next_good_one_restores_everything(
-    defect, vllm_sampler, weight_transport, pushed_tensors, pushed_logprobs
+    defect, score, weight_transport, pushed_tensors, pushed_logprobs
 ):
     weight_transport.push(pushed_tensors.items(), 1)
     scrambled = {name: tensor + 0.05 for name, tensor in pushed_tensors.items()}
@@ -113,11 +103,11 @@ def test_an_incomplete_push_is_refused_and_fenced_and_the_next_good_one_restores
     weight_transport.push(pushed_tensors.items(), 3)
     assert not weight_transport.fenced
     assert not is_paused(weight_transport.url)
-    assert score(vllm_sampler, PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
+    assert score(PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
 
 
 def test_a_push_cut_off_after_any_tensor_is_refused_and_a_good_one_restores_everything(
-    vllm_sampler, weight_transport, pushed_tensors, pushed_logprobs
+    score, weight_transport, pushed_tensors, pushed_logprobs
 ):
     names = list(pushed_tensors)
     for num_tensors in [*range(1, len(names), 6), len(names) - 1]:
@@ -125,7 +115,7 @@ def test_a_push_cut_off_after_any_tensor_is_refused_and_a_good_one_restores_ever
             weight_transport.push([(name, pushed_tensors[name] - 0.05) for name in names[:num_tensors]], 1)
     assert httpx.get(f"{weight_transport.url}/weight_info").json() == {"weight_version": "0"}
     weight_transport.push(pushed_tensors.items(), 2)
-    assert score(vllm_sampler, PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
+    assert score(PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
 
 
 def test_requests_that_wait_behind_a_failed_push_are_answered_by_the_next_good_one(
@@ -151,7 +141,7 @@ def test_requests_that_wait_behind_a_failed_push_are_answered_by_the_next_good_o
 
 
 def test_another_trainer_that_takes_over_a_fenced_server_can_push(
-    vllm_sampler, weight_transport, pushed_tensors, pushed_logprobs
+    score, weight_transport, pushed_tensors, pushed_logprobs
 ):
     """After a crash between two steps of a push, a new process knows nothing of the session that is still open."""
     weight_transport.push(pushed_tensors.items(), 1)
@@ -160,7 +150,7 @@ def test_another_trainer_that_takes_over_a_fenced_server_can_push(
     successor = SharedMemoryTransport(weight_transport.url)
     successor.push(pushed_tensors.items(), 2)
     successor.close()
-    assert score(vllm_sampler, PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
+    assert score(PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
 
 
 def test_weights_that_cannot_be_written_leave_the_server_sampling_as_before(vllm_server, pushed_tensors):
