@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from small_runs import sft_config, write_run_inputs
 
 from north_lightning import cli
-from north_lightning.callbacks.history import read_history
+from north_lightning.history import read_history
 
 ROOT = Path(__file__).parent.parent
 Edit = Callable[[dict[str, Any]], object]

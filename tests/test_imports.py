@@ -13,6 +13,7 @@ ORDER = [
     "types",
     "errors",
     "interfaces",
+    "history",
     "chat",
     "model",
     "losses",
@@ -46,6 +47,7 @@ TORCH_FREE = [
     "north_lightning.cli",
     "north_lightning.recipe",
     "north_lightning.doctor",
+    "north_lightning.views.report",
 ]
 
 

@@ -18,7 +18,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-HISTORY, SUMMARY = "history.jsonl", "summary.json"
+from north_lightning.history import HISTORY, read_history
+
+SUMMARY = "summary.json"
 
 
 class JSONLHistory(Logger):
@@ -87,17 +89,6 @@ def _continue(path: Path, step: int) -> TextIO:
     file = path.open("w")
     file.writelines(json.dumps(line) + "\n" for line in kept)
     return file
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``history.jsonl``; a last line that a crash cut off is left out."""
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def _number(value: Any) -> float | None:

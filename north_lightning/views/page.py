@@ -12,10 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from north_lightning.history import History
 from north_lightning.views.charts import Series, bar_chart, line_chart
-
-History = list[dict[str, Any]]
-"""Lines of a ``history.jsonl``: ``{"step": 3, "train/loss": 0.5, ...}``."""
 
 
 @dataclass(frozen=True, slots=True)

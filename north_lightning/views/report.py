@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from north_lightning.errors import DataError
-from north_lightning.views.page import History, column, render_page
+from north_lightning.history import HISTORY, History, read_history
+from north_lightning.views.page import column, render_page
 
 SFT_STAGES = ("sft_stage1", "sft_stage2")
 RL_STAGE = "rl"
@@ -33,7 +34,7 @@ def write_report(run_dir: Path) -> None:
     """
     stages = _read_json(run_dir / "stages.json", "recipe")
     evaluation = _read_json(run_dir / "eval" / "summary.json", "test")
-    histories = {stage: _read_history(run_dir / stage / "history.jsonl") for stage in (*SFT_STAGES, RL_STAGE)}
+    histories = {stage: _read_history(run_dir / stage / HISTORY) for stage in (*SFT_STAGES, RL_STAGE)}
     report = build_report(stages, evaluation, histories)
     (run_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     (run_dir / "report.html").write_text(render_page(report, evaluation, histories))
@@ -82,7 +83,7 @@ def _read_json(path: Path, command: str) -> Any:
 def _read_history(path: Path) -> History:
     if not path.exists():
         raise DataError(f"{path}: not found; it is written by `python -m north_lightning fit` (JSONLHistory logger)")
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return read_history(path)
 
 
 def _last(history: History, key: str) -> float | None:

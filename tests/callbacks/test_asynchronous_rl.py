@@ -18,11 +18,11 @@ from north_lightning.callbacks import (
     Throughput,
     WeightSyncCallback,
 )
-from north_lightning.callbacks.history import read_history
 from north_lightning.chat import train_tokenizer
 from north_lightning.data import RolloutDataModule
 from north_lightning.errors import ConfigError
 from north_lightning.harnesses import ReActTerminalHarness, SWEAgentHarness
+from north_lightning.history import read_history
 from north_lightning.interfaces import WeightTransport
 from north_lightning.losses import CISPOLoss
 from north_lightning.model import load_checkpoint

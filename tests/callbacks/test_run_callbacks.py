@@ -10,10 +10,10 @@ import torch
 from small_runs import quiet_trainer, write_run_inputs
 
 from north_lightning.callbacks import HFCheckpoint, JSONLHistory, RunLock, RunSummary, StopAtLoss, Throughput
-from north_lightning.callbacks.history import read_history
 from north_lightning.chat import NorthTokenizer
 from north_lightning.data import SFTDataModule, SFTSource
 from north_lightning.errors import ConfigError
+from north_lightning.history import read_history
 from north_lightning.model import load_checkpoint
 from north_lightning.modules import SFTModule
 

@@ -11,9 +11,9 @@ from small_runs import quiet_trainer, write_run_inputs
 from torch import Tensor
 
 from north_lightning.callbacks import JSONLHistory, SidecarCallback, WeightSyncCallback
-from north_lightning.callbacks.history import read_history
 from north_lightning.data import RolloutDataModule
 from north_lightning.errors import ConfigError, SidecarError, TrainingError, WeightPushError
+from north_lightning.history import read_history
 from north_lightning.interfaces import WeightTransport
 from north_lightning.losses import CISPOLoss
 from north_lightning.model import NorthConfig, NorthModel, load_checkpoint, named_hf_tensors, save_checkpoint

@@ -9,9 +9,9 @@ from lightning.pytorch import seed_everything
 from small_runs import quiet_trainer, write_run_inputs
 
 from north_lightning.callbacks import JSONLHistory
-from north_lightning.callbacks.history import read_history
 from north_lightning.data.rollouts import RolloutStep, make_step
 from north_lightning.errors import TrainingError
+from north_lightning.history import read_history
 from north_lightning.losses import CISPOLoss
 from north_lightning.model import NorthConfig, NorthModel
 from north_lightning.modules import CISPOModule

@@ -9,10 +9,10 @@ from lightning.pytorch import seed_everything
 from small_runs import quiet_trainer, write_run_inputs
 
 from north_lightning.callbacks import JSONLHistory
-from north_lightning.callbacks.history import read_history
 from north_lightning.chat import train_tokenizer
 from north_lightning.data import SFTDataModule, SFTSource
 from north_lightning.errors import CheckpointError, ConfigError, TokenizerError, TrainingError
+from north_lightning.history import read_history
 from north_lightning.model import NorthConfig, NorthModel
 from north_lightning.modules import SFTModule, WarmupSchedule
 from north_lightning.types import PackedBatch
