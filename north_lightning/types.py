@@ -106,7 +106,8 @@ class Task:
     """One Harbor task directory, read.
 
     ``environment`` names the kind of work (``terminal``, ``swe``) and so the harness; ``family`` the generator or
-    benchmark it came from; ``max_turns`` is the step budget of an attempt.
+    benchmark it came from; ``max_turns`` is the step budget of an attempt; ``verifier_timeout_s`` the limit of its tests
+    (None: the verifier's own).
     """
 
     id: str
@@ -116,6 +117,7 @@ class Task:
     directory: Path
     max_turns: int
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    verifier_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

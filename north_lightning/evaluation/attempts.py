@@ -91,8 +91,8 @@ def drop_torn_line(path: Path) -> None:
 
 
 def task_digest(task: Task) -> str:
-    """Of everything that defines the task: instruction, image, tests, budget; the first 16 hex digits of a SHA-256."""
-    digest = sha256(f"{task.instruction}\0{task.max_turns}\0".encode())
+    """Of everything that defines the task: instruction, image, tests, limits; the first 16 hex digits of a SHA-256."""
+    digest = sha256(f"{task.instruction}\0{task.max_turns}\0{task.verifier_timeout_s}\0".encode())
     for part in ("environment", "tests"):
         for path in sorted((task.directory / part).rglob("*")):
             if ".git" in path.parts:

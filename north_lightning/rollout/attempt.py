@@ -197,8 +197,9 @@ class AttemptLoop:
     async def _verify(self, task: Task, rollout: Rollout, workdir: Path) -> Reward:
         name = type(self.verifier).__name__
         verifying = self.verifier.verify(task, rollout, workdir, self.sandboxes)
+        limit_s = self.timeouts.verify_s + (task.verifier_timeout_s or 0.0)
         try:
-            reward = await within(self.timeouts.verify_s, VerifierError, f"verifier {name}", verifying)
+            reward = await within(limit_s, VerifierError, f"verifier {name}", verifying)
         except InvalidActionError as error:
             raise VerifierError(f"verifier {name} raised InvalidActionError: {error}") from error
         if not isinstance(reward, Reward):

@@ -30,7 +30,7 @@ class Timeouts:
         sample_s: One turn of the sampler, waiting in its queue included.
         act_s: One action; must exceed the harness's own command time-out.
         snapshot_s: Copying ``/work``.
-        verify_s: The verifier.
+        verify_s: The verifier, beside the limit that a task sets for its tests.
         close_s: Closing a session or a sandbox.
     """
 

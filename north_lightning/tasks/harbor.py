@@ -2,7 +2,8 @@
 
 In: a directory with ``task.toml``, ``instruction.md``, ``environment/`` (a Dockerfile over ``files/``),
 ``tests/test.sh`` and ``solution/``. Out: a ``Task``. ``[metadata]`` carries what this package adds: ``environment``,
-``family``, ``max_turns``, and for software tasks ``fail_to_pass`` and ``pass_to_pass``. No task code runs here.
+``family``, ``max_turns``, and for software tasks ``fail_to_pass`` and ``pass_to_pass``. Of Harbor's own fields
+``[verifier] timeout_sec`` is read. No task code runs here.
 
 A *task set* is a directory of task directories, or a JSONL file whose lines name one each and may override
 ``max_turns`` (what calibration writes).
@@ -11,6 +12,7 @@ A *task set* is a directory of task directories, or a JSONL file whose lines nam
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -113,7 +115,17 @@ def load_task(directory: Path) -> Task:
         directory=directory,
         max_turns=int(metadata["max_turns"]),
         metadata=metadata,
+        verifier_timeout_s=_verifier_timeout_s(document, config),
     )
+
+
+def _verifier_timeout_s(document: Mapping[str, Any], config: Path) -> float | None:
+    value = document.get("verifier", {}).get("timeout_sec")
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise TaskError(f"{config}: [verifier] timeout_sec: expected a positive number of seconds, got {value!r}")
+    return float(value)
 
 
 def load_tasks(path: Path) -> list[Task]:

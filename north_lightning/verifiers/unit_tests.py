@@ -61,7 +61,8 @@ class UnitTestVerifier(RewardVerifier):
     """1 if the task's unit tests pass on the attempt's ``/work`` in a fresh sandbox, else 0.
 
     Args:
-        timeout_s: Limit of one run of the tests; reaching it scores 0.
+        timeout_s: Limit of one run of the tests of a task that sets none (``[verifier] timeout_sec`` in its
+            ``task.toml``); reaching it scores 0.
         python: The interpreter inside the sandbox for software tasks.
         max_snapshot_mib: A software attempt that leaves more than this scores 0.
     """
@@ -84,16 +85,20 @@ class UnitTestVerifier(RewardVerifier):
         finally:
             await asyncio.to_thread(delete_tree, scratch)
 
+    def limit_s(self, task: Task) -> float:
+        """Of one run of ``task``'s tests."""
+        return self.timeout_s if task.verifier_timeout_s is None else task.verifier_timeout_s
+
     # ---- terminal tasks: Harbor's test.sh --------------------------------------------------------------------------
 
     async def _verify_by_script(
         self, task: Task, tests: Path, workdir: Path, scratch: Path, sandboxes: SandboxProvider
     ) -> Reward:
         logs = make_writable(scratch / "logs")
-        result = await self._run(sandboxes, workdir, {"/tests": tests}, logs, RUN_TEST_SCRIPT)
+        result = await self._run(task, sandboxes, workdir, {"/tests": tests}, logs, RUN_TEST_SCRIPT)
         details = {"output": result.output[-MAX_OUTPUT_CHARS:]}
         if result.timed_out:
-            return Reward(0.0, {**details, "reason": f"test.sh did not end within {self.timeout_s:g} s"})
+            return Reward(0.0, {**details, "reason": f"test.sh did not end within {self.limit_s(task):g} s"})
         if result.exit_code not in (0, LEFT_RUNNING):
             raise VerifierError(
                 f"task {task.id}: test.sh was killed (exit code {result.exit_code}): {details['output']}"
@@ -120,7 +125,7 @@ class UnitTestVerifier(RewardVerifier):
         logs = make_writable(scratch / "logs")
         with Exchange(logs, expected) as exchange:
             result = await self._run(
-                sandboxes, graded, {"/tests": tests, INSIDE: RUNNER}, logs,
+                task, sandboxes, graded, {"/tests": tests, INSIDE: RUNNER}, logs,
                 f"cd /work && exec {self.python} -I -S -E -B {INSIDE} </dev/null",
             )  # fmt: skip
             if not exchange.was_taken():
@@ -137,16 +142,23 @@ class UnitTestVerifier(RewardVerifier):
         }
         orderly = ended and result.exit_code == 0 and not result.timed_out
         if not orderly:
-            details["reason"] = "the tests did not run to their end"
+            within = f" within {self.limit_s(task):g} s" if result.timed_out else ""
+            details["reason"] = f"the tests did not run to their end{within}"
         return Reward(float(orderly and not details["failed"]), details)
 
     async def _run(
-        self, sandboxes: SandboxProvider, image: Path, read_only: Mapping[str, Path], logs: Path, command: str
+        self,
+        task: Task,
+        sandboxes: SandboxProvider,
+        image: Path,
+        read_only: Mapping[str, Path],
+        logs: Path,
+        command: str,
     ) -> CommandResult:
         """Run ``command`` in a fresh sandbox; no process of it is left when this returns."""
         sandbox = await sandboxes.open(image, read_only=read_only, writable={"/logs/verifier": logs})
         try:
-            return await sandbox.run(command, self.timeout_s)
+            return await sandbox.run(command, self.limit_s(task))
         finally:
             await sandbox.close()
 

@@ -112,6 +112,19 @@ def test_bad_task_directories_are_named(tmp_path):
         load_tasks(listing)
 
 
+def test_the_verifiers_limit_is_read_and_a_bad_one_is_named(tmp_path):
+    directory = write_task(terminal_task(0, 0, "train"), tmp_path)
+    config = directory / "task.toml"
+    text = config.read_text()
+    assert load_task(directory).verifier_timeout_s == 60.0
+    config.write_text(text.replace("[verifier]\ntimeout_sec = 60\n", ""))
+    assert load_task(directory).verifier_timeout_s is None
+    for bad in ("0", "-3", "inf", "nan", "true", '"60"'):
+        config.write_text(text.replace("[verifier]\ntimeout_sec = 60", f"[verifier]\ntimeout_sec = {bad}"))
+        with pytest.raises(TaskError, match=r"task.toml: \[verifier\] timeout_sec: expected a positive number"):
+            load_task(directory)
+
+
 def test_a_listing_overrides_the_step_budget(tmp_path):
     directory = write_task(terminal_task(0, 0, "train"), tmp_path)
     listing = tmp_path / "set.jsonl"

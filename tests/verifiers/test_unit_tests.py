@@ -10,6 +10,9 @@ import pytest
 
 from north_lightning.errors import InfrastructureError, VerifierError
 from north_lightning.sandbox import BubblewrapProvider
+from north_lightning.tasks import load_task, write_task
+from north_lightning.tasks.software import software_task
+from north_lightning.tasks.terminal import terminal_task
 from north_lightning.types import Reward, Rollout, Task
 from north_lightning.verifiers import UnitTestVerifier
 
@@ -363,6 +366,19 @@ def test_a_software_attempt_that_hangs_scores_0_with_the_reason(software, sandbo
         assert reward.value == 0.0
         assert "did not run to their end" in reward.details["reason"]
         shutil.rmtree(workdir)
+
+
+def test_the_tests_of_a_task_have_the_limit_of_its_task_toml(tmp_path, sandboxes):
+    for make, hang in ((terminal_task, "sleep 1000\n"), (software_task, "import time\ntime.sleep(1000)\n")):
+        directory = write_task(make(0, 0, "train"), tmp_path)
+        for path in (directory / "tests").iterdir():
+            path.write_text(hang)
+        toml = (directory / "task.toml").read_text()
+        (directory / "task.toml").write_text(toml.replace("timeout_sec = 60", "timeout_sec = 1.5"))
+        task = load_task(directory)
+        reward = score(task, directory / "environment" / "files", sandboxes, timeout_s=60)
+        assert reward.value == 0.0
+        assert reward.details["reason"].endswith(" within 1.5 s")
 
 
 def test_a_software_attempt_that_leaves_too_much_scores_0(software, sandboxes):
