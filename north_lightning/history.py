@@ -1,6 +1,6 @@
 """What a training run has logged, read back: one JSON line per optimizer step.
 
-In: a run's ``history.jsonl``. Out: its lines. Not here: who writes it (``callbacks``). Free of Lightning, as reports are.
+In: a run's ``history.jsonl``. Out: its lines. Not here: what writes it (``callbacks``). Free of Lightning, as reports.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ class Task:
     """One Harbor task directory, read.
 
     ``environment`` names the kind of work (``terminal``, ``swe``) and so the harness; ``family`` the generator or
-    benchmark it came from; ``max_turns`` is the step budget of an attempt; ``verifier_timeout_s`` the limit of its tests
-    (None: the verifier's own).
+    benchmark it came from; ``max_turns`` is the step budget of an attempt; ``verifier_timeout_s`` limits one run of its
+    tests (None: the verifier's own limit).
     """
 
     id: str

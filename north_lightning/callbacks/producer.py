@@ -1,6 +1,6 @@
 """Keeps the rollout queue filled while training runs.
 
-In: tasks, harnesses, a verifier, sandboxes. Out: groups in the data module's queue, and its statistics. Not here: the
+In: tasks and how attempts at them are made. Out: groups in the data module's queue, and its statistics. Not here: the
 producer itself (``rollout``), which runs without Lightning too.
 """
 
@@ -14,14 +14,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from north_lightning.callbacks.sidecar import running_sidecar
 from north_lightning.callbacks.weight_sync import WeightSyncCallback
-from north_lightning.chat import ChatFormat, NorthTokenizer
 from north_lightning.data.rollouts import RolloutDataModule
 from north_lightning.errors import ConfigError
-from north_lightning.interfaces import Harness, RewardVerifier, SandboxProvider
 from north_lightning.modules import CISPOModule
-from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer, RolloutRunner, Timeouts
-from north_lightning.sampling.client import VLLMSampler
-from north_lightning.tasks import image_of, load_tasks
+from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer
+from north_lightning.rollout.settings import RolloutSettings
+from north_lightning.tasks import load_task_sets
 
 ROLLOUTS = "rollouts.jsonl"
 
@@ -31,17 +29,11 @@ class RolloutProducerCallback(Callback):
 
     Args:
         task_sets: Folders of tasks, or listings.
-        harnesses: Environment of a task -> the agent loop for it.
-        verifier: What scores an attempt.
-        sandboxes: Where commands run.
+        rollouts: How attempts are made.
         group_size: Attempts per task; each is the others' baseline.
         max_concurrent_groups: Groups that are sampled at a time.
-        max_turn_tokens: Longest turn.
-        max_context_tokens: Longest rollout, prompt and observations included.
-        reasoning: Whether a turn begins with thinking; as in supervised fine-tuning.
         environment_weights: Environment -> share of groups. Default: in proportion to the number of tasks.
         seed: Of task order, prompt wording and sampling.
-        timeouts: Limits of every stage of an attempt.
         failures: How much failing infrastructure a run bears.
         keep_rollouts: Append every rollout to ``rollouts.jsonl`` in the run's folder.
     """
@@ -49,32 +41,20 @@ class RolloutProducerCallback(Callback):
     def __init__(
         self,
         task_sets: list[Path],
-        harnesses: dict[str, Harness],
-        verifier: RewardVerifier,
-        sandboxes: SandboxProvider,
+        rollouts: RolloutSettings,
         group_size: int = 8,
         max_concurrent_groups: int = 8,
-        max_turn_tokens: int = 256,
-        max_context_tokens: int = 2048,
-        reasoning: bool = True,
         environment_weights: dict[str, float] | None = None,
         seed: int = 0,
-        timeouts: Timeouts | None = None,
         failures: FailurePolicy | None = None,
         keep_rollouts: bool = True,
     ) -> None:
         self.task_sets = task_sets
-        self.harnesses = harnesses
-        self.verifier = verifier
-        self.sandboxes = sandboxes
+        self.rollouts = rollouts
         self.group_size = group_size
         self.max_concurrent_groups = max_concurrent_groups
-        self.max_turn_tokens = max_turn_tokens
-        self.max_context_tokens = max_context_tokens
-        self.reasoning = reasoning
         self.environment_weights = environment_weights
         self.seed = seed
-        self.timeouts = timeouts
         self.failures = failures
         self.keep_rollouts = keep_rollouts
         self._producer: RolloutProducer | None = None
@@ -82,11 +62,9 @@ class RolloutProducerCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fail before anything is started if commands cannot be isolated or tasks cannot be read."""
         if stage == "fit":
-            self.sandboxes.check()
-            self._tasks = [task for path in self.task_sets for task in load_tasks(path)]
-            missing = {task.environment for task in self._tasks} - self.harnesses.keys()
-            if missing:
-                raise ConfigError(f"harnesses: expected one for every environment, none for {sorted(missing)}")
+            self._tasks = load_task_sets(self.task_sets)
+            self.rollouts.check(self._tasks)
+            self._check_sampling(pl_module)
             before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
             if not any(isinstance(callback, WeightSyncCallback) for callback in before):
                 raise ConfigError(
@@ -97,8 +75,8 @@ class RolloutProducerCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, RolloutDataModule), f"expected a RolloutDataModule, got {type(data).__name__}"
-        rollouts = Path(trainer.default_root_dir) / ROLLOUTS if self.keep_rollouts else None
-        self._producer = RolloutProducer(data.queue, self._spec(trainer, pl_module), self.failures, rollouts)
+        kept = Path(trainer.default_root_dir) / ROLLOUTS if self.keep_rollouts else None
+        self._producer = RolloutProducer(data.queue, self._spec(trainer, pl_module), self.failures, kept)
         running_sidecar(trainer).stop_before(self._stop)
         self._producer.start()
         data.add_check(self._producer.check)
@@ -121,22 +99,21 @@ class RolloutProducerCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
 
+    def _check_sampling(self, module: LightningModule) -> None:
+        """The module computes log-probabilities of the distribution that is sampled from."""
+        assert isinstance(module, CISPOModule), f"expected a CISPOModule, got {type(module).__name__}"
+        rollouts = self.rollouts
+        if rollouts.temperature != module.temperature:
+            raise ConfigError(
+                f"rollouts.temperature: expected model.temperature, {module.temperature}, got {rollouts.temperature}"
+            )
+        if rollouts.top_p != 1.0:
+            raise ConfigError(f"rollouts.top_p: expected 1.0, as in the trainer's softmax, got {rollouts.top_p}")
+
     def _spec(self, trainer: Trainer, pl_module: LightningModule) -> ProducerSpec:
-        assert isinstance(pl_module, CISPOModule), f"expected a CISPOModule, got {type(pl_module).__name__}"
+        assert isinstance(pl_module, CISPOModule)
         assert pl_module.tokenizer_dir is not None
-        make_runner = partial(
-            RolloutRunner,
-            chat=ChatFormat(NorthTokenizer.load(pl_module.tokenizer_dir), self.reasoning),
-            sampler=VLLMSampler(running_sidecar(trainer).url),
-            sandboxes=self.sandboxes,
-            harnesses=self.harnesses,
-            verifier=self.verifier,
-            image_of=image_of,
-            max_turn_tokens=self.max_turn_tokens,
-            max_context_tokens=self.max_context_tokens,
-            temperature=pl_module.temperature,
-            timeouts=self.timeouts,
-        )
+        make_runner = partial(self.rollouts.make_runner, pl_module.tokenizer_dir, running_sidecar(trainer).url)
         return ProducerSpec(
             self._tasks, make_runner, self.group_size, self.max_concurrent_groups, self.environment_weights, self.seed
         )

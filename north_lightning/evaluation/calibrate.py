@@ -13,13 +13,12 @@ from pathlib import Path
 from rich.console import Console
 
 from north_lightning.errors import DataError
-from north_lightning.evaluation.attempts import Attempt, weights_digest
-from north_lightning.evaluation.command import attempt_with_progress
-from north_lightning.evaluation.evaluate import Served
-from north_lightning.evaluation.serve import SidecarFactory, checkpoint_server
+from north_lightning.evaluation.attempts import Attempt
+from north_lightning.evaluation.each import attempt_with_each
+from north_lightning.evaluation.serve import SidecarFactory
 from north_lightning.evaluation.summary import by_task
 from north_lightning.rollout.settings import RolloutSettings
-from north_lightning.tasks import load_tasks
+from north_lightning.tasks import load_task_sets
 
 
 def calibrate(
@@ -46,12 +45,12 @@ def calibrate(
         concurrency: Attempts at a time.
         seed: Of the first sample.
     """
-    tasks = [task for path in task_sets for task in load_tasks(path)]
-    log = output.with_suffix(".attempts.jsonl")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with checkpoint_server([checkpoint], rollouts, sidecar, output.with_suffix(".vllm.log")) as server:
-        served = Served("calibration", weights_digest(checkpoint))
-        attempts = by_task(attempt_with_progress(server.runner, tasks, served, num_samples, log, concurrency, seed))
+    logs = output.with_suffix(".attempts.jsonl"), output.with_suffix(".vllm.log")
+    tasks = load_task_sets(task_sets)
+    named = {"calibration": checkpoint}
+    measured_by = attempt_with_each(named, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed)
+    attempts = by_task(measured_by["calibration"])
     kept, always, never = [], 0, 0
     for task in tasks:
         measured = attempts.get(task.id, [])

@@ -6,25 +6,20 @@ What was recorded for the same weights and tasks is not run again.
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from north_lightning.errors import CheckpointError, ConfigError
-from north_lightning.evaluation.attempts import Attempt, weights_digest
-from north_lightning.evaluation.evaluate import Served, run_attempts
-from north_lightning.evaluation.serve import SidecarFactory, checkpoint_server
+from north_lightning.evaluation.attempts import Attempt
+from north_lightning.evaluation.each import attempt_with_each
+from north_lightning.evaluation.serve import SidecarFactory
 from north_lightning.evaluation.summary import breakdown, compare, summarise
-from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.rollout.settings import RolloutSettings
-from north_lightning.tasks import load_tasks
-from north_lightning.types import Task
+from north_lightning.tasks import load_task_sets
 
 TABLE_ROWS = (
     "pass@1",
@@ -66,48 +61,13 @@ def evaluate(
     for name, path in checkpoints.items():
         if not (path / "config.json").exists():
             raise CheckpointError(f"checkpoints.{name}: {path} is not a checkpoint directory (no config.json)")
-    tasks = [task for path in task_sets for task in load_tasks(path)]
-    log = output_dir / "attempts.jsonl"
     output_dir.mkdir(parents=True, exist_ok=True)
-    results: dict[str, list[Attempt]] = {}
-    with checkpoint_server(list(checkpoints.values()), rollouts, sidecar, output_dir / "vllm.log") as server:
-        for name, path in checkpoints.items():
-            server.serve(path)
-            served = Served(name, weights_digest(path))
-            results[name] = attempt_with_progress(server.runner, tasks, served, num_samples, log, concurrency, seed)
+    logs = output_dir / "attempts.jsonl", output_dir / "vllm.log"
+    tasks = load_task_sets(task_sets)
+    results = attempt_with_each(checkpoints, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed)
     summary = _summary(results, baseline)
     (output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     _print(summary, baseline)
-
-
-def attempt_with_progress(
-    runner: RolloutRunner,
-    tasks: Sequence[Task],
-    served: Served,
-    num_samples: int,
-    log: Path,
-    concurrency: int,
-    seed: int,
-) -> list[Attempt]:
-    """``run_attempts`` under a progress bar that shows the pass rate so far."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    solved = done = 0
-    with Progress(*columns) as progress:
-        bar = progress.add_task(served.checkpoint, total=len(tasks) * num_samples)
-
-        def show(attempt: Attempt) -> None:
-            nonlocal solved, done
-            done += attempt.reward is not None
-            solved += attempt.reward == 1.0
-            progress.update(bar, advance=1, description=f"{served.checkpoint} pass@1 {solved / max(1, done):.1%}")
-
-        async def attempt_all() -> list[Attempt]:
-            try:
-                return await run_attempts(runner, tasks, served, num_samples, log, concurrency, seed, show)
-            finally:
-                await runner.sampler.close()
-
-        return asyncio.run(attempt_all())
 
 
 def _summary(results: dict[str, list[Attempt]], baseline: str | None) -> dict[str, Any]:

@@ -50,7 +50,6 @@ def checkpoint_server(
     checkpoints: list[Path], settings: RolloutSettings, sidecar: SidecarFactory, log: Path
 ) -> Iterator[CheckpointServer]:
     """Start a sidecar on the first of ``checkpoints``; they must share shape and tokenizer."""
-    settings.sandboxes.check()
     _check_same_shape(checkpoints)
     tokenizer = NorthTokenizer.load(checkpoints[0])
     for other in checkpoints[1:]:

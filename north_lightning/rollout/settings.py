@@ -1,38 +1,64 @@
-"""How attempts are made: one block of settings, the same in calibration, evaluation and RL.
+"""How attempts are made: one block of settings, the same in recording, calibration, evaluation and RL.
 
 In: settings from a config. Out: a ``RolloutRunner`` for a served model. Picklable: it travels to the rollout process.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from north_lightning.chat import ChatFormat, NorthTokenizer
+from north_lightning.errors import ConfigError
 from north_lightning.interfaces import Harness, RewardVerifier, SandboxProvider
 from north_lightning.rollout.runner import RolloutRunner
+from north_lightning.rollout.stages import Timeouts
 from north_lightning.sampling.client import VLLMSampler
 from north_lightning.tasks import image_of
+from north_lightning.types import Task
 
 
-@dataclass(frozen=True)
-class RolloutSettings:
-    """How attempts are made.
+@dataclass(frozen=True, kw_only=True)
+class AttemptSettings:
+    """How attempts are made, whoever acts.
 
     Args:
         harnesses: Environment of a task -> the agent loop for it.
         verifier: What scores an attempt.
         sandboxes: Where commands run.
-        max_turn_tokens: Longest turn, in tokens.
-        max_context_tokens: Longest rollout, prompt and observations included.
-        temperature: Of sampling.
-        top_p: Of sampling.
-        reasoning: Whether the model thinks before it acts.
+        timeouts: Limits of every stage of an attempt.
     """
 
     harnesses: dict[str, Harness]
     verifier: RewardVerifier
     sandboxes: SandboxProvider
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+    def check(self, tasks: Iterable[Task]) -> None:
+        """``SandboxUnavailableError`` if commands cannot be isolated here, ``ConfigError`` if a task has no harness."""
+        self.sandboxes.check()
+        missing = {task.environment for task in tasks} - self.harnesses.keys()
+        if missing:
+            raise ConfigError(f"harnesses: expected one for every environment, none for {', '.join(sorted(missing))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings(AttemptSettings):
+    """How a model's attempts are made.
+
+    Args:
+        harnesses: Environment of a task -> the agent loop for it.
+        verifier: What scores an attempt.
+        sandboxes: Where commands run.
+        timeouts: Limits of every stage of an attempt.
+        max_turn_tokens: Longest turn, in tokens.
+        max_context_tokens: Longest rollout, prompt and observations included.
+        temperature: Of sampling.
+        top_p: Of sampling.
+        reasoning: Whether the model thinks before it acts; as in supervised fine-tuning.
+    """
+
     max_turn_tokens: int
     max_context_tokens: int
     temperature: float = 1.0
@@ -52,4 +78,5 @@ class RolloutSettings:
             self.max_context_tokens,
             self.temperature,
             self.top_p,
+            timeouts=self.timeouts,
         )

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import Progress
 
 from north_lightning.data.sources import Conversation, write_samples
-from north_lightning.errors import ConfigError, TaskError
-from north_lightning.interfaces import Harness, RewardVerifier, SandboxProvider
+from north_lightning.errors import TaskError
+from north_lightning.interfaces import SandboxProvider
 from north_lightning.rollout.attempt import record_scripted, script_of_calls
-from north_lightning.tasks import image_of, load_tasks, solution_steps
+from north_lightning.rollout.settings import AttemptSettings
+from north_lightning.tasks import image_of, load_task_sets, solution_steps
 from north_lightning.tasks.names import Split
 from north_lightning.tasks.single_turn import Question, command_question, verify_commands, word_question
 from north_lightning.types import Task
@@ -30,9 +31,7 @@ LOOK_AROUND = {"terminal": ("terminal", {"keystrokes": "ls"}), "swe": ("bash", {
 def record_trajectories(
     task_sets: list[Path],
     output_dir: Path,
-    harnesses: dict[str, Harness],
-    verifier: RewardVerifier,
-    sandboxes: SandboxProvider,
+    rollouts: AttemptSettings,
     look_around_fraction: float = 0.15,
     concurrency: int = 8,
     seed: int = 0,
@@ -44,25 +43,20 @@ def record_trajectories(
     Args:
         task_sets: Directories of tasks, or listings.
         output_dir: Where ``<environment>.jsonl``, ``commands.jsonl`` and ``words.jsonl`` are written.
-        harnesses: Environment -> the harness to act through.
-        verifier: Every solution must score 1 with it.
-        sandboxes: Where commands run.
+        rollouts: How attempts are made; every solution must score 1 with the verifier.
         look_around_fraction: Share of the trajectories that begin with a needless look around.
         concurrency: Tasks at a time.
         seed: Of wordings and looks around.
         num_questions: Single-turn questions of each kind (commands, words).
         split: Whose names the questions use.
     """
-    sandboxes.check()
-    tasks = [task for path in task_sets for task in load_tasks(path)]
-    unknown = {task.environment for task in tasks} - harnesses.keys()
-    if unknown:
-        raise ConfigError(f"harnesses: none for environment {', '.join(sorted(unknown))}")
-    recorded = asyncio.run(_record_all(tasks, harnesses, verifier, sandboxes, look_around_fraction, concurrency, seed))
+    tasks = load_task_sets(task_sets)
+    rollouts.check(tasks)
+    recorded = asyncio.run(_record_all(tasks, rollouts, look_around_fraction, concurrency, seed))
     by_source: dict[str, list[Conversation]] = {}
     for conversation in recorded:
         by_source.setdefault(conversation.source, []).append(conversation)
-    for question in asyncio.run(_questions(num_questions, seed, split, sandboxes)):
+    for question in asyncio.run(_questions(num_questions, seed, split, rollouts.sandboxes)):
         conversation = Conversation(question.messages, (), source=question.source)
         by_source.setdefault(question.source, []).append(conversation)
     for source, conversations in by_source.items():
@@ -70,13 +64,7 @@ def record_trajectories(
 
 
 async def _record_all(
-    tasks: Sequence[Task],
-    harnesses: Mapping[str, Harness],
-    verifier: RewardVerifier,
-    sandboxes: SandboxProvider,
-    look_around_fraction: float,
-    concurrency: int,
-    seed: int,
+    tasks: Sequence[Task], rollouts: AttemptSettings, look_around_fraction: float, concurrency: int, seed: int
 ) -> list[Conversation]:
     slots = asyncio.Semaphore(concurrency)
     with Progress() as progress:
@@ -87,31 +75,25 @@ async def _record_all(
                 rng = random.Random(f"{seed}/{task.id}")
                 look_around = rng.random() < look_around_fraction
                 variation = rng.getrandbits(31)  # not the task's number, which also decides its family
-                harness = harnesses[task.environment]
-                conversation = await _record(task, harness, verifier, sandboxes, variation, look_around)
+                conversation = await _record(task, rollouts, variation, look_around)
                 progress.advance(bar)
                 return conversation
 
         return list(await asyncio.gather(*map(one, tasks)))
 
 
-async def _record(
-    task: Task,
-    harness: Harness,
-    verifier: RewardVerifier,
-    sandboxes: SandboxProvider,
-    variation: int,
-    look_around: bool,
-) -> Conversation:
+async def _record(task: Task, rollouts: AttemptSettings, variation: int, look_around: bool) -> Conversation:
+    harness = rollouts.harnesses[task.environment]
     steps = ([LOOK_AROUND[task.environment]] if look_around else []) + solution_steps(task)
     rollout = await record_scripted(
         task,
         harness,
         script_of_calls(steps),
-        sandboxes=sandboxes,
-        verifier=verifier,
+        sandboxes=rollouts.sandboxes,
+        verifier=rollouts.verifier,
         image_of=image_of,
         variation=variation,
+        timeouts=rollouts.timeouts,
     )
     if rollout.reward is None or rollout.reward.value != 1.0:
         raise TaskError(f"{task.directory}: the scripted solution scored {rollout.reward}, expected 1")

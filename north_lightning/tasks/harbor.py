@@ -17,7 +17,7 @@ import os
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,11 @@ def load_tasks(path: Path) -> list[Task]:
     if not tasks:
         raise TaskError(f"{path}: the task set is empty")
     return tasks
+
+
+def load_task_sets(paths: Iterable[Path]) -> list[Task]:
+    """The tasks of several task sets, set after set."""
+    return [task for path in paths for task in load_tasks(path)]
 
 
 def _listed_task(listing: Path, number: int, line: str) -> Task:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from north_lightning.losses import CISPOLoss
 from north_lightning.model import load_checkpoint
 from north_lightning.modules import CISPOModule
 from north_lightning.rollout import WindowedFIFOQueue
+from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.sampling.sidecar import Sidecar
 from north_lightning.sampling.transport import SharedMemoryTransport
 from north_lightning.sandbox import BubblewrapProvider
@@ -80,17 +82,17 @@ def tasks(tmp_path: Path) -> list[Path]:
     return [tmp_path / "tasks" / "terminal", tmp_path / "tasks" / "swe"]
 
 
-def make_producer(tasks: list[Path]) -> RolloutProducerCallback:
-    return RolloutProducerCallback(
-        tasks,
-        {"terminal": ReActTerminalHarness(), "swe": SWEAgentHarness()},
-        FirstTokenIsEven(),
-        BubblewrapProvider(),
-        group_size=GROUP_SIZE,
-        max_concurrent_groups=4,
-        max_turn_tokens=12,
-        max_context_tokens=2000,
-    )
+def make_producer(tasks: list[Path], **settings: Any) -> RolloutProducerCallback:
+    defaults: dict[str, Any] = {
+        "harnesses": {"terminal": ReActTerminalHarness(), "swe": SWEAgentHarness()},
+        "verifier": FirstTokenIsEven(),
+        "sandboxes": BubblewrapProvider(),
+        "max_turn_tokens": 12,
+        "max_context_tokens": 2000,
+        "reasoning": True,
+    }
+    rollouts = RolloutSettings(**{**defaults, **settings})
+    return RolloutProducerCallback(tasks, rollouts, group_size=GROUP_SIZE, max_concurrent_groups=4)
 
 
 @pytest.mark.slow
@@ -137,13 +139,20 @@ def test_the_producer_must_come_after_the_weight_sync(checkpoint: Path, tasks: l
         quiet_trainer(tmp_path, max_steps=1, callbacks=callbacks).fit(module, datamodule=data)
 
 
-def test_an_environment_without_harness_is_refused_before_anything_starts(
-    checkpoint: Path, tasks: list[Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"harnesses": {"terminal": ReActTerminalHarness()}}, "none for swe"),
+        ({"temperature": 0.8}, r"rollouts.temperature: expected model.temperature, 1.0, got 0.8"),
+        ({"top_p": 0.9}, r"rollouts.top_p: expected 1.0"),
+    ],
+)
+def test_settings_that_cannot_be_trained_on_are_refused_before_anything_starts(
+    settings: dict[str, Any], message: str, checkpoint: Path, tasks: list[Path], tmp_path: Path
 ) -> None:
-    producer = make_producer(tasks)
-    del producer.harnesses["swe"]
+    producer = make_producer(tasks, **settings)
     module = CISPOModule(loss=CISPOLoss(), checkpoint=checkpoint)
     callbacks = [SidecarCallback(), WeightSyncCallback(), producer]
     data = RolloutDataModule(WindowedFIFOQueue(2, 1), 2, max_row_tokens=3000, num_batches=1)
-    with pytest.raises(ConfigError, match=r"none for \['swe'\]"):
+    with pytest.raises(ConfigError, match=message):
         quiet_trainer(tmp_path, max_steps=1, callbacks=callbacks).fit(module, datamodule=data)

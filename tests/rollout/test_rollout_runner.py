@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -501,6 +502,21 @@ def test_a_sandbox_that_opens_too_late_is_closed(chat: ChatFormat, task: Task) -
 
     run(attempt())
     assert sandboxes.open_now == set()
+
+
+def test_a_verifier_has_the_limit_of_its_task_beside_its_own(chat: ChatFormat, task: Task) -> None:
+    async def judge(rollout: Rollout) -> Reward:
+        await asyncio.sleep(FAST.verify_s + 0.2)
+        return Reward(1.0)
+
+    for limit_s, is_graded in ((None, False), (30.0, True)):
+        runner = make_runner(chat, RecordingSampler(chat, [answer()]), verifier=FakeVerifier(judge), timeouts=FAST)
+        attempt = runner.run(replace(task, verifier_timeout_s=limit_s), 0, 0, seed=0)
+        if is_graded:
+            assert run(attempt).reward == Reward(1.0)
+        else:
+            with pytest.raises(VerifierError, match="expected an end within 0.4 s"):
+                run(attempt)
 
 
 def test_a_verifier_that_ignores_its_cancellation_holds_nothing(

@@ -9,6 +9,7 @@ import pytest
 from north_lightning.data.sources import read_samples
 from north_lightning.errors import ConfigError, TaskError
 from north_lightning.harnesses import ReActTerminalHarness, SWEAgentHarness
+from north_lightning.rollout.settings import AttemptSettings
 from north_lightning.rollout.trajectories import record_trajectories
 from north_lightning.sandbox import BubblewrapProvider
 from north_lightning.tasks.build import TaskSetSettings, build_task_sets
@@ -28,9 +29,17 @@ def task_sets(tmp_path_factory):
     return directory
 
 
-def record(task_sets, output_dir, **settings):
+def attempts_with(*environments):
     harnesses = {"terminal": ReActTerminalHarness(), "swe": SWEAgentHarness()}
-    record_trajectories(task_sets, output_dir, harnesses, UnitTestVerifier(), BubblewrapProvider(), **settings)
+    return AttemptSettings(
+        harnesses={name: harnesses[name] for name in environments},
+        verifier=UnitTestVerifier(),
+        sandboxes=BubblewrapProvider(),
+    )
+
+
+def record(task_sets, output_dir, **settings):
+    record_trajectories(task_sets, output_dir, attempts_with("terminal", "swe"), **settings)
     return {path.stem: list(read_samples(path)) for path in output_dir.iterdir()}
 
 
@@ -63,12 +72,6 @@ def test_a_solution_that_does_not_solve_its_task_is_an_error_that_names_it(tmp_p
 
 
 def test_an_environment_without_harness_is_refused_before_anything_runs(task_sets, tmp_path):
-    with pytest.raises(ConfigError, match="harnesses: none for environment swe"):
-        record_trajectories(
-            [task_sets / "swe"],
-            tmp_path / "data",
-            {"terminal": ReActTerminalHarness()},
-            UnitTestVerifier(),
-            BubblewrapProvider(),
-        )
+    with pytest.raises(ConfigError, match="harnesses: expected one for every environment, none for swe"):
+        record_trajectories([task_sets / "swe"], tmp_path / "data", attempts_with("terminal"))
     assert not (tmp_path / "data").exists()

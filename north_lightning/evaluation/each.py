@@ -1,0 +1,76 @@
+"""Attempts at tasks by checkpoints, one after the other on one sidecar: what ``test`` and ``calibrate`` both do.
+
+In: named checkpoints, tasks, how attempts are made. Out: the attempts of each, recorded as they end; a progress bar.
+Not here: what the attempts say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from north_lightning.evaluation.attempts import Attempt, weights_digest
+from north_lightning.evaluation.evaluate import Served, run_attempts
+from north_lightning.evaluation.serve import SidecarFactory, checkpoint_server
+from north_lightning.rollout.runner import RolloutRunner
+from north_lightning.rollout.settings import RolloutSettings
+from north_lightning.types import Task
+
+
+def attempt_with_each(
+    checkpoints: Mapping[str, Path],
+    tasks: Sequence[Task],
+    rollouts: RolloutSettings,
+    sidecar: SidecarFactory,
+    logs: tuple[Path, Path],
+    num_samples: int,
+    concurrency: int,
+    seed: int,
+) -> dict[str, list[Attempt]]:
+    """Name -> ``num_samples`` attempts at every task. ``logs`` are the files of the attempts and of the server.
+
+    Raises:
+        ConfigError, SandboxUnavailableError: before anything is started.
+    """
+    rollouts.check(tasks)
+    log, server_log = logs
+    results: dict[str, list[Attempt]] = {}
+    with checkpoint_server(list(checkpoints.values()), rollouts, sidecar, server_log) as server:
+        for name, path in checkpoints.items():
+            server.serve(path)
+            served = Served(name, weights_digest(path))
+            results[name] = _attempt(server.runner, tasks, served, num_samples, log, concurrency, seed)
+    return results
+
+
+def _attempt(
+    runner: RolloutRunner,
+    tasks: Sequence[Task],
+    served: Served,
+    num_samples: int,
+    log: Path,
+    concurrency: int,
+    seed: int,
+) -> list[Attempt]:
+    """``run_attempts`` under a progress bar that shows the pass rate so far."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    solved = done = 0
+    with Progress(*columns) as progress:
+        bar = progress.add_task(served.checkpoint, total=len(tasks) * num_samples)
+
+        def show(attempt: Attempt) -> None:
+            nonlocal solved, done
+            done += attempt.reward is not None
+            solved += attempt.reward == 1.0
+            progress.update(bar, advance=1, description=f"{served.checkpoint} pass@1 {solved / max(1, done):.1%}")
+
+        async def attempt_all() -> list[Attempt]:
+            try:
+                return await run_attempts(runner, tasks, served, num_samples, log, concurrency, seed, show)
+            finally:
+                await runner.sampler.close()
+
+        return asyncio.run(attempt_all())
