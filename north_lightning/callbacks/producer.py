@@ -63,7 +63,7 @@ class RolloutProducerCallback(Callback):
         """Fail before anything is started if commands cannot be isolated or tasks cannot be read."""
         if stage == "fit":
             self._tasks = load_task_sets(self.task_sets)
-            self.rollouts.check(self._tasks)
+            self.rollouts.prepare(self._tasks)
             self._check_sampling(pl_module)
             before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
             if not any(isinstance(callback, WeightSyncCallback) for callback in before):

@@ -35,7 +35,7 @@ def attempt_with_each(
     Raises:
         ConfigError, SandboxUnavailableError: before anything is started.
     """
-    rollouts.check(tasks)
+    rollouts.prepare(tasks)
     log, server_log = logs
     results: dict[str, list[Attempt]] = {}
     with checkpoint_server(list(checkpoints.values()), rollouts, sidecar, server_log) as server:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import shutil
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +21,7 @@ from pathlib import Path
 from north_lightning.errors import InfrastructureError, InvalidActionError, SandboxError, VerifierError
 from north_lightning.interfaces import Harness, HarnessSession, RewardVerifier, Sandbox, SandboxProvider
 from north_lightning.rollout.stages import Timeouts, clean_up, within
+from north_lightning.sandbox.scratch import Scratch
 from north_lightning.types import (
     AssistantAction,
     Message,
@@ -126,14 +125,14 @@ class AttemptLoop:
         prompt = harness.prompt(task, variation)
         rollout.messages.extend(prompt.messages)
         policy.begin(prompt)
-        scratch = Path(tempfile.mkdtemp(prefix="north-attempt-"))
+        scratch = Scratch("attempt")
         try:
-            workdir = scratch / "work"
+            workdir = scratch.path / "work"
             rollout.stop_reason = await self._in_sandbox(task, harness, policy, rollout, workdir)
             if rollout.stop_reason != "invalid_action":
                 rollout.reward = await self._verify(task, rollout, workdir)
         finally:
-            await clean_up(self.timeouts.close_s, f"deleting {scratch}", _delete(scratch))
+            await clean_up(self.timeouts.close_s, f"deleting {scratch.path}", asyncio.to_thread(scratch.delete))
         rollout.duration_s = time.monotonic() - started
 
     async def _in_sandbox(
@@ -233,10 +232,6 @@ async def record_scripted(
     loop = AttemptLoop(sandboxes, verifier, image_of, timeouts or Timeouts())
     await loop.run(task, harness, ScriptedPolicy(script), rollout, variation)
     return rollout
-
-
-async def _delete(directory: Path) -> None:
-    await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
 
 def _close_if_opened(opening: asyncio.Future[Sandbox]) -> None:

@@ -6,7 +6,7 @@ In: settings from a config. Out: a ``RolloutRunner`` for a served model. Picklab
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from north_lightning.chat import ChatFormat, NorthTokenizer
@@ -15,6 +15,7 @@ from north_lightning.interfaces import Harness, RewardVerifier, SandboxProvider
 from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.rollout.stages import Timeouts
 from north_lightning.sampling.client import VLLMSampler
+from north_lightning.sandbox.scratch import delete_stale_scratch
 from north_lightning.tasks import image_of
 from north_lightning.types import Task
 
@@ -33,11 +34,17 @@ class AttemptSettings:
     harnesses: dict[str, Harness]
     verifier: RewardVerifier
     sandboxes: SandboxProvider
-    timeouts: Timeouts = field(default_factory=Timeouts)
+    timeouts: Timeouts | None = None
 
-    def check(self, tasks: Iterable[Task]) -> None:
-        """``SandboxUnavailableError`` if commands cannot be isolated here, ``ConfigError`` if a task has no harness."""
+    def prepare(self, tasks: Iterable[Task]) -> None:
+        """Refuse what cannot run, and delete what killed runs have left on this machine.
+
+        Raises:
+            SandboxUnavailableError: commands cannot be isolated here.
+            ConfigError: a task has no harness.
+        """
         self.sandboxes.check()
+        delete_stale_scratch()
         missing = {task.environment for task in tasks} - self.harnesses.keys()
         if missing:
             raise ConfigError(f"harnesses: expected one for every environment, none for {', '.join(sorted(missing))}")

@@ -51,7 +51,7 @@ def record_trajectories(
         split: Whose names the questions use.
     """
     tasks = load_task_sets(task_sets)
-    rollouts.check(tasks)
+    rollouts.prepare(tasks)
     recorded = asyncio.run(_record_all(tasks, rollouts, look_around_fraction, concurrency, seed))
     by_source: dict[str, list[Conversation]] = {}
     for conversation in recorded:

@@ -8,7 +8,6 @@ run as the calling user in plain directories.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import stat
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from north_lightning.errors import SandboxError, SandboxUnavailableError
+from north_lightning.sandbox.scratch import own, ownerless, take_lock
 from north_lightning.sandbox.seccomp import seccomp_filter
 from north_lightning.sandbox.trees import copy_tree, delete_tree, mount_tmpfs, unmount
 
@@ -57,15 +57,15 @@ class Host:
         self.pid = os.getpid()
         self._first_uid: int | None = None
         locks = []
-        _delete_stale(parent)
+        for left, lock in ownerless(parent, _PREFIX):
+            _remove(left, self.pid, [lock])
         if self.is_root:
             _check_reachable(parent)
             self._first_uid, uid_lock = _claim_uids(first_uid)
             locks.append(uid_lock)
         self.root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         self.root.chmod(0o711)
-        locks.append(_lock(self.root / "lock.new"))
-        (self.root / "lock.new").rename(self.root / "lock")  # never there unlocked while this process lives
+        locks.append(own(self.root))
         self._finalizer = weakref.finalize(self, _remove, self.root, self.pid, locks)
         self._free = list(range(max_slots))[::-1]
         self.can_mount = self._probe_mount()
@@ -125,16 +125,6 @@ def _check_reachable(parent: Path) -> None:
             )
 
 
-def _lock(path: Path) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
 def _claim_uids(first_uid: int) -> tuple[int, int]:
     """The first of ``UIDS_PER_PROCESS`` user ids that no other live process of this machine uses, and their lock."""
     _check_mapped(first_uid)
@@ -142,7 +132,7 @@ def _claim_uids(first_uid: int) -> tuple[int, int]:
     for block in range(256):
         start = first_uid + block * UIDS_PER_PROCESS
         try:
-            return start, _lock(_LOCKS / f"uids-{start}")
+            return start, take_lock(_LOCKS / f"uids-{start}")
         except BlockingIOError:
             continue
     raise SandboxError(f"every block of sandbox user ids from {first_uid} on is in use ({_LOCKS}/uids-*)")
@@ -196,15 +186,3 @@ def _remove(root: Path, pid: int, locks: list[int]) -> None:
         delete_tree(root)
     for lock in locks:
         os.close(lock)
-
-
-def _delete_stale(parent: Path) -> None:
-    """Delete what killed processes of this user have left in ``parent``."""
-    for root in parent.glob(f"{_PREFIX}*"):
-        try:
-            if root.is_symlink() or root.lstat().st_uid != os.geteuid() or not (root / "lock").exists():
-                continue
-            lock = _lock(root / "lock")
-        except OSError:
-            continue  # in use, or gone already
-        _remove(root, os.getpid(), [lock])

@@ -27,14 +27,13 @@ import math
 import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from north_lightning.errors import VerifierError
 from north_lightning.interfaces import RewardVerifier, SandboxProvider
-from north_lightning.sandbox.trees import delete_tree
+from north_lightning.sandbox.scratch import Scratch
 from north_lightning.types import CommandResult, Reward, Rollout, Task
 from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
 
@@ -77,13 +76,13 @@ class UnitTestVerifier(RewardVerifier):
         tests = task.directory / "tests"
         if not tests.is_dir():
             raise VerifierError(f"task {task.id}: expected a directory {tests}")
-        scratch = Path(tempfile.mkdtemp(prefix="north-verify-"))
+        scratch = Scratch("verify")
         try:
             if task.environment == "swe":
-                return await self._verify_by_name(task, tests, workdir, scratch, sandboxes)
-            return await self._verify_by_script(task, tests, workdir, scratch, sandboxes)
+                return await self._verify_by_name(task, tests, workdir, scratch.path, sandboxes)
+            return await self._verify_by_script(task, tests, workdir, scratch.path, sandboxes)
         finally:
-            await asyncio.to_thread(delete_tree, scratch)
+            await asyncio.to_thread(scratch.delete)
 
     def limit_s(self, task: Task) -> float:
         """Of one run of ``task``'s tests."""
