@@ -52,9 +52,9 @@ DECISIVE = frozenset(
 """Methods that those assertions ask."""
 
 SCALARS = {id(cls) for cls in (int, float, complex, bool, str, bytes, bytearray, range, type(None))}
-CONTAINERS = (
+CONTAINERS: tuple[type, ...] = (
     *(list, tuple, set, frozenset, collections.deque),
-    *(type(view) for view in ({}.keys(), {}.values(), {}.items())),
+    *(type({}.keys()), type({}.values()), type({}.items())),
 )
 STANDARD = {
     base
