@@ -314,4 +314,6 @@ def test_a_path_that_cannot_be_and_an_empty_task_set_are_one_line(
     one = f"[{{name: a, environment: swe, split: train, count: {count}}}]"
     code, _, err = run_cli("tasks", "--output_dir", folder, "--sets", one)
     assert code == 1
-    assert err.startswith("error: ") and expected in err and "Traceback" not in err
+    assert err.startswith("error: ")
+    assert expected in err
+    assert "Traceback" not in err
