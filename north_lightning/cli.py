@@ -60,21 +60,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             raise UnknownCommandError(command)
     except Exception as error:
-        ours = deliberate_error(error)
-        if ours is None or os.environ.get("NORTH_DEBUG"):
+        line = one_line(error)
+        if line is None or os.environ.get("NORTH_DEBUG"):
             raise
-        print(f"error: {ours}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(ours, UnknownCommandError) else EXIT_ERROR
+        print(f"error: {line}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, UnknownCommandError) else EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPT
     return 0
 
 
-def deliberate_error(error: BaseException | None) -> NorthError | None:
-    """The error of ours that ``error`` is or was raised from (jsonargparse wraps what a constructor raises)."""
-    while error is not None and not isinstance(error, NorthError):
+def one_line(error: BaseException | None) -> str | None:
+    """What ``error`` says if it, or what it was raised from, is ours or the system's about a file; else None.
+
+    jsonargparse wraps what a constructor raises.
+    """
+    while error is not None:
+        if isinstance(error, NorthError):
+            return str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            return f"{error.filename}: {error.strerror}"
         error = error.__cause__
-    return error
+    return None
 
 
 def overview() -> str:

@@ -9,9 +9,12 @@ import importlib.metadata
 import os
 import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 from north_lightning.errors import ConfigError, InfrastructureError
 
+MIN_FREE_GIB = 5  # the quickstart's checkpoints and logs
 REMEDY_TORCHVISION = "pip uninstall -y torchvision torchaudio torchcodec"
 
 
@@ -25,6 +28,9 @@ def doctor() -> None:
         "no CUDA torchvision beside a CPU torch": _torchvision(),
         "tmux": _program("tmux", "tmux"),
         "bubblewrap": _program("bwrap", "bubblewrap"),
+        "a sandbox starts": _sandbox(),
+        f"{MIN_FREE_GIB} GiB free here": _free_disk(Path.cwd()),
+        "temporary directory": _temporary_directory(),
         "two CPU cores": ((os.cpu_count() or 1) >= 2, f"{os.cpu_count()}", "it will run, slowly"),
     }
     for name, (fine, found, remedy) in checks.items():
@@ -53,6 +59,31 @@ def _torchvision() -> tuple[bool, str, str]:
 def _distribution(*names: str, remedy: str) -> tuple[bool, str, str]:
     version = next((v for name in names if (v := _version(name))), None)
     return version is not None, version or "not installed", remedy
+
+
+def _sandbox() -> tuple[bool, str, str]:
+    from north_lightning.errors import SandboxError
+    from north_lightning.sandbox import BubblewrapProvider
+
+    try:
+        BubblewrapProvider().check()
+    except SandboxError as error:
+        return False, "commands cannot be isolated", str(error)
+    return True, "yes", ""
+
+
+def _free_disk(folder: Path) -> tuple[bool, str, str]:
+    free_gib = shutil.disk_usage(folder).free / 2**30
+    return free_gib >= MIN_FREE_GIB, f"{free_gib:.1f} GiB", f"make room on the disk of {folder}"
+
+
+def _temporary_directory() -> tuple[bool, str, str]:
+    folder = os.environ.get("TMPDIR") or tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True, folder, ""
+    except OSError as error:
+        return False, f"{folder}: {error.strerror}", "set TMPDIR to a directory that you may write in"
 
 
 def _program(name: str, package: str) -> tuple[bool, str, str]:

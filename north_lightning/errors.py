@@ -29,6 +29,10 @@ class InvalidActionError(NorthError):
     """The model's turn is not a valid action. This is the model's failure: it scores 0 and is trained on."""
 
 
+class TreeTooLargeError(NorthError):
+    """An attempt left more bytes or files than may be copied. This is the model's failure: it scores 0."""
+
+
 class InfrastructureError(NorthError):
     """Something that is not the model's doing failed. Never a reward: retried, then dropped with its reason."""
 

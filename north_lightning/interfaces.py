@@ -124,7 +124,10 @@ class Sandbox(ABC):
 
     @abstractmethod
     async def snapshot(self, destination: Path) -> None:
-        """End every process, then copy ``/work`` to ``destination``: links as links, special files left out."""
+        """End every process, then copy ``/work`` to ``destination``: links as links, special files left out.
+
+        ``TreeTooLargeError`` if what the attempt left could not be the image of a fresh sandbox.
+        """
 
     @abstractmethod
     async def close(self) -> None:

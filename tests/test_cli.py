@@ -303,3 +303,17 @@ def test_sigterm_saves_exits_143_and_the_resumed_run_equals_an_uninterrupted_one
     assert [line["train/loss"] for line in read_history(history)] == [
         line["train/loss"] for line in read_history(whole / "history.jsonl")
     ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "count", "expected"), [("/dev/null/x", 1, "/dev/null/x"), ("/dev/null/x", 0, "at least 1, got 0")]
+)
+def test_a_path_that_cannot_be_and_an_empty_task_set_are_one_line(
+    folder: str, count: int, expected: str, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    one = f"[{{name: a, environment: swe, split: train, count: {count}}}]"
+    code, _, err = run_cli("tasks", "--output_dir", folder, "--sets", one)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert expected in err
+    assert "Traceback" not in err

@@ -37,3 +37,12 @@ def test_what_is_missing_is_named_with_its_remedy(
     with pytest.raises(InfrastructureError, match="tmux, bubblewrap"):
         doctor.doctor()
     assert "sudo apt-get install -y bubblewrap" in capsys.readouterr().out
+
+
+def test_a_temporary_directory_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/proc/nowhere")
+    with pytest.raises(InfrastructureError, match="temporary directory"):
+        doctor.doctor()
+    assert "set TMPDIR" in capsys.readouterr().out

@@ -18,7 +18,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from north_lightning.errors import InfrastructureError, InvalidActionError, SandboxError, VerifierError
+from north_lightning.errors import (
+    InfrastructureError,
+    InvalidActionError,
+    SandboxError,
+    TreeTooLargeError,
+    VerifierError,
+)
 from north_lightning.interfaces import Harness, HarnessSession, RewardVerifier, Sandbox, SandboxProvider
 from north_lightning.rollout.stages import Timeouts, clean_up, within
 from north_lightning.sandbox.scratch import Scratch
@@ -115,8 +121,8 @@ class AttemptLoop:
     async def run(self, task: Task, harness: Harness, policy: Policy, rollout: Rollout, variation: int) -> None:
         """Fill ``messages``, ``stop_reason``, ``reward`` and ``duration_s`` of ``rollout``.
 
-        An invalid action scores 0 without a verification. Every other end is verified as it stands, a used-up turn
-        budget included.
+        An invalid action and a tree that is too large score 0 without a verification. Every other end is verified as
+        it stands, a used-up turn budget included.
 
         Raises:
             InfrastructureError: a stage failed; the rollout is worthless.
@@ -129,7 +135,7 @@ class AttemptLoop:
         try:
             workdir = scratch.path / "work"
             rollout.stop_reason = await self._in_sandbox(task, harness, policy, rollout, workdir)
-            if rollout.stop_reason != "invalid_action":
+            if rollout.reward is None:
                 rollout.reward = await self._verify(task, rollout, workdir)
         finally:
             await clean_up(self.timeouts.close_s, f"deleting {scratch.path}", asyncio.to_thread(scratch.delete))
@@ -148,7 +154,10 @@ class AttemptLoop:
             finally:
                 await clean_up(limits.close_s, f"closing harness {harness.name!r}", session.close())
             if stop_reason != "invalid_action":
-                await within(limits.snapshot_s, SandboxError, "snapshot of /work", sandbox.snapshot(workdir))
+                try:
+                    await within(limits.snapshot_s, SandboxError, "snapshot of /work", sandbox.snapshot(workdir))
+                except TreeTooLargeError as error:
+                    rollout.reward = Reward(0.0, {"reason": str(error)})
             return stop_reason
         finally:
             await clean_up(limits.close_s, "closing the sandbox", sandbox.close())

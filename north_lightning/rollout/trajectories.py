@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from north_lightning.data.sources import Conversation, write_samples
-from north_lightning.errors import TaskError
+from north_lightning.errors import ConfigError, TaskError
 from north_lightning.interfaces import SandboxProvider
 from north_lightning.rollout.attempt import record_scripted, script_of_calls
 from north_lightning.rollout.metrics import is_solved
@@ -51,6 +51,8 @@ def record_trajectories(
         num_questions: Single-turn questions of each kind (commands, words).
         split: Whose names the questions use.
     """
+    if concurrency < 1:
+        raise ConfigError(f"concurrency: expected at least 1, got {concurrency}")
     tasks = load_task_sets(task_sets)
     rollouts.prepare(tasks)
     recorded = asyncio.run(_record_all(tasks, rollouts, look_around_fraction, concurrency, seed))

@@ -24,7 +24,7 @@ from north_lightning.sandbox.command import Launcher, Limits, make_launcher
 from north_lightning.sandbox.probe import check_programs, probe, program
 from north_lightning.sandbox.processes import CappedOutput, NamespaceProcess, start, word_bytes
 from north_lightning.sandbox.slots import UIDS_PER_PROCESS, Host, Slot
-from north_lightning.sandbox.trees import copy_tree, is_reachable_by_others, mount_bind
+from north_lightning.sandbox.trees import Allowance, copy_tree, is_reachable_by_others, mount_bind
 from north_lightning.types import CommandResult
 
 T = TypeVar("T")
@@ -190,6 +190,7 @@ class BubblewrapSandbox(Sandbox):
     def __init__(self, provider: BubblewrapProvider, host: Host, slot: Slot, launcher: Launcher) -> None:
         self.uid = slot.uid
         self._max_output_bytes = provider.max_output_bytes
+        self._max_work_bytes, self._max_files = provider.max_work_bytes, provider.max_files
         self._host = host
         self._slot = slot
         self._launcher = launcher
@@ -258,12 +259,19 @@ class BubblewrapSandbox(Sandbox):
         return CommandResult(text, 124 if timed_out else exit_code, timed_out)
 
     async def snapshot(self, destination: Path) -> None:
-        """End every process, then copy ``/work`` into the directory ``destination``."""
+        """End every process, then copy ``/work`` into the directory ``destination``.
+
+        Raises:
+            TreeTooLargeError: the copy, in which hard links are separate files, would exceed what a sandbox may hold.
+        """
         if self._closing is not None:
             raise SandboxError("the sandbox is closed")
         await self._end_processes()
         try:
-            await _in_thread(lambda: copy_tree(self._slot.directory / "work", Path(destination)))
+            # The copy becomes the image of another sandbox, which needs some room and files of its own beside it.
+            allowance = Allowance(self._max_work_bytes * 7 // 8, self._max_files * 7 // 8)
+            work = self._slot.directory / "work"
+            await _in_thread(lambda: copy_tree(work, Path(destination), allowance=allowance))
         except OSError as error:
             raise SandboxError(f"cannot copy the sandbox's files to {destination}: {error}") from error
 

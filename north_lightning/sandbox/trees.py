@@ -12,7 +12,10 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+
+from north_lightning.errors import TreeTooLargeError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_BIND, _MNT_DETACH, _UMOUNT_NOFOLLOW = 4096, 2, 8
@@ -20,29 +23,50 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_DEPTH = 128
 
 
-def copy_tree(source: Path, destination: Path, owner: int | None = None) -> None:
+@dataclass
+class Allowance:
+    """What one tree may hold; used up while it is copied. A file counts once for every name it has."""
+
+    size_bytes: int
+    num_entries: int
+
+    def spend(self, status: os.stat_result) -> None:
+        self.num_entries -= 1
+        self.size_bytes -= status.st_blocks * 512 if stat.S_ISREG(status.st_mode) else 0
+        if self.size_bytes < 0 or self.num_entries < 0:
+            raise TreeTooLargeError("the attempt left more bytes or files than a sandbox may hold")
+
+
+def copy_tree(source: Path, destination: Path, owner: int | None = None, allowance: Allowance | None = None) -> None:
     """Copy the content of ``source`` into the directory ``destination``, created if missing.
 
     Links are copied as links, modes (without set-id bits) and modification times kept, holes stay holes, special files
     left out, hard links become separate files; directories deeper than 128 levels are cut off. ``owner`` becomes user
     and group of everything. ``source`` itself may be a link; nothing below it is followed.
+
+    Raises:
+        TreeTooLargeError: ``source`` exceeds ``allowance``; nothing more is copied then.
     """
     os.makedirs(destination, exist_ok=True)
     source_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         destination_fd = os.open(destination, _DIRECTORY)
         try:
-            _copy_directory(source_fd, destination_fd, owner, _MAX_DEPTH)
+            _copy_directory(source_fd, destination_fd, owner, allowance, _MAX_DEPTH)
         finally:
             os.close(destination_fd)
     finally:
         os.close(source_fd)
 
 
-def _copy_directory(source_fd: int, destination_fd: int, owner: int | None, depth: int) -> None:
+def _copy_directory(
+    source_fd: int, destination_fd: int, owner: int | None, allowance: Allowance | None, depth: int
+) -> None:
     with os.scandir(source_fd) as entries:
         for entry in entries:
             name = entry.name
+            if allowance is not None:
+                allowance.spend(entry.stat(follow_symlinks=False))
             if entry.is_symlink():
                 os.symlink(os.readlink(name, dir_fd=source_fd), name, dir_fd=destination_fd)
                 if owner is not None:
@@ -54,7 +78,7 @@ def _copy_directory(source_fd: int, destination_fd: int, owner: int | None, dept
                         _Opened(_open_readable(name, _DIRECTORY, source_fd)) as below,
                         _Opened(os.open(name, _DIRECTORY, dir_fd=destination_fd)) as copy,
                     ):
-                        _copy_directory(below, copy, owner, depth - 1)
+                        _copy_directory(below, copy, owner, allowance, depth - 1)
                         _copy_metadata(os.fstat(below), copy, owner)
             elif entry.is_file(follow_symlinks=False):
                 flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -52,6 +52,9 @@ def build_task_sets(output_dir: Path, sets: list[TaskSetSettings], seed: int = 0
     if len(set(names)) != len(names):
         raise ConfigError(f"sets: names must differ, got {names}")
     for one in sets:
+        if one.count < 1:
+            raise ConfigError(f"sets: expected a count of at least 1, got {one.count} for '{one.name}'")
+    for one in sets:
         directory = output_dir / one.name
         if directory.exists():
             shutil.rmtree(directory)

@@ -15,8 +15,12 @@ back the secret of each test that passed, and a missing one is a failure. ``unit
 
 Not defended: the code under test shares an interpreter with the tests. Code that walks stack frames or the garbage
 collector's objects, reads its own memory, or replaces an assertion and puts it back before the test ends, can find a
-secret or fake a pass; it can also read ``/tests`` while it is being graded. A terminal task whose ``test.sh`` executes
-a program of the attempt lets that program write the reward, if it ends before ``test.sh`` does.
+secret or fake a pass; so can code that follows the globals of the runner's functions. A comparison that a test makes
+itself (``assertTrue(f() == 3)``, ``assert``) is decided by what ``f`` returns; an assertion that compares leaves it to
+a class of the code under test only where both sides hold that class (two of its dataclasses), and so do other standard
+classes that hold values (``SimpleNamespace``). The code can also read ``/tests`` while it is being graded. A terminal
+task whose ``test.sh`` executes a program of the attempt lets that program write the reward, if it ends before
+``test.sh`` does.
 """
 
 from __future__ import annotations

@@ -10,7 +10,13 @@ file is removed, before any of the code under test is loaded. Only the standard 
 """
 
 import builtins
+import collections
+import decimal
+import enum
+import fractions
+import functools
 import os
+import pathlib
 import sys
 import traceback
 import types
@@ -28,6 +34,37 @@ END = "-"
 MAX_MESSAGE_CHARS = 400
 TRUSTED_MODULES = (unittest.case, unittest.result)
 
+COMPARISONS = tuple(
+    f"assert{name}"
+    for name in (
+        *("Equal", "NotEqual", "AlmostEqual", "NotAlmostEqual", "Less", "LessEqual", "Greater", "GreaterEqual"),
+        *("In", "NotIn", "CountEqual", "SequenceEqual", "ListEqual", "TupleEqual", "SetEqual", "DictEqual"),
+        "MultiLineEqual",
+    )
+)
+DECISIVE = frozenset(
+    f"__{name}__"
+    for name in (
+        *("eq", "ne", "lt", "le", "gt", "ge", "hash", "contains", "iter", "len", "getitem"),
+        *("sub", "rsub", "abs", "round"),
+    )
+)
+"""Methods that those assertions ask."""
+
+SCALARS = {id(cls) for cls in (int, float, complex, bool, str, bytes, bytearray, range, type(None))}
+CONTAINERS: tuple[type, ...] = (
+    *(list, tuple, set, frozenset, collections.deque),
+    *(type({}.keys()), type({}.values()), type({}.items())),
+)
+STANDARD = {
+    base
+    for cls in (collections.Counter, decimal.Decimal, enum.Flag, fractions.Fraction, pathlib.PosixPath)
+    for base in cls.__mro__
+}
+TRUSTED = SCALARS | {id(cls) for cls in (object, dict, collections.OrderedDict, *CONTAINERS, *STANDARD)}
+
+mro_of: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
+names_of: Callable[[type], Mapping[str, object]] = type.__dict__["__dict__"].__get__
 
 Namespace = Mapping[str, object]
 
@@ -36,29 +73,45 @@ class Tampered(Exception):
     """The code under test changed the machinery that judges it."""
 
 
-def equals_anything(value: object) -> bool:
-    """Whether ``value``, or something in it, claims to equal an object made just now."""
-    try:
-        if (value == object()) is True:
-            return True
-    except Exception:  # a refusal to compare is not a claim to be equal
-        return False
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return any(equals_anything(item) for item in value)
-    if isinstance(value, dict):
-        return any(equals_anything(item) for pair in value.items() for item in pair)
-    return False
+def foreign_classes(value: object) -> dict[int, type]:
+    """The classes, by ``id``, of ``value`` and of what it holds whose instances decide for themselves what they equal.
+
+    Asks the classes' own C slots: no method of a value or of a metaclass runs here.
+    """
+    found: dict[int, type] = {}
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        cls = type(value)
+        if id(cls) in SCALARS or id(value) in seen:
+            continue
+        seen.add(id(value))
+        bases = mro_of(cls)
+        if any(id(base) not in TRUSTED and not DECISIVE.isdisjoint(names_of(base)) for base in bases):
+            found[id(cls)] = cls
+        for base in bases:
+            if base is dict:
+                waiting += (*dict.keys(value), *dict.values(value))  # type: ignore[arg-type]
+            elif any(base is container for container in CONTAINERS):
+                waiting += base.__iter__(value)  # type: ignore[attr-defined]
+    return found
 
 
-def strict_assert_equal(original: Callable[..., None]) -> Callable[..., None]:
-    """``assertEqual`` that no always-equal object passes."""
+def strict(original: Callable[..., None]) -> Callable[..., None]:
+    """An assertion that compares its first two arguments, unless a class that only one of them holds would decide."""
 
-    def assertEqual(self: unittest.TestCase, first: object, second: object, msg: object = None) -> None:
-        if equals_anything(first) or equals_anything(second):
-            self.fail("an object that equals everything was compared")
-        original(self, first, second, msg)
+    @functools.wraps(original)
+    def assertion(self: unittest.TestCase, *values: object, **more: object) -> None:
+        if original.__name__ == "assertCountEqual":
+            values = (*(list(value) for value in values[:2]), *values[2:])  # type: ignore[call-overload]
+        first, second = (foreign_classes(value) for value in (*values, *more.values())[:2])
+        if first.keys() != second.keys():
+            liar = next(iter({**first, **second}.values()))
+            self.fail(f"the comparison was left to {type.__repr__(liar)}, a class that only one side holds")
+        original(self, *values, **more)
 
-    return assertEqual
+    return assertion
 
 
 class Seal:
@@ -211,8 +264,11 @@ def main() -> None:
     # The code under test must not find this module by name.
     sys.modules["__main__"] = types.ModuleType("__main__")
     sys.path += [TESTS, WORK]
-    unittest.TestCase.assertEqual = strict_assert_equal(unittest.TestCase.assertEqual)  # type: ignore[method-assign]
+    for name in COMPARISONS:
+        setattr(unittest.TestCase, name, strict(getattr(unittest.TestCase, name)))
     seal = Seal()
+    for cls in STANDARD:
+        seal.add_class(cls)
     for module in (builtins, *TRUSTED_MODULES):
         seal.add(vars(module), closed=False)
     seal.add(sys.modules, closed=False, kinds=types.ModuleType)

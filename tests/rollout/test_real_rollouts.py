@@ -190,3 +190,21 @@ def test_no_sandboxed_program_outlives_the_rollout_process(
     while any(map(exists, programs)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in programs if exists(pid)]
+
+
+@pytest.mark.parametrize("names", ["b1 b2 b3 b4", "b1"])
+def test_hard_links_that_outgrow_a_sandbox_are_the_attempts_failure(names, tmp_path):
+    task = load_task(write_task(terminal_task(0, 0, "train"), tmp_path))
+    commands = ("head -c 20000000 /dev/zero > a", f"for b in {names}; do ln a $b; done")
+    rollout = asyncio.run(
+        record_scripted(
+            task,
+            ReActTerminalHarness(),
+            script_of_calls([("terminal", {"keystrokes": command}) for command in commands]),
+            sandboxes=BubblewrapProvider(max_work_bytes=64 * 2**20),
+            verifier=UnitTestVerifier(),
+            image_of=image_of,
+        )
+    )
+    assert rollout.reward.value == 0.0
+    assert ("more bytes" in str(rollout.reward.details)) == (names != "b1")

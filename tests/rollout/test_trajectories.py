@@ -75,3 +75,8 @@ def test_an_environment_without_harness_is_refused_before_anything_runs(task_set
     with pytest.raises(ConfigError, match="harnesses: expected one for every environment, none for swe"):
         record_trajectories([task_sets / "swe"], tmp_path / "data", attempts_with("terminal"))
     assert not (tmp_path / "data").exists()
+
+
+def test_no_task_at_a_time_is_refused(task_sets, tmp_path):
+    with pytest.raises(ConfigError, match="concurrency: expected at least 1, got 0"):
+        record(task_sets, tmp_path, concurrency=0)

@@ -338,6 +338,14 @@ SOFTWARE_CHEATS: dict[str, dict[str, str]] = {
     "programs shadowed": dict.fromkeys(
         ("python3", "bash", "cat", "bin/python3"), "#!/bin/bash\necho 1 > /logs/verifier/reward.txt\nexit 0\n"
     ),
+    "equal to everything but a bare object": {
+        "calc.py": "class Any:\n    def __eq__(self, other):\n        return type(other) is not object\n"
+        "def add(a, b):\n    return Any()\ndef same(a):\n    return a\n"
+    },
+    "the comparison of a standard class patched": {
+        "calc.py": "import collections, sys\ncollections.Counter.__eq__ = lambda self, other: True\n"
+        "def add(a, b):\n    return collections.Counter()\ndef same(a):\n    return a\n"
+    },
     "a test helper shadowed": {"test_calc/__init__.py": "class Test: pass\n"},
 }
 
@@ -349,6 +357,126 @@ def test_software_cheat_scores_0(name, software, sandboxes):
         path.chmod(0o755)
     reward = score(software, workdir, sandboxes)
     assert reward.value == 0.0, reward.details
+
+
+ASSERTIONS = {
+    "Equal": "self.assertEqual(calc.value(), 9)",
+    "EqualReflected": "self.assertEqual(9, calc.value())",
+    "EqualKeywords": "self.assertEqual(first=calc.value(), second=9)",
+    "NotEqual": "self.assertNotEqual(calc.value(), 8)",
+    "AlmostEqual": "self.assertAlmostEqual(calc.value(), 9.0)",
+    "AlmostEqualDelta": "self.assertAlmostEqual(calc.value(), 9.0, delta=0.1)",
+    "Less": "self.assertLess(calc.value(), 10)",
+    "GreaterEqual": "self.assertGreaterEqual(calc.value(), 9)",
+    "In": "self.assertIn(9, calc.value())",
+    "NotIn": "self.assertNotIn(8, calc.value())",
+    "InMember": "self.assertIn(calc.value(), [9])",
+    "ListEqual": "self.assertEqual([calc.value()], [9])",
+    "TupleEqual": "self.assertEqual((1, calc.value()), (1, 9))",
+    "SetEqual": "self.assertEqual({calc.value()}, {9})",
+    "DictEqual": "self.assertEqual({'a': [calc.value()]}, {'a': [9]})",
+    "KeyEqual": "self.assertEqual({calc.value(): 1}, {9: 1})",
+    "CountEqual": "self.assertCountEqual([calc.value()], [9])",
+    "CountEqualIterable": "self.assertCountEqual((calc.value() for _ in range(1)), [9])",
+    "SequenceEqual": "self.assertSequenceEqual((calc.value(),), [9])",
+    "InKeys": "self.assertIn(9, {calc.value(): 1}.keys())",
+    "DequeEqual": "self.assertEqual(deque([calc.value()]), deque([9]))",
+}
+METHODS = """
+    def __eq__(self, other): return type(other) is not object
+    def __ne__(self, other): return True
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__
+    def __hash__(self): return hash(9)
+    def __contains__(self, item): return item == 9
+    def __sub__(self, other): return 0
+    __rsub__ = __sub__
+"""
+LIARS = {
+    "its own class": f"class Liar:{METHODS}",
+    "an int": f"class Liar(int):{METHODS}",
+    "a str": f"class Liar(str):{METHODS}",
+    "a dict": f"class Liar(dict):{METHODS}",
+    "a list": f"class Liar(list):{METHODS}",
+    "a named tuple": f"import collections\nclass Liar(collections.namedtuple('Liar', '')):{METHODS}",
+    "a borrowed slot": "class Liar(int):\n    __eq__, __lt__, __hash__ = int.__ne__, int.__ne__, lambda self: 9",
+    "a base with the lie": f"class Lie:{METHODS}\nclass Liar(Lie, int): pass",
+    "a lying metaclass": "class Meta(type):\n    __mro__ = __dict__ = property(lambda cls: (object,))\n"
+    "    __eq__ = lambda cls, other: True\n    __hash__ = lambda cls: hash(int)\n"
+    f"class Liar(metaclass=Meta):{METHODS}    __class__ = int\n    __module__ = 'builtins'",
+    "a proxy": f"import types\nclass Lie:{METHODS}    def __getitem__(self, key): return 9\n"
+    "Liar = lambda: types.MappingProxyType(Lie())",
+    "a weak proxy": f"import weakref\nclass Lie:{METHODS}\nkept = Lie()\nLiar = lambda: weakref.proxy(kept)",
+    "hidden in a list": f"class Lie:{METHODS}\nLiar = lambda: [Lie()]",
+}
+
+
+@pytest.mark.parametrize("liar", LIARS)
+def test_no_assertion_leaves_the_comparison_to_a_class_of_the_code_under_test(liar, software, sandboxes):
+    tests = "".join(f"    def test_{name}(self):\n        {line}\n" for name, line in ASSERTIONS.items())
+    module = (
+        f"import unittest\nfrom collections import deque\n\nimport calc\n\n\nclass Test(unittest.TestCase):\n{tests}"
+    )
+    write(software.directory / "tests", {"test_more.py": module})
+    task = replace(
+        software, metadata={"fail_to_pass": [f"test_more.Test.test_{name}" for name in ASSERTIONS], "pass_to_pass": []}
+    )
+    reward = score(task, attempt_at(task, {"calc.py": f"{LIARS[liar]}\ndef value(): return Liar()\n"}), sandboxes)
+    honest = {"test_more.Test.test_NotEqual"} if liar == "hidden in a list" else set()
+    assert set(reward.details["passed"]) <= honest
+
+
+def test_honest_values_of_many_classes_are_compared_as_ever(software, sandboxes):
+    source = """import collections, dataclasses, decimal, enum, fractions, pathlib
+Pair = collections.namedtuple("Pair", "a b")
+class Color(enum.IntEnum):
+    RED = 1
+class Plain:
+    pass
+class Words(list):
+    def last(self): return self[-1]
+@dataclasses.dataclass(order=True)
+class Point:
+    x: int
+    def __add__(self, other): return Point(self.x + other.x)
+default = collections.defaultdict(list, a=[1])
+knot = [1]
+knot.append(knot)
+def count(): yield from (2, 1)
+"""
+    module = """import unittest
+from collections import Counter, OrderedDict
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+from calc import *
+
+class Test(unittest.TestCase):
+    def test_all(self):
+        self.assertEqual(Pair(1, 2), (1, 2))
+        self.assertEqual(Color.RED, 1)
+        self.assertEqual(default, {"a": [1]})
+        self.assertEqual(Counter("aa"), {"a": 2})
+        self.assertEqual(OrderedDict(a=1), {"a": 1})
+        self.assertEqual([Decimal(2), Fraction(4, 2)], [2, 2])
+        self.assertAlmostEqual(Decimal("0.5"), 0.5)
+        self.assertEqual(Path("/a") / "b", Path("/a/b"))
+        self.assertEqual(Words("ab"), ["a", "b"])
+        self.assertEqual(Point(1) + Point(2), Point(3))
+        self.assertLess(Point(1), Point(2))
+        self.assertCountEqual(count(), [1, 2])
+        self.assertCountEqual(first=[1, 2], second=[2, 1])
+        self.assertIn("a", default.keys())
+        self.assertNotEqual(Plain(), None)
+        self.assertEqual(knot, knot)
+        self.assertEqual(ValueError, ValueError, msg="the same class")
+        with self.assertRaises(AssertionError):
+            self.assertEqual(Point(1), Point(2))
+"""
+    write(software.directory / "tests", {"test_more.py": module})
+    task = replace(software, metadata={"fail_to_pass": ["test_more.Test.test_all"], "pass_to_pass": []})
+    reward = score(task, attempt_at(task, {"calc.py": source}), sandboxes)
+    assert reward.value == 1.0, reward.details
 
 
 def test_a_cheat_beside_a_real_fix_changes_nothing_for_shims_and_shadows(software, sandboxes):
