@@ -2,11 +2,11 @@
 
 In: ``token_ids`` [T] and ``cu_seqlens`` [N + 1]. Out: hidden states [T, D] after the final norm. Logits, their scale
 (``config.logit_scale``), probabilities and losses are the business of whoever calls it; the head is
-``embedding_weight``.
+``embedding_weight``. The sampler's choices of experts can be replayed.
 
 Each layer is a parallel block with one norm: ``x + attention(n(x)) + mlp(n(x))``.
 
-Shapes: T tokens, D model, V vocabulary, N documents.
+Shapes: T tokens, D model, V vocabulary, N documents, L layers, K experts per token.
 """
 
 from __future__ import annotations
@@ -102,9 +102,15 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = MoE(config, layer)
 
-    def forward(self, x_TD: Tensor, row: PackedRow, routing: list[Routing] | None = None) -> Tensor:
+    def forward(
+        self,
+        x_TD: Tensor,
+        row: PackedRow,
+        routing: list[Routing] | None = None,
+        replayed_TLK: Tensor | None = None,
+    ) -> Tensor:
         normed = self.norm(x_TD)
-        mlp_out = self.mlp(normed, routing) if isinstance(self.mlp, MoE) else self.mlp(normed)
+        mlp_out = self.mlp(normed, routing, replayed_TLK) if isinstance(self.mlp, MoE) else self.mlp(normed)
         return x_TD + self.attention(normed, row) + mlp_out
 
 
@@ -138,27 +144,50 @@ class NorthModel(nn.Module):
             else:
                 parameter.normal_(0.0, self.config.initializer_range)
 
-    def forward(self, token_ids: Tensor, cu_seqlens: Tensor, routing: list[Routing] | None = None) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        cu_seqlens: Tensor,
+        routing: list[Routing] | None = None,
+        routed_experts: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states of a packed row; documents do not see each other and positions restart in each.
 
         Args:
             token_ids: [T] int64
             cu_seqlens: [N + 1] int32, document boundaries from 0 to T
             routing: an empty list to be filled with one ``Routing`` per sparse layer; None records nothing.
+            routed_experts: [T, L, K] integers, experts that another run of the model (the sampler) chose for each token
+                in each layer, to be visited again whatever the router says now; the rows of dense layers are not read,
+                and where an entry is negative the router chooses. The routers keep their gradient.
 
         Returns:
             [T, D] after the final norm.
 
         Raises:
-            ValueError: shapes or boundaries that do not fit.
+            ValueError: shapes or boundaries that do not fit, or an expert that does not exist.
         """
         if token_ids.dim() != 1 or cu_seqlens.dim() != 1:
             raise ValueError(
                 "expected a packed row, token_ids [T] and cu_seqlens [N + 1], "
                 f"got {list(token_ids.shape)} and {list(cu_seqlens.shape)}"
             )
+        if routed_experts is not None:
+            self._check_replay(routed_experts, token_ids.shape[0])
         row = PackedRow.from_cu_seqlens(cu_seqlens, token_ids, self.config)
         x_TD = self.embedding(token_ids)
         for layer in self.layers:
-            x_TD = layer(x_TD, row, routing)
+            x_TD = layer(x_TD, row, routing, routed_experts)
         return self.norm(x_TD)
+
+    def _check_replay(self, routed_experts: Tensor, num_tokens: int) -> None:
+        config = self.config
+        expected = (num_tokens, config.num_hidden_layers, config.num_experts_per_tok)
+        if routed_experts.shape != expected:
+            raise ValueError(
+                f"routed_experts: expected [tokens, layers, experts per token] = {list(expected)}, "
+                f"got {list(routed_experts.shape)}"
+            )
+        sparse = routed_experts[:, config.num_dense_layers :]
+        if sparse.numel() and int(sparse.max()) >= config.num_experts:
+            raise ValueError(f"routed_experts: expected ids below {config.num_experts}, got {int(sparse.max())}")

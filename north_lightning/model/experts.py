@@ -1,7 +1,8 @@
 """The two kinds of MLP: dense SwiGLU, and a mixture of SwiGLU experts behind a sigmoid router.
 
-In: the normed hidden states of a packed row, [T, D]. Out: the MLP branch, before the residual sum. On request, what the
-router decided. There is no load-balancing bias, no shared expert and no capacity limit: every token visits its experts.
+In: the normed hidden states of a packed row, [T, D]; optionally, experts to visit instead of the router's own choice.
+Out: the MLP branch, before the residual sum. On request, what the router decided. There is no load-balancing bias, no
+shared expert and no capacity limit: every token visits its experts.
 
 Shapes: T tokens, D model, F expert width, E experts, K experts per token, S = T * K slots (token-expert pairs).
 """
@@ -37,6 +38,12 @@ class Routing:
         scores = self.logits.detach().sigmoid()
         p = scores / scores.sum(-1, keepdim=True)
         return torch.special.entr(p).sum(-1).mean()
+
+    def replayed_differently(self) -> Tensor:
+        """Share of ``expert_ids`` that the router would not have chosen now: a scalar, 0 where nothing is replayed."""
+        own_choice = self.logits.detach().topk(self.expert_ids.shape[1], dim=-1).indices  # [T, K]
+        is_own = (self.expert_ids[:, :, None] == own_choice[:, None, :]).any(-1)
+        return 1.0 - is_own.float().mean()
 
 
 class DenseMLP(nn.Module):
@@ -85,10 +92,19 @@ class Router(nn.Module):
         self.norm_topk_prob = config.norm_topk_prob
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [T, E] float32, weights [T, K] float32, expert ids [T, K]."""
+    def forward(self, x_TD: Tensor, replayed_TK: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [T, E] float32, weights [T, K] float32, expert ids [T, K].
+
+        Where ``replayed_TK`` is not negative it replaces the choice, and only the choice: the weights are gathered from
+        this router's own scores, so its gradient is that of the experts that were really used (router replay, R3,
+        https://arxiv.org/abs/2510.11370, section 4; sigmoid scores in place of the softmax there).
+        """
         logits = F.linear(x_TD, self.weight).float()
-        weights, expert_ids = logits.sigmoid().topk(self.num_experts_per_tok, dim=-1, sorted=False)
+        scores = logits.sigmoid()
+        weights, expert_ids = scores.topk(self.num_experts_per_tok, dim=-1, sorted=False)
+        if replayed_TK is not None:
+            expert_ids = torch.where(replayed_TK < 0, expert_ids, replayed_TK)
+            weights = scores.gather(-1, expert_ids)
         if self.norm_topk_prob:
             weights = weights / weights.sum(-1, keepdim=True)
         return logits, weights, expert_ids
@@ -105,9 +121,10 @@ class MoE(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden, width))
 
-    def forward(self, x_TD: Tensor, routing: list[Routing] | None = None) -> Tensor:
-        """The experts' weighted sum, [T, D]; appends to ``routing`` when given."""
-        logits, weights, expert_ids = self.router(x_TD)
+    def forward(self, x_TD: Tensor, routing: list[Routing] | None = None, replayed_TLK: Tensor | None = None) -> Tensor:
+        """The experts' weighted sum, [T, D]; appends to ``routing`` when given; see ``NorthModel`` for replay."""
+        replayed_TK = None if replayed_TLK is None else replayed_TLK[:, self.layer].long()
+        logits, weights, expert_ids = self.router(x_TD, replayed_TK)
         if routing is not None:
             routing.append(Routing(self.layer, logits, expert_ids))
         return mixture_of_experts(x_TD, weights, expert_ids, self.gate_up_proj, self.down_proj)

@@ -109,13 +109,20 @@ class NorthModule(LightningModule):
         save_checkpoint(self.model, directory, tokenizer_dir=self.tokenizer_dir)
 
     def trained_logprobs(
-        self, batch: PackedBatch, temperature: float = 1.0, with_entropy: bool = False
+        self,
+        batch: PackedBatch,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+        routed_experts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities [R] and, if wanted, entropies [R] of the tokens under ``loss_mask``, in their order."""
+        """Log-probabilities [R] and, if wanted, entropies [R] of the tokens under ``loss_mask``, in their order.
+
+        ``routed_experts`` [T, L, K] are replayed, see ``NorthModel``.
+        """
         assert self.model is not None, "configure_model has not run"
         every = self.log_experts_every_n_steps
         routing: list[Routing] | None = [] if self.training and every and self.global_step % every == 0 else None
-        hidden = self.model(batch.token_ids, batch.cu_seqlens, routing)  # [T, D]
+        hidden = self.model(batch.token_ids, batch.cu_seqlens, routing, routed_experts)  # [T, D]
         for layer in routing or ():
             self._log_experts(layer)
         sources, targets = trained_positions(batch.token_ids, batch.cu_seqlens, batch.loss_mask)  # [R], [R]
@@ -129,7 +136,8 @@ class NorthModule(LightningModule):
         )
 
     def _log_experts(self, routing: Routing) -> None:
-        """Of one layer: the busiest expert's share of the tokens times E (1 is balanced), idle experts, entropy."""
+        """Of one layer: the busiest expert's share of the tokens times E (1 is balanced), idle experts, entropy, and
+        the share of replayed choices that the router would not make itself."""
         load = routing.tokens_per_expert()
         name = f"experts/layer{routing.layer}"
         self.record(
@@ -137,6 +145,7 @@ class NorthModule(LightningModule):
                 f"{name}/max_load": float(load.max() * len(load) / load.sum()),
                 f"{name}/idle": float((load == 0).sum()),
                 f"{name}/entropy": float(routing.entropy()),
+                f"{name}/replayed_differently": float(routing.replayed_differently()),
             }
         )
 

@@ -29,14 +29,17 @@ class CISPOModule(NorthModule):
     Args:
         loss: The objective, ``CISPOLoss`` or one of your own.
         temperature: Of sampling, and so of the log-probabilities on both sides.
+        router_replay: Visit the experts that the sampler visited (R3), so that both compute the same function; its
+            server needs ``--enable-return-routed-experts``.
         kwargs: As for ``NorthModule``.
     """
 
-    def __init__(self, loss: PolicyLoss, temperature: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, loss: PolicyLoss, temperature: float = 1.0, router_replay: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.automatic_optimization = False
         self.loss = loss
         self.temperature = temperature
+        self.router_replay = router_replay
 
     def training_step(self, step: RolloutStep, batch_idx: int) -> None:
         outputs = []
@@ -49,7 +52,12 @@ class CISPOModule(NorthModule):
 
     def policy_loss(self, row: RolloutBatch) -> PolicyLossOutputs:
         """The loss over one packed row, already divided by the step's ``num_trained_tokens``."""
-        logprobs, entropy = self.trained_logprobs(row, self.temperature, with_entropy=True)  # [R], [R]
+        if self.router_replay and row.routed_experts is None:
+            raise TrainingError("model.router_replay: expected rollouts with the sampler's routed experts, got none")
+        routed_experts = row.routed_experts if self.router_replay else None
+        logprobs, entropy = self.trained_logprobs(
+            row, self.temperature, with_entropy=True, routed_experts=routed_experts
+        )  # [R], [R]
         assert entropy is not None
         inputs = PolicyLossInputs(
             trainer_logprobs=_spread(logprobs, row.loss_mask),

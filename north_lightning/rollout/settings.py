@@ -72,7 +72,7 @@ class RolloutSettings(AttemptSettings):
     top_p: float = 1.0
     reasoning: bool = False
 
-    def make_runner(self, tokenizer_dir: Path, url: str) -> RolloutRunner:
+    def make_runner(self, tokenizer_dir: Path, url: str, record_routing: bool = False) -> RolloutRunner:
         """A runner for the model that the vLLM server at ``url`` serves, with its tokenizer."""
         return RolloutRunner(
             ChatFormat(NorthTokenizer.load(tokenizer_dir), self.reasoning),
@@ -86,4 +86,5 @@ class RolloutSettings(AttemptSettings):
             self.temperature,
             self.top_p,
             timeouts=self.timeouts,
+            record_routing=record_routing,
         )
