@@ -8,5 +8,18 @@ from north_lightning.model.checkpoint import load_checkpoint, named_hf_tensors, 
 from north_lightning.model.config import NorthConfig
 from north_lightning.model.decoder import NorthModel
 from north_lightning.model.experts import Routing
+from north_lightning.model.lora import LoRAConfig, adapter_state_dict, add_adapters, load_adapter, save_adapter
 
-__all__ = ["NorthConfig", "NorthModel", "Routing", "load_checkpoint", "named_hf_tensors", "save_checkpoint"]
+__all__ = [
+    "LoRAConfig",
+    "NorthConfig",
+    "NorthModel",
+    "Routing",
+    "adapter_state_dict",
+    "add_adapters",
+    "load_adapter",
+    "load_checkpoint",
+    "named_hf_tensors",
+    "save_adapter",
+    "save_checkpoint",
+]

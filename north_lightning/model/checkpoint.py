@@ -49,7 +49,8 @@ def named_hf_tensors(model: NorthModel) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the model under its Hugging Face name, in the order of the layers.
 
     The tensors are detached views: writing to them writes the model, and nothing is copied. 18,730 for the released
-    shape; the tied head is not among them.
+    shape; the tied head is not among them. Of a model with adapters they are the merged weights, computed layer by
+    layer, and views of nothing.
     """
     config = model.config
     head_dim, num_heads, num_kv_heads = config.head_dim, config.num_attention_heads, config.num_key_value_heads
@@ -68,9 +69,9 @@ def named_hf_tensors(model: NorthModel) -> Iterator[tuple[str, Tensor]]:
             yield from _named_swiglu(f"{prefix}.mlp", gate_up.detach(), down.detach())
         else:
             yield f"{prefix}.mlp.gate.weight", layer.mlp.router.weight.detach()
+            gate_ups, downs = layer.mlp.gate_up_proj.detach(), layer.mlp.down_proj.detach()
             for expert in range(config.num_experts):
-                gate_up, down = layer.mlp.gate_up_proj[expert], layer.mlp.down_proj[expert]
-                yield from _named_swiglu(f"{prefix}.mlp.experts.{expert}", gate_up.detach(), down.detach())
+                yield from _named_swiglu(f"{prefix}.mlp.experts.{expert}", gate_ups[expert], downs[expert])
     yield "model.norm.weight", model.norm.weight.detach()
 
 

@@ -19,7 +19,18 @@ from torch.optim import Optimizer
 from north_lightning.chat import NorthTokenizer
 from north_lightning.errors import CheckpointError, ConfigError, TokenizerError, TrainingError
 from north_lightning.losses import token_logprobs, trained_positions
-from north_lightning.model import NorthConfig, NorthModel, Routing, load_checkpoint, save_checkpoint
+from north_lightning.model import (
+    LoRAConfig,
+    NorthConfig,
+    NorthModel,
+    Routing,
+    adapter_state_dict,
+    add_adapters,
+    load_adapter,
+    load_checkpoint,
+    save_adapter,
+    save_checkpoint,
+)
 from north_lightning.types import PackedBatch
 
 
@@ -40,6 +51,9 @@ class NorthModule(LightningModule):
         lr_scheduler: Makes the schedule, stepped once per optimizer step; constant by default.
         max_grad_norm: Gradients are scaled down to this total norm.
         freeze_router: Keep the experts' routers as they are.
+        lora: Train low-rank adapters and nothing else. Checkpoints then hold the adapters only; a release is the merged
+            model, with the adapters beside it in ``adapter/``, as PEFT reads them.
+        adapter: Folder of adapters to go on training, written by an earlier run or by PEFT; in place of ``lora``.
         log_experts_every_n_steps: How often the routers' load and entropy are logged; 0 for never.
     """
 
@@ -52,6 +66,8 @@ class NorthModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         freeze_router: bool = False,
+        lora: LoRAConfig | None = None,
+        adapter: Path | None = None,
         log_experts_every_n_steps: int = 20,
     ) -> None:
         super().__init__()
@@ -63,6 +79,8 @@ class NorthModule(LightningModule):
             raise ConfigError(f"model.config: expected a file, got '{config}'")
         if max_grad_norm <= 0:
             raise ConfigError(f"model.max_grad_norm: expected more than 0, got {max_grad_norm}")
+        if lora is not None and adapter is not None:
+            raise ConfigError(f"model: expected either lora or adapter, got both ({adapter=!s})")
         self.checkpoint = checkpoint
         self.config_path = config
         self.tokenizer_dir = tokenizer or checkpoint
@@ -70,6 +88,9 @@ class NorthModule(LightningModule):
         self.lr_scheduler_factory = lr_scheduler
         self.max_grad_norm = max_grad_norm
         self.freeze_router = freeze_router
+        self.lora = lora
+        self.adapter = adapter
+        self.strict_loading = lora is None and adapter is None
         self.log_experts_every_n_steps = log_experts_every_n_steps
         self.model: NorthModel | None = None
         self._recorded: dict[str, float] = {}
@@ -89,6 +110,10 @@ class NorthModule(LightningModule):
         if self.freeze_router:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(".router." not in f".{name}.")
+        if self.adapter is not None:
+            self.lora = load_adapter(self.model, self.adapter)
+        elif self.lora is not None:
+            add_adapters(self.model, self.lora)
         self.model.train()
 
     def _check_tokenizer(self, config: NorthConfig) -> None:
@@ -107,6 +132,17 @@ class NorthModule(LightningModule):
         """Write the model as a Hugging Face checkpoint, with its tokenizer."""
         assert self.model is not None, "configure_model has not run"
         save_checkpoint(self.model, directory, tokenizer_dir=self.tokenizer_dir)
+        if self.lora is not None:
+            save_adapter(self.model, directory / "adapter", self.lora, base=self.checkpoint)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of a model with adapters only the adapters: the rest is as it was in ``model.checkpoint``."""
+        if self.lora is not None:
+            checkpoint["state_dict"] = adapter_state_dict(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.lora is not None and (missing := adapter_state_dict(self).keys() - checkpoint["state_dict"].keys()):
+            raise CheckpointError(f"the checkpoint has no adapters like the config's: {sorted(missing)[0]} is missing")
 
     def trained_logprobs(
         self,
