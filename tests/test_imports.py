@@ -27,6 +27,7 @@ ORDER = [
     "modules",
     "callbacks",
     "evaluation",
+    "planning",
     "views",
     "parser",
     "doctor",
@@ -48,6 +49,7 @@ TORCH_FREE = [
     "north_lightning.recipe",
     "north_lightning.doctor",
     "north_lightning.views.report",
+    "north_lightning.planning.command",
 ]
 
 
