@@ -74,13 +74,13 @@ def shipped_configs() -> list[Path]:
 
 
 def command_of(config: Path) -> str:
-    """The recipe's command for a config of a stage, or the command that a config is named after."""
+    """The recipe's command for a config of a stage, ``fit``, or the command that a config is named after."""
     recipe = yaml.safe_load((ROOT / "configs/quickstart/recipe.yaml").read_text())
     for stage in recipe["stages"]:
         command, *arguments = stage["command"].split()
         if str(config.relative_to(ROOT)) in arguments:
             return command
-    return config.stem
+    return "fit" if config.parent.name == "north_mini" else config.stem
 
 
 @pytest.mark.parametrize("config", shipped_configs(), ids=lambda path: str(path.relative_to(ROOT)))
