@@ -101,7 +101,13 @@ class LowRankUpdate(nn.Module):
 
 
 def add_adapters(model: NorthModel, config: LoRAConfig) -> None:
-    """Freeze ``model`` and give it fresh adapters, in place; its outputs do not change until they are trained."""
+    """Freeze ``model`` and give it fresh adapters, in place; its outputs do not change until they are trained.
+
+    Raises:
+        ConfigError: the model is cut over processes; adapters are for a model that is whole on each.
+    """
+    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        raise ConfigError("model.lora: expected a model that is whole on every process; leave trainer.strategy out")
     model.requires_grad_(False)
     sizes = model.config
     heads, kv_heads = sizes.num_attention_heads * sizes.head_dim, sizes.num_key_value_heads * sizes.head_dim

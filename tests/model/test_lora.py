@@ -112,6 +112,13 @@ def test_fresh_adapters_change_nothing_and_only_they_are_trained():
     assert len(trained) == 2 * (5 * 4 + 4 * 2)
 
 
+def test_a_model_that_is_cut_over_processes_is_refused():
+    model = ours_from(make_reference())
+    model.embedding.weight.device_mesh = object()  # what distinguishes a distributed tensor
+    with pytest.raises(ConfigError, match=r"leave trainer\.strategy out"):
+        add_adapters(model, CONFIG)
+
+
 def test_half_precision_weights_are_rounded_once():
     """bfloat16 weights with float32 adapters: the trained function is the exported one, whatever rounding does."""
     model = with_random_adapters()
