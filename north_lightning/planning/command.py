@@ -18,7 +18,7 @@ NOTES = {
     "gradients": "stored, and of the layer in flight",
     "optimizer": "moments",
     "activations": "kept for the backward pass, and of the layer in flight",
-    "logits": "one chunk, and the head's float32 copies",
+    "logits": "one chunk, and the head's gradient",
     "runtime": "assumed: CUDA, NCCL, fragmentation",
 }
 
@@ -162,6 +162,6 @@ CHANGES: list[Change] = [
     ("model.compute.checkpointing: full", _full_checkpointing),
     ("model.compute.checkpointing: offload", _offload),
     ("strategy.context doubled and strategy.shard halved", _double_context),
-    ("an optimizer with 8-bit moments (torchao.optim.AdamW8bit)", _eight_bit_moments),
-    ("strategy.parameter_dtype: bfloat16, with stochastic rounding", _bfloat16),
+    ("optimizer: torchao.optim.AdamW8bit", _eight_bit_moments),
+    ("strategy.parameter_dtype: bfloat16, with the optimizer's bf16_stochastic_round: true", _bfloat16),
 ]

@@ -25,8 +25,11 @@ BACKWARD_FACTOR = 1.5
 """ASSUMED: what a layer needs while its backward pass runs, relative to what it keeps for it: gradients of its largest
 activations come and go while these are still there."""
 
-CHUNK_BYTES = 2**28
+CHUNK_BYTES = 2**27
 """Logits held at once, in float32 (``losses.logprobs``)."""
+
+SLICE_BYTES = 2**28
+"""Of a half-precision head, what is held in float32 at once (``losses.logprobs``)."""
 
 MAX_SAVED_SCORES = 2**25
 """Attention scores up to which a layer keeps its softmax on a CPU (``model.block_attention``)."""
@@ -151,12 +154,12 @@ def kept_by_mlp(setup: TrainingSetup, layer: int) -> float:
 
 
 def _logits(setup: TrainingSetup) -> float:
-    """The chunk of logits with its gradient, the head in float32 and its gradient in float32."""
+    """A chunk of logits and as much while sums are taken, a slice of the head, and the head's gradient in float32."""
     config = setup.config
     chunk = min(CHUNK_BYTES, 4 * config.vocab_size * min(setup.tokens_here, 512))
     head = 4 * config.vocab_size * config.hidden_size
-    copies = (setup.compute_bytes != 4) + (setup.lora_rank == 0)
-    return 2 * chunk + copies * head
+    part = 0 if setup.compute_bytes == 4 else min(SLICE_BYTES, head)
+    return 2 * chunk + part + (0 if setup.lora_rank else head)
 
 
 def kv_bytes_per_sequence(config: NorthConfig, context_tokens: int, element_bytes: int = 2) -> float:

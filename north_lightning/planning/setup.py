@@ -20,6 +20,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 MOMENT_BYTES: Mapping[str, float | None] = {
     "AdamW": None,  # two moments in the parameter's dtype
+    "_AdamW": None,  # torchao's, which rounds bfloat16 weights stochastically
     "Adam": None,
     "SGD": 0.0,
     "AdamW8bit": 2.06,  # two bytes, and a float32 scale for every 256 entries of each moment (torchao)
