@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_estimate.py [--output runs/bench/estimate.json]
 
 Measured is the largest resident memory of three float32 steps (forward, chunked cross entropy, backward, clipping,
-AdamW) above what the process had before the model was built. Each workload is dominated by another part of the estimate. Also
-timed: the whole ``estimate`` command for the recipes of the released model, from the shell.
+AdamW) above what the process had before the model was built. Each workload is dominated by another part of the
+estimate. Also timed: the whole ``estimate`` command for the recipes of the released model, from the shell.
 """
 
 import argparse
