@@ -14,6 +14,7 @@ from north_lightning import cli
 from north_lightning.errors import ConfigError
 from north_lightning.losses import token_logprobs
 from north_lightning.model import LoRAConfig, NorthConfig, NorthModel, add_adapters
+from north_lightning.model.attention import PackedRow
 from north_lightning.planning import TrainingSetup, estimate_memory, flops_per_token, read_setup
 from north_lightning.planning.command import changes_that_fit
 from north_lightning.planning.memory import kept_by_attention, kept_by_mlp, kv_bytes_per_sequence
@@ -72,14 +73,14 @@ def test_the_key_value_cache_of_one_sequence():
     assert kv_bytes_per_sequence(RELEASED, 1000) == 2048 * 49 * 1000
 
 
-def bytes_kept(function: Callable[[], torch.Tensor], model: NorthModel) -> int:
-    """What autograd holds on to: distinct storages, parameters left out."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+def bytes_kept(function: Callable[[], torch.Tensor], model: NorthModel, *others: torch.Tensor) -> int:
+    """What autograd holds on to: distinct storages, parameters and ``others`` left out."""
+    left_out = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *others)}
     kept: dict[int, tuple[torch.Tensor, int]] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in left_out:
             kept[storage.data_ptr()] = (tensor, storage.nbytes())
         return tensor
 
@@ -88,14 +89,19 @@ def bytes_kept(function: Callable[[], torch.Tensor], model: NorthModel) -> int:
     return sum(size for _, size in kept.values())
 
 
-@pytest.mark.parametrize("num_tokens", [512, 4096])
-def test_activations_are_estimated_as_autograd_keeps_them(num_tokens):
+@pytest.mark.parametrize("layer", [0, 1, 4])  # dense; sparse and sliding; sparse and global
+@pytest.mark.parametrize("num_tokens", [512, 8192])  # with and without the softmax kept
+def test_activations_are_estimated_as_autograd_keeps_them(num_tokens, layer):
     setup = TrainingSetup(SMALL, num_tokens, on_gpu=False)
     model = NorthModel(SMALL)
-    row = torch.randint(10, 1000, (num_tokens,)), torch.tensor([0, num_tokens], dtype=torch.int32)
-    measured = bytes_kept(lambda: model(*row), model)
-    estimated = sum(kept_by_attention(setup, layer) + kept_by_mlp(setup, layer) for layer in range(5))
-    assert estimated == pytest.approx(measured, rel=0.15)
+    block = model.layers[layer]
+    x = torch.randn(num_tokens, SMALL.hidden_size, requires_grad=True)
+    bounds = torch.tensor([0, num_tokens], dtype=torch.int32)
+    row = PackedRow.from_cu_seqlens(bounds, torch.zeros(num_tokens, dtype=torch.long), SMALL)
+    attention = bytes_kept(lambda: block.attention(block.norm(x), row), model)
+    assert kept_by_attention(setup, layer) == pytest.approx(attention, rel=0.15)
+    normed = block.norm(x)
+    assert kept_by_mlp(setup, layer) == pytest.approx(bytes_kept(lambda: block.mlp(normed), model, normed), rel=0.1)
 
 
 def test_weights_gradients_and_moments_are_estimated_as_a_step_leaves_them():
