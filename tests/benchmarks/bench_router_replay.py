@@ -1,6 +1,6 @@
 """How far trainer and sampler drift apart when their routers read slightly different inputs: live routing and replay.
 
-    python tests/benchmarks/bench_router_replay.py [--steps 300] [--output runs/bench/router_replay.json]
+    python tests/benchmarks/bench_router_replay.py [--steps 200] [--output runs/bench/router_replay.json]
 
 A North-shaped model (128 experts, top-8, tiny widths) is first trained on a random grammar, so that its routers are not
 random ones. Sampler and trainer then have the same weights, and Gaussian noise is added to what the *trainer's* routers
@@ -48,7 +48,7 @@ class Grammar:
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
-        self.successors = torch.randint(CONFIG.vocab_size, (CONFIG.vocab_size, 16, 4), generator=generator)
+        self.successors = torch.randint(CONFIG.vocab_size, (CONFIG.vocab_size, 4, 4), generator=generator)
         self.odds = torch.tensor([0.6, 0.2, 0.15, 0.05])
 
     def documents(self) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ class Grammar:
         tokens = torch.randint(CONFIG.vocab_size, (NUM_DOCUMENTS, 2), generator=self.generator)
         while tokens.shape[1] < DOCUMENT_TOKENS:
             choice = torch.multinomial(self.odds, NUM_DOCUMENTS, replacement=True, generator=self.generator)
-            new = self.successors[tokens[:, -1], tokens[:, -2] % 16, choice]
+            new = self.successors[tokens[:, -1], tokens[:, -2] % 4, choice]
             tokens = torch.cat([tokens, new[:, None]], 1)
         bounds = torch.arange(0, tokens.numel() + 1, DOCUMENT_TOKENS, dtype=torch.int32)
         return tokens.flatten(), bounds
@@ -128,7 +128,7 @@ def measure(model: NorthModel, row: tuple[Tensor, Tensor], noise: float, seed: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.01, 0.02, 0.05, 0.1, 0.2])
     parser.add_argument("--output", type=Path, default=Path("runs/bench/router_replay.json"))
     arguments = parser.parse_args()
