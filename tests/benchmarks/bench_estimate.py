@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_estimate.py [--output runs/bench/estimate.json]
 
-Measured is the largest resident memory of three float32 steps (forward, chunked cross entropy, backward, clipping,
+Measured is the largest resident memory of two float32 steps (forward, chunked cross entropy, backward, clipping,
 AdamW) above what the process had before the model was built. Each workload is dominated by another part of the
 estimate. Also timed: the whole ``estimate`` command for the recipes of the released model, from the shell.
 """
@@ -25,8 +25,8 @@ from north_lightning.planning import TrainingSetup, estimate_memory
 ROOT = Path(__file__).parents[2]
 WORKLOADS = {  # config: vocabulary, width, expert width, layers, heads, kv heads, head width, experts, top-k
     "weights and moments": (NorthConfig(1000, 384, 256, 9, 4, 2, 64, 32, 4, sliding_window=127), 512),
-    "activations": (NorthConfig(1000, 128, 64, 9, 4, 2, 32, 16, 8, sliding_window=127), 16384),
-    "global attention": (NorthConfig(1000, 64, 32, 5, 8, 2, 32, 8, 2, sliding_window=127), 8192),
+    "activations": (NorthConfig(1000, 128, 64, 9, 4, 2, 32, 16, 8, sliding_window=127), 6144),
+    "global attention": (NorthConfig(1000, 64, 32, 5, 8, 2, 32, 8, 2, sliding_window=127), 3072),
     "vocabulary": (NorthConfig(131072, 128, 32, 5, 4, 2, 32, 8, 2, sliding_window=127), 2048),
 }
 
@@ -57,7 +57,7 @@ def train(model, num_tokens, num_steps):
 train(NorthModel(NorthConfig(1000, 16, 8, 5, 2, 1, 8, 4, 2)), 100, 1)  # imports, thread pools, allocator
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
 before = resident("VmRSS")
-train(NorthModel(config), num_tokens, 3)
+train(NorthModel(config), num_tokens, 2)
 print(resident("VmHWM") - before)
 """
 
