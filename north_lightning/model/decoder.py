@@ -133,10 +133,19 @@ class NorthModel(nn.Module):
     def reset_parameters(self) -> None:
         """Fresh random weights, from torch's global generator."""
         for parameter in self.parameters():
-            if parameter.dim() == 1:
-                parameter.fill_(1.0)
-            else:
-                parameter.normal_(0.0, self.config.initializer_range)
+            self.draw(parameter)
+
+    @torch.no_grad()
+    def draw(self, parameter: Tensor) -> None:
+        """Fill one whole parameter: norms with ones, matrices with random numbers."""
+        if parameter.dim() == 1:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(0.0, self.config.initializer_range)
+
+    def tokens_held(self, num_tokens: int) -> slice:
+        """Which tokens of a row of ``num_tokens`` this process computes: all, unless ``parallel`` shares rows out."""
+        return slice(0, num_tokens)
 
     def forward(self, token_ids: Tensor, cu_seqlens: Tensor, routing: list[Routing] | None = None) -> Tensor:
         """Hidden states of a packed row; documents do not see each other and positions restart in each.
@@ -147,7 +156,7 @@ class NorthModel(nn.Module):
             routing: an empty list to be filled with one ``Routing`` per sparse layer; None records nothing.
 
         Returns:
-            [T, D] after the final norm.
+            [T, D] after the final norm; of ``tokens_held(T)`` only.
 
         Raises:
             ValueError: shapes or boundaries that do not fit.
@@ -158,7 +167,7 @@ class NorthModel(nn.Module):
                 f"got {list(token_ids.shape)} and {list(cu_seqlens.shape)}"
             )
         row = PackedRow.from_cu_seqlens(cu_seqlens, token_ids, self.config)
-        x_TD = self.embedding(token_ids)
+        x_TD = self.embedding(token_ids[self.tokens_held(len(token_ids))])
         for layer in self.layers:
             x_TD = layer(x_TD, row, routing)
         return self.norm(x_TD)

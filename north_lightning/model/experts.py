@@ -39,6 +39,11 @@ class Routing:
         return torch.special.entr(p).sum(-1).mean()
 
 
+class RoutingRecord(list[Routing]):
+    """A list of ``Routing`` that a forward pass fills. Of its own type because hooks on modules (FSDP's) pass copies of
+    plain lists on, and what is appended to a copy is lost."""
+
+
 class DenseMLP(nn.Module):
     """SwiGLU: ``down(silu(gate(x)) * up(x))``."""
 
@@ -110,7 +115,11 @@ class MoE(nn.Module):
         logits, weights, expert_ids = self.router(x_TD)
         if routing is not None:
             routing.append(Routing(self.layer, logits, expert_ids))
-        return mixture_of_experts(x_TD, weights, expert_ids, self.gate_up_proj, self.down_proj)
+        return self.mix(x_TD, weights, expert_ids)
+
+    def mix(self, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor) -> Tensor:
+        """``mixture_of_experts`` with this layer's experts."""
+        return mixture_of_experts(x_TD, weights_TK, expert_ids_TK, self.gate_up_proj, self.down_proj)
 
 
 def mixture_of_experts(
