@@ -4,9 +4,18 @@ In: token ids of packed rows, or a checkpoint directory. Out: hidden states, or 
 training live elsewhere.
 """
 
-from north_lightning.model.checkpoint import load_checkpoint, named_hf_tensors, save_checkpoint
+from north_lightning.model.checkpoint import load_checkpoint, load_weights, named_hf_tensors, save_checkpoint
 from north_lightning.model.config import NorthConfig
 from north_lightning.model.decoder import NorthModel
-from north_lightning.model.experts import Routing
+from north_lightning.model.experts import Routing, RoutingRecord
 
-__all__ = ["NorthConfig", "NorthModel", "Routing", "load_checkpoint", "named_hf_tensors", "save_checkpoint"]
+__all__ = [
+    "NorthConfig",
+    "NorthModel",
+    "Routing",
+    "RoutingRecord",
+    "load_checkpoint",
+    "load_weights",
+    "named_hf_tensors",
+    "save_checkpoint",
+]

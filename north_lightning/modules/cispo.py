@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from north_lightning.data.batches import rows_at_once
 from north_lightning.data.rollouts import RolloutStep
 from north_lightning.errors import TrainingError
 from north_lightning.interfaces import PolicyLoss, PolicyLossInputs, PolicyLossOutputs
 from north_lightning.losses import combine_metrics
 from north_lightning.modules.base import NorthModule
+from north_lightning.parallel import gather_objects
 from north_lightning.rollout.metrics import metrics_by_environment
 from north_lightning.types import RolloutBatch
 
@@ -42,10 +44,15 @@ class CISPOModule(NorthModule):
         outputs = []
         for row in step.micro_batches:
             output = self.policy_loss(row)
-            self.manual_backward(output.loss * self.trainer.world_size)  # ranks' gradients are averaged
+            self.manual_backward(output.loss * rows_at_once(self.trainer)[0])  # gradients are averaged over rows
             outputs.append(output)
         self._step_optimizer()
         self._log_step(step, outputs)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if isinstance(batch, RolloutStep):
+            batch.micro_batches = [self.keep_predicted_here(row) for row in batch.micro_batches]
+        return batch
 
     def policy_loss(self, row: RolloutBatch) -> PolicyLossOutputs:
         """The loss over one packed row, already divided by the step's ``num_trained_tokens``."""
@@ -73,8 +80,10 @@ class CISPOModule(NorthModule):
             schedule.step()
 
     def _log_step(self, step: RolloutStep, outputs: list[PolicyLossOutputs]) -> None:
-        combined = combine_metrics([output.metrics for output in outputs])
-        self.log("train/loss", sum(output.loss.item() for output in outputs))
+        own = (sum(output.loss.item() for output in outputs), [output.metrics for output in outputs])
+        losses, metrics = zip(*gather_objects(own), strict=True)
+        combined = combine_metrics([part for parts in metrics for part in parts])
+        self.log("train/loss", sum(losses))
         self.log_dict({f"train/{name}": value for name, value in combined.items()})
         rollouts = {f"rollout/{name}": value for name, value in metrics_by_environment(step.groups).items()}
         environments = tuple(f"rollout/{group.environment}/" for group in step.groups)

@@ -1,7 +1,21 @@
-"""Training on many processes: FSDP2, expert, context and tensor parallelism, through torch.distributed only."""
+"""Training on many processes: FSDP2, expert, context and tensor parallelism, through torch.distributed only.
+
+``NorthStrategy`` is what a config names; the files below it know no Lightning.
+"""
 
 from north_lightning.parallel.clipping import clip_grad_norm
+from north_lightning.parallel.filling import build_model
 from north_lightning.parallel.mesh import Layout, ParallelSizes
-from north_lightning.parallel.sharding import parallelize
+from north_lightning.parallel.sharding import parallelize, parameter_groups
+from north_lightning.parallel.strategy import NorthStrategy, gather_objects
 
-__all__ = ["Layout", "ParallelSizes", "clip_grad_norm", "parallelize"]
+__all__ = [
+    "Layout",
+    "NorthStrategy",
+    "ParallelSizes",
+    "build_model",
+    "clip_grad_norm",
+    "gather_objects",
+    "parallelize",
+    "parameter_groups",
+]

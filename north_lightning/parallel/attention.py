@@ -5,12 +5,12 @@ hidden states of its own tokens only. For the attention the processes of a tenso
 computes a part of the heads for all of them, and the sum of their outputs is shared out again. All other parts of the
 model (norms, dense MLP, experts, head) work token by token, so tensor parallelism divides them without communication.
 
-Weights are stored alike whatever ``tensor`` is (see ``mesh``): FSDP gathers a layer's dense weights whole, and a process
-computes with its heads' rows and columns of them. At the released shape that is 38 MB a layer in bf16, 3% of what FSDP
-gathers for the layer; in return a checkpoint does not depend on ``tensor``.
+Weights are stored alike whatever ``tensor`` is (see ``mesh``): FSDP gathers a layer's dense weights whole, and a
+process computes with its heads' rows and columns of them. At the released shape these are 38 MB a layer in bf16, 3% of
+the layer's weights; in return nothing on disk depends on ``tensor``.
 
-Shapes: t tokens held by this process, T tokens of its context process's piece, D model; of this process's part: H query
-heads, J key/value heads; C head width.
+Shapes: T tokens (those held by this process; once gathered, those of its context process's piece), D model; of this
+process's part: H query heads, J key/value heads; C head width.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class SharedAttention:
         attention.num_kv_heads //= tensor
         self._attention, self._rows = attention, rows
 
-    def __call__(self, x_tD: Tensor, row: PackedRow) -> Tensor:
+    def __call__(self, x_TD: Tensor, row: PackedRow) -> Tensor:
         attention, layout = self._attention, self._rows.layout
         counts = self._rows.pieces(len(row.positions)).tensor_counts
         shares_heads = layout.sizes.tensor > 1
-        x_TD = gather_rows(x_tD, counts, layout.tensor_group) if shares_heads else x_tD
+        x_TD = gather_rows(x_TD, counts, layout.tensor_group) if shares_heads else x_TD
         qkv = self._project(x_TD).unflatten(-1, (-1, attention.head_dim))  # [T, H + 2J, C]
         if layout.sizes.context > 1:
             keys = self._rows.keys_before(row, attention.num_window_keys)

@@ -1,7 +1,8 @@
 """Moving rows of a tensor between processes, differentiably: one collective, and what is made of it.
 
 In: a tensor [rows, ...], how many rows go where. Out: the rows that arrive, in the order of the senders. The gradient
-goes back the way the rows came. Every process of the group has to call, forward and backward, even with nothing to send.
+goes back the way the rows came. Every process of the group has to call, forward and backward, even with nothing to
+send.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ process, and each of those into one for every tensor process; sizes differ by at
 A token attends to tokens before it in its own document, within the window of its layer. So the keys that a context
 process lacks are one run of tokens right before its piece: back to the window's reach, or to the start of the document
 that its piece begins in, whichever is nearer. ``KeysBefore`` fetches that run from the processes that hold it. For a
-sliding layer that is a halo of at most ``window`` tokens, for a global layer at most everything before; where a document
-starts with the piece it is nothing.
+sliding layer that is a halo of at most ``window`` tokens, for a global layer at most everything before; where a
+document starts with the piece it is nothing.
 
 Work is not balanced: the last process of a long document sees the most keys in global layers.
 """

@@ -1,13 +1,15 @@
 """Makes a model parallel: replaces what has to work across processes, and cuts the parameters.
 
 In: a ``NorthModel``, best on the meta device, and a ``Layout``. Out: the same model, in place. Its parameters are now
-``DTensor``s of which each process holds a part; on the meta device they are still without memory (``filling`` gives them
-values). Gradients come out *summed* over all processes: every token's loss counts once, wherever it was computed.
+``DTensor``s of which each process holds a part; on the meta device they are still without memory (``filling`` gives
+them values). Gradients come out *summed* over all processes: every token's loss counts once, wherever it was computed.
 
 Names and shapes of parameters stay those of the plain model, so that a checkpoint fits any layout.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -84,6 +86,23 @@ def shard_parameters(model: NorthModel, layout: Layout, compute_dtype: torch.dty
             # A sum. (Other factors are applied twice where the mesh's shard dimension has size 1, in torch 2.13.)
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other reductions
+
+
+def parameter_groups(module: nn.Module) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """The parameters to train, as an optimizer takes them.
+
+    Those of a parallel model come in two groups, without and with experts: they may lie on different meshes, and
+    optimizers update a group's tensors in one operation, which all have to be on the same. Two for every layout, so
+    that schedules, which count groups, resume on any.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not any(isinstance(parameter, DTensor) for parameter in trained):
+        return trained
+    experts = {id(p) for part in module.modules() if isinstance(part, MoE) for p in part.parameters(recurse=False)}
+    return [
+        {"params": [parameter for parameter in trained if id(parameter) not in experts]},
+        {"params": [parameter for parameter in trained if id(parameter) in experts]},
+    ]
 
 
 def _check_width(moe: MoE, layout: Layout) -> None:

@@ -113,7 +113,7 @@ def train(sizes: ParallelSizes) -> dict[str, Any]:
             loss.backward()
             total += loss.detach()
         dist.all_reduce(total)
-        gradients = gradients or {n: p.grad.full_tensor() for n, p in model.named_parameters()}
+        gradients = gradients or {n: p.grad.full_tensor().clone() for n, p in model.named_parameters()}
         norms.append(float(clip_grad_norm(model.parameters(), MAX_NORM)))
         optimizer.step()
         optimizer.zero_grad()
