@@ -32,6 +32,8 @@ from north_lightning.model import (
 from north_lightning.parallel import NorthStrategy, clip_grad_norm, parameter_groups
 from north_lightning.types import PackedBatch
 
+_ACCUMULATE = "accumulate_grad_batches"
+
 
 def adamw(parameters: Iterable[Any]) -> Optimizer:
     """AdamW with learning rate 1e-3, betas 0.9 and 0.95, and no weight decay."""
@@ -127,12 +129,8 @@ class NorthModule(LightningModule):
             for _ in named_hf_tensors(self.model):  # gathered for the one that writes
                 pass
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Where processes share a row, each trains the tokens that it predicts."""
-        return self.keep_predicted_here(batch) if isinstance(batch, PackedBatch) else batch
-
     def keep_predicted_here(self, batch: Batch) -> Batch:
-        """The batch with the tokens that other processes predict taken out of ``loss_mask``."""
+        """Where processes share a row: the batch with the tokens that others predict taken out of ``loss_mask``."""
         assert self.model is not None, "configure_model has not run"
         return keep_predicted_from(batch, self.model.tokens_held(len(batch.token_ids)))
 
@@ -201,6 +199,18 @@ class NorthModule(LightningModule):
             raise TrainingError(f"step {self.global_step} was not taken: the gradient norm is {norm.item()}")
         self.log("train/grad_norm", norm)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_ACCUMULATE] = self.trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the finished micro-batches anew where a step now has another number of them (another world size)."""
+        now, then = self.trainer.accumulate_grad_batches, checkpoint.get(_ACCUMULATE)
+        if then in (None, now) or "loops" not in checkpoint:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts.update({name: count * now // then for name, count in counts.items()})
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Log numbers that not every step has. (``self.log`` repeats the last value until the epoch ends.)"""

@@ -43,16 +43,11 @@ class CISPOModule(NorthModule):
     def training_step(self, step: RolloutStep, batch_idx: int) -> None:
         outputs = []
         for row in step.micro_batches:
-            output = self.policy_loss(row)
+            output = self.policy_loss(self.keep_predicted_here(row))
             self.manual_backward(output.loss * rows_at_once(self.trainer)[0])  # gradients are averaged over rows
             outputs.append(output)
         self._step_optimizer()
         self._log_step(step, outputs)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if isinstance(batch, RolloutStep):
-            batch.micro_batches = [self.keep_predicted_here(row) for row in batch.micro_batches]
-        return batch
 
     def policy_loss(self, row: RolloutBatch) -> PolicyLossOutputs:
         """The loss over one packed row, already divided by the step's ``num_trained_tokens``."""

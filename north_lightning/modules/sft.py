@@ -30,6 +30,7 @@ class SFTModule(NorthModule):
         self._losses = SourceLosses()  # of the micro-batches of this optimizer step
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        batch = self.keep_predicted_here(batch)
         logprobs, _ = self.trained_logprobs(batch)  # [R]
         loss = -logprobs.sum() / batch.num_trained_tokens
         if not torch.isfinite(loss):
@@ -47,6 +48,7 @@ class SFTModule(NorthModule):
         self._validation_losses = SourceLosses()
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        batch = self.keep_predicted_here(batch)
         logprobs, _ = self.trained_logprobs(batch)
         self._validation_losses.add(batch, -logprobs)
 

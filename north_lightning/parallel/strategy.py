@@ -90,7 +90,6 @@ class NorthStrategy(ModelParallelStrategy):
         shard = max(1, self.world_size // others) if self._shard == "auto" else self._shard
         sizes = ParallelSizes(self._replicate, shard, self._context, self._expert, self._tensor)
         self._layout = Layout.create(sizes, self.root_device.type)
-        self._checkpoints = ShardedCheckpoints()
 
     @property
     def layout(self) -> Layout:
@@ -99,7 +98,9 @@ class NorthStrategy(ModelParallelStrategy):
 
     @property
     def checkpoints(self) -> ShardedCheckpoints:
-        assert self._checkpoints is not None, "processes have not joined yet"
+        """Made when first asked for, by all processes together."""
+        if self._checkpoints is None:
+            self._checkpoints = ShardedCheckpoints()
         return self._checkpoints
 
     @property
