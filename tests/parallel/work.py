@@ -10,16 +10,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import training
+import yaml
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small_runs import quiet_trainer
+from small_runs import quiet_trainer, sft_config
 
+from north_lightning import cli
 from north_lightning.callbacks import JSONLHistory
 from north_lightning.data import SFTDataModule, SFTSource
+from north_lightning.data.rollouts import make_step
+from north_lightning.errors import CheckpointError
+from north_lightning.losses import CISPOLoss
 from north_lightning.model import NorthConfig, named_hf_tensors, save_checkpoint
 from north_lightning.model.checkpoint import held_part
-from north_lightning.modules import SFTModule, WarmupSchedule
+from north_lightning.modules import CISPOModule, SFTModule, WarmupSchedule
 from north_lightning.parallel import Layout, NorthStrategy, ParallelSizes, build_model
+from north_lightning.parallel.checkpoints import ShardedCheckpoints
+from north_lightning.types import Reward, Rollout, RolloutGroup
 
 LAYOUTS = {
     2: {
@@ -51,8 +58,21 @@ RESUMED = {1: [{}], 2: [SAVED, {"context": 2}], 4: [{"shard": 4, "expert": 2}, {
 ROWS_PER_STEP, SAVED_AT, LAST = 4, 2, 4
 
 
-def train_all() -> dict[str, Any]:
-    return {name: training.train(sizes) for name, sizes in LAYOUTS[dist.get_world_size()].items()}
+def everything(inputs: Path, folder: Path) -> dict[str, Any]:
+    """All of the below; what processes return lies in memory, what they write in ``folder``."""
+    count = dist.get_world_size()
+    results: dict[str, Any] = {}
+    if count > 1:
+        results["trained"] = {name: training.train(sizes) for name, sizes in LAYOUTS[count].items()}
+        results["filled"] = fill_and_export(inputs / "start", folder / f"{count}-processes")
+    as_torchrun_would()
+    if count == 2:
+        results["bfloat16"] = training.train(ParallelSizes(context=2, expert=2), torch.bfloat16)
+        results["misuse"] = misuse_checkpoints(folder / "misused.ckpt")
+        reinforce(inputs, folder / "rl-context", {"context": 2})
+        results["cli"] = run_cli(inputs, folder / "cli")
+    save_and_resume(inputs, folder)
+    return results
 
 
 def fill_and_export(checkpoint: Path, folder: Path) -> dict[str, int]:
@@ -74,6 +94,32 @@ def write(model: Any, folder: Path) -> None:
 
 
 # ---- through Lightning -----------------------------------------------------------------------------------------------
+
+
+def misuse_checkpoints(folder: Path) -> dict[str, Any]:
+    """What is saved is what was there when ``save`` was called; what is not complete is not loaded."""
+    checkpoints, messages = ShardedCheckpoints(), {}
+    value = torch.full((1000, 100), 1.0)
+    checkpoints.save({"value": value}, {"step": 1}, folder)
+    value.fill_(2.0)
+    checkpoints.wait()
+    dist.barrier()
+    rest = checkpoints.load(state := {"value": torch.zeros(1000, 100)}, folder)
+    loaded = (state["value"].unique().tolist(), torch.load(rest, weights_only=True))
+    for name, wanted, place in (
+        ("other name", {"another": torch.zeros(3)}, folder),
+        ("nothing there", {"value": value}, folder.with_name("nowhere")),
+    ):
+        try:
+            checkpoints.load(wanted, place)
+        except CheckpointError as error:
+            messages[name] = str(error)
+    checkpoints.save({"value": value}, {"step": 2}, folder.with_name("next.ckpt"))
+    checkpoints.remove(folder)
+    checkpoints.close()
+    dist.barrier()
+    left = sorted(path.name for path in folder.parent.glob("*.ckpt"))
+    return {"loaded": loaded, "messages": messages, "left": left}
 
 
 def as_torchrun_would() -> None:
@@ -108,7 +154,14 @@ def make_data(inputs: Path) -> SFTDataModule:
     return SFTDataModule(inputs / "tokenizer", sources, 128, validation_files=[inputs / "sums.jsonl"])
 
 
-def fit(inputs: Path, folder: Path, strategy: dict[str, Any] | None, steps: int, ckpt_path: Path | None = None, **settings: Any) -> None:
+def fit(
+    inputs: Path,
+    folder: Path,
+    strategy: dict[str, Any] | None,
+    steps: int,
+    ckpt_path: Path | None = None,
+    **settings: Any,
+) -> None:
     """A run up to ``steps``; without ``strategy`` plain Lightning in one process."""
     data_parallel = 1 if strategy is None else strategy.get("shard", 1) * strategy.get("replicate", 1)
     trainer = quiet_trainer(
@@ -135,5 +188,55 @@ def save_and_resume(inputs: Path, folder: Path) -> None:
         saver = ModelCheckpoint(folder, "saved", every_n_train_steps=SAVED_AT, save_top_k=-1)
         fit(inputs, folder / "whole", SAVED, LAST, callbacks=[saver], enable_checkpointing=True)
     for strategy in RESUMED[count]:
-        name = "-".join([str(count), *(f"{key}{size}" for key, size in strategy.items())])
-        fit(inputs, folder / name, strategy, LAST, ckpt_path=folder / "saved.ckpt")
+        fit(inputs, folder / run_name(count, strategy), strategy, LAST, ckpt_path=folder / "saved.ckpt")
+
+
+def run_name(count: int, strategy: dict[str, Any]) -> str:
+    return "-".join([str(count), *(f"{key}{size}" for key, size in strategy.items())])
+
+
+def reinforce(inputs: Path, folder: Path, strategy: dict[str, Any] | None) -> None:
+    """Two CISPO steps of two rows each; without ``strategy`` in one process."""
+    generator = torch.Generator().manual_seed(1)
+    steps = [make_step([random_group(generator, index) for index in range(2)], max_row_tokens=90) for _ in range(2)]
+    assert all(len(step.micro_batches) > 1 for step in steps)
+    seed_everything(3, verbose=False)
+    module = CISPOModule(
+        loss=CISPOLoss(1.5),
+        checkpoint=inputs / "start",
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, eps=1e-4),
+        tokenizer=inputs / "tokenizer",
+    )
+    trainer = quiet_trainer(
+        folder,
+        devices=1 if strategy is None else dist.get_world_size(),
+        strategy="auto" if strategy is None else NorthStrategy(**strategy),
+        max_epochs=1,
+        logger=JSONLHistory(folder),
+    )
+    trainer.fit(module, train_dataloaders=torch.utils.data.DataLoader(steps, batch_size=None))
+    module.save_hf(folder / "checkpoint")
+
+
+def random_group(generator: torch.Generator, group_id: int) -> RolloutGroup:
+    rollouts = []
+    for index in range(3):
+        length = int(torch.randint(20, 45, (1,), generator=generator))
+        rollout = Rollout(f"task{group_id}", "terminal", "family", group_id, index, 0, advantage=index - 1.2)
+        rollout.token_ids = torch.randint(10, 390, (length,), generator=generator).tolist()
+        rollout.loss_mask = [place > 8 for place in range(length)]
+        rollout.rollout_logprobs = (torch.randn(length, generator=generator) - 6.0).tolist()
+        rollout.policy_versions = [0] * length
+        rollout.reward = Reward(float(index))
+        rollouts.append(rollout)
+    return RolloutGroup(group_id, f"task{group_id}", "terminal", rollouts)
+
+
+def run_cli(inputs: Path, folder: Path) -> int:
+    """``python -m north_lightning fit`` with the strategy in its config, as in each process that torchrun starts."""
+    strategy = {"class_path": "NorthStrategy", "init_args": {"context": 2, "expert": 2}}
+    config = sft_config(inputs, folder, strategy=strategy, devices=2, accumulate_grad_batches=2, max_steps=2)
+    config["model"]["init_args"] = {"checkpoint": str(inputs / "start"), "tokenizer": str(inputs / "tokenizer")}
+    file = folder.with_name(f"cli{dist.get_rank()}.yaml")
+    file.write_text(yaml.safe_dump(config))
+    return cli.main(["fit", "--config", str(file)])
