@@ -29,7 +29,7 @@ CONFIG = NorthConfig(
 ROWS = [[3, 120, 77], [30, 7], [90], [64, 1, 40, 50]]
 """Lengths of the documents in each of the four rows of a step: longer and shorter than the window and than a piece."""
 
-STEPS, LR, EPS, MAX_NORM = 3, 1e-2, 1e-3, 0.5
+STEPS, LR, EPS, MAX_NORM = 3, 1e-2, 1e-3, 0.3
 
 
 def documents(step: int, row: int) -> list[tuple[Tensor, Tensor]]:

@@ -52,7 +52,7 @@ FILLED = {2: ParallelSizes(context=2, expert=2), 4: ParallelSizes(replicate=2, s
 """The layouts that checkpoints are read into and written from."""
 
 SAVED = {"shard": 2, "expert": 2}
-RESUMED = {1: [{}], 2: [SAVED, {"context": 2}], 4: [{"shard": 4, "expert": 2}, {"shard": 2, "tensor": 2}]}
+RESUMED = {1: [{}], 2: [SAVED, {"context": 2}], 4: [{"shard": 4, "expert": 2}, {"shard": 2, "context": 2}]}
 """Strategy arguments: of the run that saves (two processes), and of those that go on."""
 
 ROWS_PER_STEP, SAVED_AT, LAST = 4, 2, 4
