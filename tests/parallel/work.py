@@ -55,7 +55,7 @@ SAVED = {"shard": 2, "expert": 2}
 RESUMED = {1: [{}], 2: [SAVED, {"context": 2}], 4: [{"shard": 4, "expert": 2}, {"shard": 2, "context": 2}]}
 """Strategy arguments: of the run that saves (two processes), and of those that go on."""
 
-ROWS_PER_STEP, SAVED_AT, LAST = 4, 2, 4
+ROWS_PER_STEP, SAVED_AT, LAST = 4, 3, 5
 
 
 def everything(inputs: Path, folder: Path) -> dict[str, Any]:
