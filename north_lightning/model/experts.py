@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp import custom_bwd, custom_fwd
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from north_lightning.model.config import NorthConfig
@@ -118,8 +119,14 @@ class MoE(nn.Module):
         return self.mix(x_TD, weights, expert_ids)
 
     def mix(self, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor) -> Tensor:
-        """``mixture_of_experts`` with this layer's experts."""
-        return mixture_of_experts(x_TD, weights_TK, expert_ids_TK, self.gate_up_proj, self.down_proj)
+        """``mixture_of_experts`` of those experts that this process holds: all, unless ``parallel`` has dealt them
+        out, where ids count from this process's first one."""
+        gate_up, down = _held(self.gate_up_proj), _held(self.down_proj)
+        return mixture_of_experts(x_TD, weights_TK, expert_ids_TK, gate_up, down)
+
+
+def _held(experts: Tensor) -> Tensor:
+    return experts.to_local() if isinstance(experts, DTensor) else experts
 
 
 def mixture_of_experts(

@@ -4,10 +4,11 @@
 """
 
 from north_lightning.parallel.clipping import clip_grad_norm
+from north_lightning.parallel.exchange import gather_objects
 from north_lightning.parallel.filling import build_model
 from north_lightning.parallel.mesh import Layout, ParallelSizes
 from north_lightning.parallel.sharding import parallelize, parameter_groups
-from north_lightning.parallel.strategy import NorthStrategy, gather_objects
+from north_lightning.parallel.strategy import NorthStrategy
 
 __all__ = [
     "Layout",

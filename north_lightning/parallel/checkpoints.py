@@ -87,7 +87,7 @@ class ShardedCheckpoints:
             )
         try:
             dcp.load(state, checkpoint_id=folder, process_group=self._group)
-        except dcp.api.CheckpointException as error:
+        except dcp.CheckpointException as error:
             raise CheckpointError(f"'{folder}' does not fit the model or the optimizer: {error}") from error
         return folder / REST
 
@@ -113,7 +113,7 @@ def _finish(written: Future[Any], rest: bytes, unfinished: Path, folder: Path) -
             unfinished.rename(folder)
             _flush(folder.parent)
             shutil.rmtree(old, ignore_errors=True)
-    except (OSError, dcp.api.CheckpointException) as error:
+    except (OSError, dcp.CheckpointException) as error:
         raise CheckpointError(f"could not write '{folder}': {error}") from error
 
 

@@ -76,3 +76,12 @@ def reduce_rows(rows: Tensor, counts: list[int], group: ProcessGroup) -> Tensor:
     own = counts[dist.get_rank(group)]
     received = exchange(rows, counts, [own] * len(counts), group)
     return received.unflatten(0, (len(counts), own)).sum(0)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """``value`` of every process, by rank; for the few numbers of a step. One process alone gets its own."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

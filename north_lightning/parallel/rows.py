@@ -15,7 +15,7 @@ Work is not balanced: the last process of a long document sees the most keys in 
 from __future__ import annotations
 
 from bisect import bisect_right
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class KeysBefore:
     def __init__(self, row: PackedRow, bounds: list[int], num_window_keys: int | None, layout: Layout) -> None:
         rank = layout.context_rank
         self._group = layout.context_group
-        starts = row.cu_seqlens.tolist()
+        starts = list(accumulate(row.lengths, initial=0))
         pieces = list(pairwise(bounds))
         needs = [(_first_key(start, starts, num_window_keys), start) for start, _ in pieces]  # of each process
         begin, end = pieces[rank]

@@ -63,7 +63,7 @@ def deal_out_experts(model: NorthModel, layout: Layout) -> None:
             part = whole.detach().chunk(num_processes)[layout.experts.get_local_rank("expert")].clone()
             dealt = DTensor.from_local(part, layout.experts["expert"], [Shard(0)], run_check=False)
             setattr(moe, name, nn.Parameter(dealt, requires_grad=whole.requires_grad))
-        moe.mix = DispatchedExperts(moe, layout.expert_group)  # type: ignore[method-assign]
+        moe.mix = DispatchedExperts(moe, num_experts, layout.expert_group)  # type: ignore[method-assign]
 
 
 def shard_parameters(model: NorthModel, layout: Layout, compute_dtype: torch.dtype | None) -> None:

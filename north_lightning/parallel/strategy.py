@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -31,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from north_lightning.errors import ConfigError
@@ -124,12 +124,14 @@ class NorthStrategy(ModelParallelStrategy):
         )
 
     def setup(self, trainer: Trainer) -> None:
-        """Refuse a module whose model was not built here, then what every strategy does."""
-        module = self.lightning_module
-        assert module is not None
-        if not any(isinstance(part, FSDPModule) for part in module.modules()):
+        """Refuse parameters that were not made here, whose gradients would stay apart; then as every strategy."""
+        assert self.lightning_module is not None
+        named = self.lightning_module.named_parameters()
+        plain = [name for name, parameter in named if not isinstance(parameter, DTensor)]
+        if plain:
             raise ConfigError(
-                f"trainer.strategy: {type(module).__name__} does not build its model with NorthStrategy.build_model"
+                "trainer.strategy: NorthStrategy trains what its build_model makes; not made there are "
+                f"{len(plain)} parameters ({', '.join(plain[:3])}{', ...' if len(plain) > 3 else ''})"
             )
         super().setup(trainer)
 
@@ -186,12 +188,3 @@ class NorthStrategy(ModelParallelStrategy):
 
     def remove_checkpoint(self, filepath: str | Path) -> None:
         self.checkpoints.remove(Path(filepath))
-
-
-def gather_objects(value: Any) -> list[Any]:
-    """``value`` of every process, by rank; for the few numbers of a step. One process alone gets its own."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
