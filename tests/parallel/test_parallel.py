@@ -111,6 +111,12 @@ def test_a_checkpoint_is_read_in_parts_and_written_whole(
     assert max(held) < 1.1 * sum(held) / count  # evenly
 
 
+def test_the_released_shape_is_cut_evenly_without_memory_for_any_of_it(launched: dict[int, Any]) -> None:
+    held = [of_rank["released"] for of_rank in launched[4]]
+    assert sum(held) == 30_484_303_872
+    assert max(held) < 1.001 * sum(held) / 4
+
+
 def test_random_weights_do_not_depend_on_the_layout(launched: dict[int, Any], folder: Path) -> None:
     two, four = (tensors(folder / f"{count}-processes" / "drawn") for count in (2, 4))
     assert_all_close(two, four, 0.0)

@@ -21,10 +21,10 @@ from north_lightning.data import SFTDataModule, SFTSource
 from north_lightning.data.rollouts import make_step
 from north_lightning.errors import CheckpointError
 from north_lightning.losses import CISPOLoss
-from north_lightning.model import NorthConfig, named_hf_tensors, save_checkpoint
+from north_lightning.model import NorthConfig, NorthModel, named_hf_tensors, save_checkpoint
 from north_lightning.model.checkpoint import held_part
 from north_lightning.modules import CISPOModule, SFTModule, WarmupSchedule
-from north_lightning.parallel import Layout, NorthStrategy, ParallelSizes, build_model
+from north_lightning.parallel import Layout, NorthStrategy, ParallelSizes, build_model, parallelize
 from north_lightning.parallel.checkpoints import ShardedCheckpoints
 from north_lightning.types import Reward, Rollout, RolloutGroup
 
@@ -58,6 +58,20 @@ RESUMED = {1: [{}], 2: [SAVED, {"context": 2}], 4: [{"shard": 4, "expert": 2}, {
 ROWS_PER_STEP, SAVED_AT, LAST = 4, 3, 5
 
 
+RELEASED = NorthConfig(
+    vocab_size=262_144,
+    hidden_size=2048,
+    intermediate_size=768,
+    prefix_dense_intermediate_size=3072,
+    num_hidden_layers=49,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    head_dim=128,
+    num_experts=128,
+    num_experts_per_tok=8,
+)
+
+
 def everything(inputs: Path, folder: Path) -> dict[str, Any]:
     """All of the below; what processes return lies in memory, what they write in ``folder``."""
     count = dist.get_world_size()
@@ -66,6 +80,8 @@ def everything(inputs: Path, folder: Path) -> dict[str, Any]:
         results["trained"] = {name: training.train(sizes) for name, sizes in LAYOUTS[count].items()}
         results["filled"] = fill_and_export(inputs / "start", folder / f"{count}-processes")
     as_torchrun_would()
+    if count == 4:
+        results["released"] = hold_released_shape()
     if count == 2:
         results["bfloat16"] = training.train(ParallelSizes(context=2, expert=2), torch.bfloat16)
         results["misuse"] = misuse_checkpoints(folder / "misused.ckpt")
@@ -84,6 +100,14 @@ def fill_and_export(checkpoint: Path, folder: Path) -> dict[str, int]:
     torch.manual_seed(7 if dist.get_rank() == 0 else 8)  # process 0's counts
     write(build_model(NorthConfig.load(checkpoint), None, layout, torch.device("cpu")), folder / "drawn")
     return {"held": held, "copies": layout.sizes.replicate}
+
+
+def hold_released_shape() -> int:
+    """How many of the released model's numbers this process would hold; without memory for any."""
+    with torch.device("meta"):
+        model = NorthModel(RELEASED)
+    parallelize(model, Layout.create(ParallelSizes(context=2, tensor=2, expert=4), "cpu"))
+    return sum(held_part(parameter)[0].numel() for parameter in model.parameters())
 
 
 def write(model: Any, folder: Path) -> None:
