@@ -210,7 +210,8 @@ class NorthModule(LightningModule):
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            counts.update({name: count * now // then for name, count in counts.items()})
+            ready = counts["ready"]  # the others are as many, or one less where the last batch was still at its end
+            counts.update({name: ready * now // then - (ready - count) for name, count in counts.items()})
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Log numbers that not every step has. (``self.log`` repeats the last value until the epoch ends.)"""
