@@ -13,8 +13,8 @@ import work
 from launch import run_processes
 from small_runs import write_run_inputs
 
-from north_lightning.history import read_history
 from north_lightning.errors import ConfigError
+from north_lightning.history import read_history
 from north_lightning.model import NorthConfig, NorthModel, load_checkpoint, named_hf_tensors, save_checkpoint
 from north_lightning.parallel import ParallelSizes
 
