@@ -16,6 +16,7 @@ ORDER = [
     "history",
     "chat",
     "model",
+    "parallel",
     "losses",
     "data",
     "sandbox",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from north_lightning.errors import DataError
 from north_lightning.types import PackedBatch, Rollout, RolloutBatch, TokenizedSample
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 Batch = TypeVar("Batch", bound=PackedBatch)
 
@@ -62,6 +65,21 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
         if isinstance(value := getattr(batch, field.name), Tensor)
     }
     return replace(batch, **tensors)
+
+
+def keep_predicted_from(batch: Batch, held: slice) -> Batch:
+    """The batch with only those tokens left in ``loss_mask`` whose predecessor (what predicts them) is in ``held``."""
+    if held == slice(0, len(batch.token_ids)):
+        return batch
+    mask = torch.zeros_like(batch.loss_mask)
+    mask[held.start + 1 : held.stop + 1] = batch.loss_mask[held.start + 1 : held.stop + 1]
+    return replace(batch, loss_mask=mask)
+
+
+def rows_at_once(trainer: Trainer | None) -> tuple[int, int]:
+    """How many different rows the processes of a trainer work on at a time, and the number of this process's."""
+    split = None if trainer is None else trainer.distributed_sampler_kwargs
+    return (1, 0) if split is None else (split["num_replicas"], split["rank"])
 
 
 def _boundaries(lengths: Sequence[int]) -> Tensor:

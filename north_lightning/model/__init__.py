@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from north_lightning.model.checkpoint import load_checkpoint, named_hf_tensors, save_checkpoint
+    from north_lightning.model.checkpoint import load_checkpoint, load_weights, named_hf_tensors, save_checkpoint
     from north_lightning.model.config import NorthConfig
     from north_lightning.model.decoder import NorthModel
-    from north_lightning.model.experts import Routing
+    from north_lightning.model.experts import Routing, RoutingRecord
     from north_lightning.model.lora import LoRAConfig, adapter_state_dict, add_adapters, load_adapter, save_adapter
 
 _HOMES = {
@@ -22,10 +22,12 @@ _HOMES = {
     "NorthConfig": "config",
     "NorthModel": "decoder",
     "Routing": "experts",
+    "RoutingRecord": "experts",
     "adapter_state_dict": "lora",
     "add_adapters": "lora",
     "load_adapter": "lora",
     "load_checkpoint": "checkpoint",
+    "load_weights": "checkpoint",
     "named_hf_tensors": "checkpoint",
     "save_adapter": "lora",
     "save_checkpoint": "checkpoint",
@@ -36,10 +38,12 @@ __all__ = [
     "NorthConfig",
     "NorthModel",
     "Routing",
+    "RoutingRecord",
     "adapter_state_dict",
     "add_adapters",
     "load_adapter",
     "load_checkpoint",
+    "load_weights",
     "named_hf_tensors",
     "save_adapter",
     "save_checkpoint",

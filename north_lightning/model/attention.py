@@ -30,6 +30,7 @@ class PackedRow:
     lengths: list[int]  # [N]
     positions: Tensor  # [T] int64, from 0 in every document
     rotations: Tensor  # [T, 1, C / 2] complex64: exp(i * position * frequency)
+    num_keys_only: int = 0  # leading tokens that are seen but see nothing themselves: computed by another process
     _plans: dict[int | None, BlockPlan] = field(default_factory=dict)
 
     @classmethod
@@ -81,13 +82,15 @@ class Attention(nn.Module):
 
     def forward(self, x_TD: Tensor, row: PackedRow) -> Tensor:
         qkv = self.qkv_proj(x_TD).unflatten(-1, (-1, self.head_dim))  # [T, H + 2J, C]
+        return self.o_proj(self.attend(qkv, row).flatten(1))
+
+    def attend(self, qkv: Tensor, row: PackedRow) -> Tensor:
+        """[T - row.num_keys_only, H, C] from queries, keys and values [T, H + 2J, C]."""
         rotations = row.rotations if self.uses_rope else None
         if qkv.is_cuda and qkv.dtype in (torch.float16, torch.bfloat16):
-            out = self._varlen_attention(qkv, row, rotations)
-        else:
-            plan = row.block_plan(self.num_window_keys, self.num_heads, self.num_kv_heads)
-            out = block_attention(qkv, plan, rotations)
-        return self.o_proj(out.flatten(1))
+            return self._varlen_attention(qkv, row, rotations)
+        plan = row.block_plan(self.num_window_keys, self.num_heads, self.num_kv_heads)
+        return block_attention(qkv, plan, rotations)[row.num_keys_only :]
 
     def _varlen_attention(self, qkv: Tensor, row: PackedRow, rotations: Tensor | None) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn  # CUDA only
@@ -99,11 +102,12 @@ class Attention(nn.Module):
         longest = max(row.lengths)
         unlimited = self.num_window_keys is None or self.num_window_keys >= longest
         keys_before = -1 if unlimited else self.num_window_keys - 1  # type: ignore[operator]
+        # Where a document has more keys than queries, its last query sees its last key (flash attention's alignment).
         out = varlen_attn(
-            q,
+            q[row.num_keys_only :],
             k,
             v,
-            row.cu_seqlens,
+            (row.cu_seqlens - row.num_keys_only).clamp(min=0),
             row.cu_seqlens,
             longest,
             longest,

@@ -139,10 +139,19 @@ class NorthModel(nn.Module):
     def reset_parameters(self) -> None:
         """Fresh random weights, from torch's global generator."""
         for parameter in self.parameters():
-            if parameter.dim() == 1:
-                parameter.fill_(1.0)
-            else:
-                parameter.normal_(0.0, self.config.initializer_range)
+            self.draw(parameter)
+
+    @torch.no_grad()
+    def draw(self, parameter: Tensor) -> None:
+        """Fill one whole parameter: norms with ones, matrices with random numbers."""
+        if parameter.dim() == 1:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(0.0, self.config.initializer_range)
+
+    def tokens_held(self, num_tokens: int) -> slice:
+        """Which tokens of a row of ``num_tokens`` this process computes: all, unless ``parallel`` shares rows out."""
+        return slice(0, num_tokens)
 
     def forward(
         self,
@@ -162,7 +171,7 @@ class NorthModel(nn.Module):
                 and where an entry is negative the router chooses. The routers keep their gradient.
 
         Returns:
-            [T, D] after the final norm.
+            [T, D] after the final norm; of ``tokens_held(T)`` only.
 
         Raises:
             ValueError: shapes or boundaries that do not fit, or an expert that does not exist.
@@ -175,9 +184,11 @@ class NorthModel(nn.Module):
         if routed_experts is not None:
             self._check_replay(routed_experts, token_ids.shape[0])
         row = PackedRow.from_cu_seqlens(cu_seqlens, token_ids, self.config)
-        x_TD = self.embedding(token_ids)
+        held = self.tokens_held(len(token_ids))
+        x_TD = self.embedding(token_ids[held])
+        replayed = None if routed_experts is None else routed_experts[held]
         for layer in self.layers:
-            x_TD = layer(x_TD, row, routing, routed_experts)
+            x_TD = layer(x_TD, row, routing, replayed)
         return self.norm(x_TD)
 
     def _check_replay(self, routed_experts: Tensor, num_tokens: int) -> None:

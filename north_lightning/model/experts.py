@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp import custom_bwd, custom_fwd
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from north_lightning.model.config import NorthConfig
@@ -44,6 +45,11 @@ class Routing:
         own_choice = self.logits.detach().topk(self.expert_ids.shape[1], dim=-1).indices  # [T, K]
         is_own = (self.expert_ids[:, :, None] == own_choice[:, None, :]).any(-1)
         return 1.0 - is_own.float().mean()
+
+
+class RoutingRecord(list[Routing]):
+    """A list of ``Routing`` that a forward pass fills. Of its own type because hooks on modules (FSDP's) pass copies of
+    plain lists on, and what is appended to a copy is lost."""
 
 
 class DenseMLP(nn.Module):
@@ -127,7 +133,17 @@ class MoE(nn.Module):
         logits, weights, expert_ids = self.router(x_TD, replayed_TK)
         if routing is not None:
             routing.append(Routing(self.layer, logits, expert_ids))
-        return mixture_of_experts(x_TD, weights, expert_ids, self.gate_up_proj, self.down_proj)
+        return self.mix(x_TD, weights, expert_ids)
+
+    def mix(self, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor) -> Tensor:
+        """``mixture_of_experts`` of those experts that this process holds: all, unless ``parallel`` has dealt them
+        out, where ids count from this process's first one."""
+        gate_up, down = _held(self.gate_up_proj), _held(self.down_proj)
+        return mixture_of_experts(x_TD, weights_TK, expert_ids_TK, gate_up, down)
+
+
+def _held(experts: Tensor) -> Tensor:
+    return experts.to_local() if isinstance(experts, DTensor) else experts
 
 
 def mixture_of_experts(

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from north_lightning.chat import NorthTokenizer
+from north_lightning.data.batches import Batch, keep_predicted_from, rows_at_once
 from north_lightning.errors import CheckpointError, ConfigError, TokenizerError, TrainingError
 from north_lightning.losses import token_logprobs, trained_positions
 from north_lightning.model import (
@@ -24,17 +25,22 @@ from north_lightning.model import (
     NorthConfig,
     NorthModel,
     Routing,
+    RoutingRecord,
     adapter_state_dict,
     add_adapters,
     load_adapter,
     load_checkpoint,
+    named_hf_tensors,
     save_adapter,
     save_checkpoint,
 )
+from north_lightning.parallel import NorthStrategy, clip_grad_norm, parameter_groups
 from north_lightning.types import PackedBatch
 
+_ACCUMULATE = "accumulate_grad_batches"
 
-def adamw(parameters: Iterable[Tensor]) -> Optimizer:
+
+def adamw(parameters: Iterable[Any]) -> Optimizer:
     """AdamW with learning rate 1e-3, betas 0.9 and 0.95, and no weight decay."""
     return torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
 
@@ -101,7 +107,12 @@ class NorthModule(LightningModule):
         """Build the model once, and refuse a tokenizer that does not belong to it."""
         if self.model is not None:
             return
-        if self.checkpoint is not None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, NorthStrategy):
+            source = self.checkpoint or self.config_path
+            assert source is not None
+            self.model = strategy.build_model(NorthConfig.load(source), self.checkpoint)
+        elif self.checkpoint is not None:
             self.model = load_checkpoint(self.checkpoint)
         else:
             assert self.config_path is not None
@@ -129,11 +140,15 @@ class NorthModule(LightningModule):
                 )
 
     def save_hf(self, directory: Path) -> None:
-        """Write the model as a Hugging Face checkpoint, with its tokenizer."""
+        """Write the model as a Hugging Face checkpoint, with its tokenizer. Called by every process, written by one."""
         assert self.model is not None, "configure_model has not run"
-        save_checkpoint(self.model, directory, tokenizer_dir=self.tokenizer_dir)
-        if self.lora is not None:
-            save_adapter(self.model, directory / "adapter", self.lora, base=self.checkpoint)
+        if self.trainer.is_global_zero:
+            save_checkpoint(self.model, directory, tokenizer_dir=self.tokenizer_dir)
+            if self.lora is not None:
+                save_adapter(self.model, directory / "adapter", self.lora, base=self.checkpoint)
+        elif isinstance(self.trainer.strategy, NorthStrategy):
+            for _ in named_hf_tensors(self.model):  # gathered for the one that writes
+                pass
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Of a model with adapters only the adapters: the rest is as it was in ``model.checkpoint``."""
@@ -144,6 +159,11 @@ class NorthModule(LightningModule):
         if self.lora is not None and (missing := adapter_state_dict(self).keys() - checkpoint["state_dict"].keys()):
             raise CheckpointError(f"the checkpoint has no adapters like the config's: {sorted(missing)[0]} is missing")
 
+    def keep_predicted_here(self, batch: Batch) -> Batch:
+        """Where processes share a row: the batch with the tokens that others predict taken out of ``loss_mask``."""
+        assert self.model is not None, "configure_model has not run"
+        return keep_predicted_from(batch, self.model.tokens_held(len(batch.token_ids)))
+
     def trained_logprobs(
         self,
         batch: PackedBatch,
@@ -153,17 +173,19 @@ class NorthModule(LightningModule):
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [R] and, if wanted, entropies [R] of the tokens under ``loss_mask``, in their order.
 
+        All of these have to be predicted by this process; see ``keep_predicted_here``.
         ``routed_experts`` [T, L, K] are replayed, see ``NorthModel``.
         """
         assert self.model is not None, "configure_model has not run"
         every = self.log_experts_every_n_steps
-        routing: list[Routing] | None = [] if self.training and every and self.global_step % every == 0 else None
-        hidden = self.model(batch.token_ids, batch.cu_seqlens, routing, routed_experts)  # [T, D]
+        routing = RoutingRecord() if self.training and every and self.global_step % every == 0 else None
+        first = self.model.tokens_held(len(batch.token_ids)).start
+        hidden = self.model(batch.token_ids, batch.cu_seqlens, routing, routed_experts)  # [T, D], of the tokens held here
         for layer in routing or ():
             self._log_experts(layer)
         sources, targets = trained_positions(batch.token_ids, batch.cu_seqlens, batch.loss_mask)  # [R], [R]
         return token_logprobs(
-            hidden[sources],
+            hidden[sources - first],
             self.model.embedding_weight,
             targets,
             logit_scale=self.model.config.logit_scale,
@@ -188,7 +210,7 @@ class NorthModule(LightningModule):
     # ---- optimization ------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.optimizer_factory(parameter_groups(self))
         self._configured_lr = optimizer.param_groups[0]["lr"]
         if self.lr_scheduler_factory is None:
             return optimizer
@@ -209,11 +231,24 @@ class NorthModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip to ``max_grad_norm``; log the norm before that. ``TrainingError`` if it is not finite."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm)
+        norm = clip_grad_norm(self.parameters(), self.max_grad_norm)
         if not torch.isfinite(norm):
             raise TrainingError(f"step {self.global_step} was not taken: the gradient norm is {norm.item()}")
         self.log("train/grad_norm", norm)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_ACCUMULATE] = self.trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the finished micro-batches anew where a step now has another number of them (another world size)."""
+        now, then = self.trainer.accumulate_grad_batches, checkpoint.get(_ACCUMULATE)
+        if then in (None, now) or "loops" not in checkpoint:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            ready = counts["ready"]  # the others are as many, or one less where the last batch was still at its end
+            counts.update({name: ready * now // then - (ready - count) for name, count in counts.items()})
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Log numbers that not every step has. (``self.log`` repeats the last value until the epoch ends.)"""
@@ -228,6 +263,6 @@ class NorthModule(LightningModule):
             self._recorded = {}
 
     def gradient_scale(self) -> float:
-        """What a loss is multiplied by so that gradients *add up* over micro-batches and ranks, where Lightning and
-        DistributedDataParallel take means."""
-        return float(self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        """What a loss is multiplied by so that gradients *add up* over micro-batches and over processes with different
+        rows, where Lightning and its strategies take means."""
+        return float(self.trainer.accumulate_grad_batches * rows_at_once(self.trainer)[0])
