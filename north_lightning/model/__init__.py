@@ -5,8 +5,17 @@ training live elsewhere.
 """
 
 from north_lightning.model.checkpoint import load_checkpoint, named_hf_tensors, save_checkpoint
+from north_lightning.model.compute import ComputeConfig
 from north_lightning.model.config import NorthConfig
 from north_lightning.model.decoder import NorthModel
 from north_lightning.model.experts import Routing
 
-__all__ = ["NorthConfig", "NorthModel", "Routing", "load_checkpoint", "named_hf_tensors", "save_checkpoint"]
+__all__ = [
+    "ComputeConfig",
+    "NorthConfig",
+    "NorthModel",
+    "Routing",
+    "load_checkpoint",
+    "named_hf_tensors",
+    "save_checkpoint",
+]

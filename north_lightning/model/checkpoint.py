@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from north_lightning.errors import CheckpointError
+from north_lightning.model.compute import ComputeConfig
 from north_lightning.model.config import NorthConfig
 from north_lightning.model.decoder import DecoderLayer, NorthModel
 from north_lightning.model.experts import DenseMLP
@@ -90,6 +91,7 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     sliding_window_includes_current: bool = False,
+    compute: ComputeConfig | None = None,
 ) -> NorthModel:
     """A model with the weights of a Hugging Face checkpoint directory; its ``config`` is the checkpoint's.
 
@@ -98,6 +100,7 @@ def load_checkpoint(
         dtype: of the parameters; None: the embedding's on disk.
         device: where the parameters go.
         sliding_window_includes_current: see ``NorthConfig``.
+        compute: how the model is computed.
 
     Raises:
         CheckpointError: no such directory or shard, a corrupt file, or tensors that are missing, unexpected or of
@@ -110,7 +113,7 @@ def load_checkpoint(
     config = NorthConfig.load(directory, sliding_window_includes_current=sliding_window_includes_current)
     weight_map = _read_weight_map(directory)
     with torch.device("meta"):
-        model = NorthModel(config)
+        model = NorthModel(config, compute)
     _check_tensors(directory, weight_map, {name: tuple(tensor.shape) for name, tensor in named_hf_tensors(model)})
     model.to(dtype=dtype or _stored_dtype(directory, weight_map))
     model.to_empty(device=device)

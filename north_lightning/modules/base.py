@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from north_lightning.chat import NorthTokenizer
 from north_lightning.errors import CheckpointError, ConfigError, TokenizerError, TrainingError
 from north_lightning.losses import token_logprobs, trained_positions
-from north_lightning.model import NorthConfig, NorthModel, Routing, load_checkpoint, save_checkpoint
+from north_lightning.model import ComputeConfig, NorthConfig, NorthModel, Routing, load_checkpoint, save_checkpoint
 from north_lightning.types import PackedBatch
 
 
@@ -41,6 +41,7 @@ class NorthModule(LightningModule):
         max_grad_norm: Gradients are scaled down to this total norm.
         freeze_router: Keep the experts' routers as they are.
         log_experts_every_n_steps: How often the routers' load and entropy are logged; 0 for never.
+        compute: Implementations of attention and experts, and activation checkpointing.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class NorthModule(LightningModule):
         max_grad_norm: float = 1.0,
         freeze_router: bool = False,
         log_experts_every_n_steps: int = 20,
+        compute: ComputeConfig | None = None,
     ) -> None:
         super().__init__()
         if (checkpoint is None) == (config is None):
@@ -71,6 +73,7 @@ class NorthModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.freeze_router = freeze_router
         self.log_experts_every_n_steps = log_experts_every_n_steps
+        self.compute = compute
         self.model: NorthModel | None = None
         self._recorded: dict[str, float] = {}
 
@@ -81,10 +84,10 @@ class NorthModule(LightningModule):
         if self.model is not None:
             return
         if self.checkpoint is not None:
-            self.model = load_checkpoint(self.checkpoint)
+            self.model = load_checkpoint(self.checkpoint, compute=self.compute)
         else:
             assert self.config_path is not None
-            self.model = NorthModel(NorthConfig.load(self.config_path))
+            self.model = NorthModel(NorthConfig.load(self.config_path), self.compute)
         self._check_tokenizer(self.model.config)
         if self.freeze_router:
             for name, parameter in self.model.named_parameters():
