@@ -123,6 +123,7 @@ MISTAKES: dict[str, tuple[Edit, str]] = {
         ),
         "did you mean 'betas'?",
     ),
+    "back end": (lambda c: in_model(c).update(compute={"attention": "flesh"}), "flesh"),
     "type": (lambda c: in_model(c).update(max_grad_norm="much"), "Got value: much"),
 }
 

@@ -147,7 +147,7 @@ class NorthModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
-        self._configured_lr = optimizer.param_groups[0]["lr"]
+        self._configured_lr = float(optimizer.param_groups[0]["lr"])  # some optimizers keep a tensor and change it
         if self.lr_scheduler_factory is None:
             return optimizer
         schedule = {"scheduler": self.lr_scheduler_factory(optimizer), "interval": "step"}
@@ -158,7 +158,7 @@ class NorthModule(LightningModule):
         if self.trainer.gradient_clip_val is not None:
             raise ConfigError("trainer.gradient_clip_val: expected nothing, set model.max_grad_norm instead")
         group = self.trainer.optimizers[0].param_groups[0]
-        resumed = group.get("initial_lr", group["lr"])
+        resumed = float(group.get("initial_lr", group["lr"]))
         if resumed != self._configured_lr:
             raise ConfigError(
                 f"the checkpoint was trained with learning rate {resumed}, the config says {self._configured_lr}: "
