@@ -509,6 +509,9 @@ def main() -> None:
 
 
 def measurements(parts: list[str], rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    if "attention" in parts:
+        for window in (128, 256, 512):
+            yield "attention", measure_attention(window, rounds)
     if "step" in parts:
         for hidden_size in (64, 128):
             for workload in WORKLOADS:
@@ -516,9 +519,6 @@ def measurements(parts: list[str], rounds: int) -> Iterator[tuple[str, dict[str,
     if "loss" in parts:
         for width in (64, 256):
             yield "loss", measure_loss(width, rows=1024, rounds=min(rounds, 3))
-    if "attention" in parts:
-        for window in (64, 128, 256):
-            yield "attention", measure_attention(window, rounds)
     if "gpu" in parts:
         yield "gpu", measure_on_gpu(rounds)
 
