@@ -123,6 +123,7 @@ MISTAKES: dict[str, tuple[Edit, str]] = {
         ),
         "did you mean 'betas'?",
     ),
+    "back end": (lambda c: in_model(c).update(compute={"attention": "flesh"}), "flesh"),
     "type": (lambda c: in_model(c).update(max_grad_norm="much"), "Got value: much"),
     "empty block, model": (lambda c: in_model(c).update(max_gradnorm={}), "did you mean 'max_grad_norm'?"),
     "empty block, trainer": (lambda c: c["trainer"].update(max_step={}), "did you mean 'trainer.max_steps'?"),

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from north_lightning.model.checkpoint import load_checkpoint, load_weights, named_hf_tensors, save_checkpoint
+    from north_lightning.model.compute import ComputeConfig
     from north_lightning.model.config import NorthConfig
     from north_lightning.model.decoder import NorthModel
     from north_lightning.model.experts import Routing, RoutingRecord
     from north_lightning.model.lora import LoRAConfig, adapter_state_dict, add_adapters, load_adapter, save_adapter
 
 _HOMES = {
+    "ComputeConfig": "compute",
     "LoRAConfig": "lora",
     "NorthConfig": "config",
     "NorthModel": "decoder",
@@ -34,6 +36,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ComputeConfig",
     "LoRAConfig",
     "NorthConfig",
     "NorthModel",

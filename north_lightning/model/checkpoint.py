@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from north_lightning.errors import CheckpointError
+from north_lightning.model.compute import ComputeConfig
 from north_lightning.model.config import NorthConfig
 from north_lightning.model.decoder import NorthModel
 
@@ -109,6 +110,7 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     sliding_window_includes_current: bool = False,
+    compute: ComputeConfig | None = None,
 ) -> NorthModel:
     """A model with the weights of a Hugging Face checkpoint directory; its ``config`` is the checkpoint's.
 
@@ -117,6 +119,7 @@ def load_checkpoint(
         dtype: of the parameters; None: the embedding's on disk.
         device: where the parameters go.
         sliding_window_includes_current: see ``NorthConfig``.
+        compute: how the model is computed.
 
     Raises:
         CheckpointError: no such directory or shard, a corrupt file, or tensors that are missing, unexpected or of
@@ -126,7 +129,7 @@ def load_checkpoint(
     directory = Path(directory)
     config = NorthConfig.load(directory, sliding_window_includes_current=sliding_window_includes_current)
     with torch.device("meta"):
-        model = NorthModel(config)
+        model = NorthModel(config, compute)
     model.to(dtype=dtype or _stored_dtype(directory, _read_weight_map(directory)))
     model.to_empty(device=device)
     load_weights(model, directory)

@@ -11,13 +11,19 @@ Shapes: T tokens, D model, V vocabulary, N documents, L layers, K experts per to
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from north_lightning.model.attention import Attention, PackedRow
+from north_lightning.model.compute import ComputeConfig
 from north_lightning.model.config import NorthConfig
 from north_lightning.model.experts import DenseMLP, MoE, Routing
 
@@ -91,16 +97,18 @@ def make_norm(config: NorthConfig) -> RMSNorm | LayerNorm:
 class DecoderLayer(nn.Module):
     """One parallel block."""
 
-    def __init__(self, config: NorthConfig, layer: int) -> None:
+    def __init__(self, config: NorthConfig, layer: int, compute: ComputeConfig | None = None) -> None:
         super().__init__()
+        compute = compute or ComputeConfig()
+        self.checkpointing = compute.checkpointing
         self.norm = make_norm(config)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config, layer, compute)
         self.mlp: DenseMLP | MoE
         if config.is_dense(layer):
             assert config.prefix_dense_intermediate_size is not None
             self.mlp = DenseMLP(config.hidden_size, config.prefix_dense_intermediate_size)
         else:
-            self.mlp = MoE(config, layer)
+            self.mlp = MoE(config, layer, compute)
 
     def forward(
         self,
@@ -109,9 +117,36 @@ class DecoderLayer(nn.Module):
         routing: list[Routing] | None = None,
         replayed_TLK: Tensor | None = None,
     ) -> Tensor:
+        block: Callable[..., tuple[Tensor, list[Routing]]] = self._block
+        if self.checkpointing in ("full", "offload"):
+            block = recomputed(block)
+        is_on_host = self.checkpointing == "offload"
+        with save_on_cpu(pin_memory=x_TD.is_cuda) if is_on_host else nullcontext():
+            x_TD, decided = block(x_TD, row, routing is not None, replayed_TLK)
+        if routing is not None:
+            routing.extend(decided)
+        return x_TD
+
+    def _block(
+        self, x_TD: Tensor, row: PackedRow, record: bool, replayed_TLK: Tensor | None
+    ) -> tuple[Tensor, list[Routing]]:
         normed = self.norm(x_TD)
-        mlp_out = self.mlp(normed, routing, replayed_TLK) if isinstance(self.mlp, MoE) else self.mlp(normed)
-        return x_TD + self.attention(normed, row) + mlp_out
+        mlp = recomputed(self._mlp) if self.checkpointing == "selective" else self._mlp
+        mlp_out, decided = mlp(normed, record, replayed_TLK)
+        return x_TD + self.attention(normed, row) + mlp_out, decided
+
+    def _mlp(self, normed: Tensor, record: bool, replayed_TLK: Tensor | None) -> tuple[Tensor, list[Routing]]:
+        """The MLP branch, and what its router decided if that is wanted: returned, for a block may run twice."""
+        decided: list[Routing] = []
+        if isinstance(self.mlp, MoE):
+            return self.mlp(normed, decided if record else None, replayed_TLK), decided
+        return self.mlp(normed), decided
+
+
+def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which keeps its arguments and runs again in the backward pass. (No layer draws random
+    numbers, so there is no generator's state to restore.)"""
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 class NorthModel(nn.Module):
@@ -120,13 +155,17 @@ class NorthModel(nn.Module):
     Random weights are normal with standard deviation ``config.initializer_range`` (norms: ones). The family's 0.02 is
     about 1 / sqrt(hidden_size) at the released width; a small model trained from scratch learns faster with
     ``initializer_range`` set to that for its own width.
+
+    Args:
+        config: the shape.
+        compute: how it is computed; nothing of it is in the weights.
     """
 
-    def __init__(self, config: NorthConfig) -> None:
+    def __init__(self, config: NorthConfig, compute: ComputeConfig | None = None) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, layer, compute) for layer in range(config.num_hidden_layers))
         self.norm = make_norm(config)
         self.reset_parameters()
 

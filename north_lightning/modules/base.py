@@ -21,6 +21,7 @@ from north_lightning.data.batches import Batch, keep_predicted_from, rows_at_onc
 from north_lightning.errors import CheckpointError, ConfigError, TokenizerError, TrainingError
 from north_lightning.losses import token_logprobs, trained_positions
 from north_lightning.model import (
+    ComputeConfig,
     LoRAConfig,
     NorthConfig,
     NorthModel,
@@ -61,6 +62,7 @@ class NorthModule(LightningModule):
             model, with the adapters beside it in ``adapter/``, as PEFT reads them.
         adapter: Folder of adapters to go on training, written by an earlier run or by PEFT; in place of ``lora``.
         log_experts_every_n_steps: How often the routers' load and entropy are logged; 0 for never.
+        compute: Implementations of attention and experts, and activation checkpointing.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class NorthModule(LightningModule):
         lora: LoRAConfig | None = None,
         adapter: Path | None = None,
         log_experts_every_n_steps: int = 20,
+        compute: ComputeConfig | None = None,
     ) -> None:
         super().__init__()
         if (checkpoint is None) == (config is None):
@@ -98,6 +101,7 @@ class NorthModule(LightningModule):
         self.adapter = adapter
         self.strict_loading = lora is None and adapter is None
         self.log_experts_every_n_steps = log_experts_every_n_steps
+        self.compute = compute
         self.model: NorthModel | None = None
         self._recorded: dict[str, float] = {}
 
@@ -111,12 +115,12 @@ class NorthModule(LightningModule):
         if isinstance(strategy, NorthStrategy):
             source = self.checkpoint or self.config_path
             assert source is not None
-            self.model = strategy.build_model(NorthConfig.load(source), self.checkpoint)
+            self.model = strategy.build_model(NorthConfig.load(source), self.checkpoint, self.compute)
         elif self.checkpoint is not None:
-            self.model = load_checkpoint(self.checkpoint)
+            self.model = load_checkpoint(self.checkpoint, compute=self.compute)
         else:
             assert self.config_path is not None
-            self.model = NorthModel(NorthConfig.load(self.config_path))
+            self.model = NorthModel(NorthConfig.load(self.config_path), self.compute)
         self._check_tokenizer(self.model.config)
         if self.freeze_router:
             for name, parameter in self.model.named_parameters():
@@ -150,15 +154,6 @@ class NorthModule(LightningModule):
             for _ in named_hf_tensors(self.model):  # gathered for the one that writes
                 pass
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Of a model with adapters only the adapters: the rest is as it was in ``model.checkpoint``."""
-        if self.lora is not None:
-            checkpoint["state_dict"] = adapter_state_dict(self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.lora is not None and (missing := adapter_state_dict(self).keys() - checkpoint["state_dict"].keys()):
-            raise CheckpointError(f"the checkpoint has no adapters like the config's: {sorted(missing)[0]} is missing")
-
     def keep_predicted_here(self, batch: Batch) -> Batch:
         """Where processes share a row: the batch with the tokens that others predict taken out of ``loss_mask``."""
         assert self.model is not None, "configure_model has not run"
@@ -180,7 +175,9 @@ class NorthModule(LightningModule):
         every = self.log_experts_every_n_steps
         routing = RoutingRecord() if self.training and every and self.global_step % every == 0 else None
         first = self.model.tokens_held(len(batch.token_ids)).start
-        hidden = self.model(batch.token_ids, batch.cu_seqlens, routing, routed_experts)  # [T, D], of the tokens held here
+        hidden = self.model(
+            batch.token_ids, batch.cu_seqlens, routing, routed_experts
+        )  # [T, D], of the tokens held here
         for layer in routing or ():
             self._log_experts(layer)
         sources, targets = trained_positions(batch.token_ids, batch.cu_seqlens, batch.loss_mask)  # [R], [R]
@@ -211,7 +208,7 @@ class NorthModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(parameter_groups(self))
-        self._configured_lr = optimizer.param_groups[0]["lr"]
+        self._configured_lr = float(optimizer.param_groups[0]["lr"])  # some optimizers keep a tensor and change it
         if self.lr_scheduler_factory is None:
             return optimizer
         schedule = {"scheduler": self.lr_scheduler_factory(optimizer), "interval": "step"}
@@ -222,7 +219,7 @@ class NorthModule(LightningModule):
         if self.trainer.gradient_clip_val is not None:
             raise ConfigError("trainer.gradient_clip_val: expected nothing, set model.max_grad_norm instead")
         group = self.trainer.optimizers[0].param_groups[0]
-        resumed = group.get("initial_lr", group["lr"])
+        resumed = float(group.get("initial_lr", group["lr"]))
         if resumed != self._configured_lr:
             raise ConfigError(
                 f"the checkpoint was trained with learning rate {resumed}, the config says {self._configured_lr}: "
@@ -238,10 +235,15 @@ class NorthModule(LightningModule):
         self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of a model with adapters only the adapters: the rest is as it was in ``model.checkpoint``."""
         checkpoint[_ACCUMULATE] = self.trainer.accumulate_grad_batches
+        if self.lora is not None:
+            checkpoint["state_dict"] = adapter_state_dict(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count the finished micro-batches anew where a step now has another number of them (another world size)."""
+        if self.lora is not None and (missing := adapter_state_dict(self).keys() - checkpoint["state_dict"].keys()):
+            raise CheckpointError(f"the checkpoint has no adapters like the config's: {sorted(missing)[0]} is missing")
         now, then = self.trainer.accumulate_grad_batches, checkpoint.get(_ACCUMULATE)
         if then in (None, now) or "loops" not in checkpoint:
             return

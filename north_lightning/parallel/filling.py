@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from north_lightning.model import NorthConfig, NorthModel, load_weights
+from north_lightning.model import ComputeConfig, NorthConfig, NorthModel, load_weights
 from north_lightning.model.checkpoint import held_part
 from north_lightning.parallel.mesh import Layout
 from north_lightning.parallel.sharding import parallelize
@@ -24,6 +24,7 @@ def build_model(
     device: torch.device,
     parameter_dtype: torch.dtype = torch.float32,
     compute_dtype: torch.dtype | None = None,
+    compute: ComputeConfig | None = None,
 ) -> NorthModel:
     """A parallel model on ``device``, with a checkpoint's weights, or random ones where there is none.
 
@@ -34,13 +35,14 @@ def build_model(
         device: of this process.
         parameter_dtype: of what the optimizer works on.
         compute_dtype: see ``parallelize``.
+        compute: back ends and activation checkpointing.
 
     Raises:
         CheckpointError: as ``load_checkpoint``.
         ConfigError: as ``parallelize``.
     """
     with torch.device("meta"):
-        model = NorthModel(config).to(parameter_dtype)
+        model = NorthModel(config, compute).to(parameter_dtype)
     parallelize(model, layout, compute_dtype)
     model.to_empty(device=device)
     if checkpoint is None:

@@ -34,7 +34,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from north_lightning.errors import ConfigError
-from north_lightning.model import NorthConfig, NorthModel
+from north_lightning.model import ComputeConfig, NorthConfig, NorthModel
 from north_lightning.parallel.checkpoints import ShardedCheckpoints
 from north_lightning.parallel.filling import build_model
 from north_lightning.parallel.mesh import Layout, ParallelSizes
@@ -117,10 +117,12 @@ class NorthStrategy(ModelParallelStrategy):
 
     # ---- the model ---------------------------------------------------------------------------------------------------
 
-    def build_model(self, config: NorthConfig, checkpoint: Path | None) -> NorthModel:
+    def build_model(
+        self, config: NorthConfig, checkpoint: Path | None, compute: ComputeConfig | None = None
+    ) -> NorthModel:
         """This process's part of the model; see ``filling.build_model``."""
         return build_model(
-            config, checkpoint, self.layout, self.root_device, self._parameter_dtype, self._compute_dtype
+            config, checkpoint, self.layout, self.root_device, self._parameter_dtype, self._compute_dtype, compute
         )
 
     def setup(self, trainer: Trainer) -> None:
