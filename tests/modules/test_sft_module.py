@@ -12,12 +12,8 @@ from north_lightning.callbacks import JSONLHistory
 from north_lightning.chat import train_tokenizer
 from north_lightning.data import SFTDataModule, SFTSource
 from north_lightning.errors import CheckpointError, ConfigError, TokenizerError, TrainingError
-<<<<<<< HEAD
 from north_lightning.history import read_history
-from north_lightning.model import NorthConfig, NorthModel
-=======
 from north_lightning.model import ComputeConfig, NorthConfig, NorthModel
->>>>>>> 354f318042e9bf0c3ba49a2c3750e810cb8c36ef
 from north_lightning.modules import SFTModule, WarmupSchedule
 from north_lightning.types import PackedBatch
 
