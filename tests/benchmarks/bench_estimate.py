@@ -65,7 +65,7 @@ print(resident("VmHWM") - before)
 def measure(config: NorthConfig, num_tokens: int) -> int:
     arguments = [sys.executable, "-c", PROGRAM, json.dumps(config.to_hf()), str(num_tokens)]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back at once
-    return int(subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout)
+    return int(subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout)
 
 
 def time_command(config: Path, num_rounds: int = 5) -> dict[str, float]:
