@@ -12,6 +12,7 @@ needs neither.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name: (module:function, one line)
     "calibrate": ("north_lightning.evaluation.calibrate:calibrate", "measure pass@k and step budgets before RL"),
     "test": ("north_lightning.evaluation.command:evaluate", "evaluate checkpoints on held-out tasks"),
     "report": ("north_lightning.views.report:write_report", "numbers and curves of a finished run"),
+    "estimate": ("north_lightning.planning.command:estimate", "memory and speed of a training config, in advance"),
     "doctor": ("north_lightning.doctor:doctor", "check that this machine can run everything"),
     "recipe": ("north_lightning.recipe:run_recipe", "run a list of these commands, one after another"),
 }
@@ -110,22 +112,28 @@ class UnknownCommandError(ConfigError):
 
 def run_utility(command: str, arguments: Sequence[str]) -> None:
     """Parse ``arguments`` against the signature of the command's function and call it."""
-    from jsonargparse import auto_cli
+    from jsonargparse import ActionConfigFile
 
     from north_lightning.parser import NorthParser
 
     location, description = UTILITIES[command]
     module_name, function_name = location.split(":")
     function = getattr(importlib.import_module(module_name), function_name)
-    prog = f"python -m north_lightning {command}"
-    auto_cli(
-        function,
-        args=list(arguments),
-        prog=prog,
-        description=description,
-        parser_class=NorthParser,
-        as_positional=False,
-    )
+    parser = NorthParser(prog=f"python -m north_lightning {command}", description=description)
+    reads_config_itself = "config" in inspect.signature(function).parameters
+    if not reads_config_itself:
+        parser.add_argument("--config", action=ActionConfigFile, help="YAML file of arguments.")
+    parser.add_function_arguments(function, as_group=False, as_positional=False, sub_configs=True)
+    values = parser.instantiate(parser.parse_args([_underscored(argument) for argument in arguments]))
+    if not reads_config_itself:
+        values.pop("config")
+    function(**values)
+
+
+def _underscored(argument: str) -> str:
+    """``--gpu-memory=80`` as ``--gpu_memory=80``: the commands' arguments are parameters of functions."""
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
 
 
 def add_plugins_to_path() -> None:

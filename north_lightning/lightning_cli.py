@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 import north_lightning.data.sft  # noqa: E402, F401 (here and below: importing a class makes its short name known)
 from north_lightning.callbacks import RunLock, SaveOnTermination  # noqa: E402
 from north_lightning.errors import ConfigError  # noqa: E402
-from north_lightning.modules import NorthModule  # noqa: E402
+from north_lightning.modules import NorthModule  # noqa: E402, and with it NorthStrategy's short name
 from north_lightning.parser import ExplainingParser  # noqa: E402
 
 PLUGIN_GROUP = "north_lightning.plugins"

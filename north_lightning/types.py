@@ -5,7 +5,8 @@ free of torch at run time, because rollouts are produced in a child process that
 
 Alignment, once and for all: every per-token list is aligned with ``token_ids``. ``loss_mask[t]`` says that token ``t``
 is trained, ``rollout_logprobs[t]`` is the sampler's log-probability *of* token ``t`` given the tokens before it, and
-``policy_versions[t]`` the policy that produced it. The first token of a document is never trained.
+``policy_versions[t]`` the policy that produced it. ``routed_experts[t]`` are the experts that the sampler visited when
+it *read* token ``t``, so the last tokens may have none. The first token of a document is never trained.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor
 
 NOT_SAMPLED = -1
@@ -137,6 +139,7 @@ class SamplingParams:
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
+    routed_experts_from: int | None = None  # also return the experts of all tokens from this one on; None: of none
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,9 @@ class Sample:
     logprobs: list[float]  # [T], of the sampled tokens, after temperature and top-p
     policy_versions: list[int]  # [T]
     finish_reason: FinishReason
+    routed_experts: ndarray | None = field(default=None, compare=False)
+    """[R, L, K] integers where asked for: of the prompt's tokens from ``routed_experts_from`` on and of the generated
+    ones, without the very last, which the model has not read. L counts all layers; dense ones have no meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +196,7 @@ class Rollout:
     loss_mask: list[bool] = field(default_factory=list)  # [T]
     rollout_logprobs: list[float] = field(default_factory=list)  # [T], 0.0 where not sampled
     policy_versions: list[int] = field(default_factory=list)  # [T], NOT_SAMPLED where not sampled
+    routed_experts: ndarray | None = field(default=None, compare=False)  # [R <= T, L, K], of the first R tokens
     turns: list[Turn] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)  # for people; never re-encoded
     stop_reason: StopReason = "finished"
@@ -238,4 +245,5 @@ class RolloutBatch(PackedBatch):
     rollout_logprobs: Tensor = None  # type: ignore[assignment]  # [T] float32
     advantages: Tensor = None  # type: ignore[assignment]  # [T] float32
     policy_versions: Tensor = None  # type: ignore[assignment]  # [T] int64
+    routed_experts: Tensor | None = None  # [T, L, K] int16, -1 where the sampler's choice is not known
     groups: list[RolloutGroup] = field(default_factory=list)  # everything the batch consumed, for metrics

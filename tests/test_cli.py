@@ -74,13 +74,13 @@ def shipped_configs() -> list[Path]:
 
 
 def command_of(config: Path) -> str:
-    """The recipe's command for a config of a stage, or the command that a config is named after."""
+    """The recipe's command for a config of a stage, ``fit``, or the command that a config is named after."""
     recipe = yaml.safe_load((ROOT / "configs/quickstart/recipe.yaml").read_text())
     for stage in recipe["stages"]:
         command, *arguments = stage["command"].split()
         if str(config.relative_to(ROOT)) in arguments:
             return command
-    return config.stem
+    return "fit" if config.parent.name == "north_mini" else config.stem
 
 
 @pytest.mark.parametrize("config", shipped_configs(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -123,6 +123,7 @@ MISTAKES: dict[str, tuple[Edit, str]] = {
         ),
         "did you mean 'betas'?",
     ),
+    "back end": (lambda c: in_model(c).update(compute={"attention": "flesh"}), "flesh"),
     "type": (lambda c: in_model(c).update(max_grad_norm="much"), "Got value: much"),
     "empty block, model": (lambda c: in_model(c).update(max_gradnorm={}), "did you mean 'max_grad_norm'?"),
     "empty block, trainer": (lambda c: c["trainer"].update(max_step={}), "did you mean 'trainer.max_steps'?"),

@@ -16,6 +16,7 @@ ORDER = [
     "history",
     "chat",
     "model",
+    "parallel",
     "losses",
     "data",
     "sandbox",
@@ -27,6 +28,7 @@ ORDER = [
     "modules",
     "callbacks",
     "evaluation",
+    "planning",
     "views",
     "parser",
     "doctor",
@@ -48,6 +50,7 @@ TORCH_FREE = [
     "north_lightning.recipe",
     "north_lightning.doctor",
     "north_lightning.views.report",
+    "north_lightning.planning.command",
 ]
 
 

@@ -46,12 +46,13 @@ class HFCheckpoint(Callback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, directory: Path) -> None:
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
+        fresh = directory.with_name(f".{directory.name}.writing")
+        if trainer.is_global_zero:
+            directory.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(fresh, ignore_errors=True)
+        pl_module.save_hf(fresh)
         if not trainer.is_global_zero:
             return
-        directory.mkdir(parents=True, exist_ok=True)
-        fresh = directory.with_name(f".{directory.name}.writing")
-        shutil.rmtree(fresh, ignore_errors=True)
-        pl_module.save_hf(fresh)
         for kept in directory.glob("step-*"):  # earlier steps lie inside the folder that is replaced
             kept.rename(fresh / kept.name)
         shutil.rmtree(directory)

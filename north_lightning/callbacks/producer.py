@@ -123,7 +123,12 @@ class RolloutProducerCallback(Callback):
     def _spec(self, trainer: Trainer, pl_module: LightningModule) -> ProducerSpec:
         assert isinstance(pl_module, CISPOModule)
         assert pl_module.tokenizer_dir is not None
-        make_runner = partial(self.rollouts.make_runner, pl_module.tokenizer_dir, running_sidecar(trainer).url)
+        make_runner = partial(
+            self.rollouts.make_runner,
+            pl_module.tokenizer_dir,
+            running_sidecar(trainer).url,
+            record_routing=pl_module.router_replay,
+        )
         return ProducerSpec(
             self._tasks, make_runner, self.group_size, self.max_concurrent_groups, self.environment_weights, self.seed
         )

@@ -6,8 +6,9 @@ memory needs another composition, not other parts. No model here, and no templat
 
 Normalisation. ``batch.num_trained_tokens`` counts the trainable tokens of the *whole optimizer step*: of every
 micro-batch that is accumulated and of every rank. The exact loss of a step is the sum of all token losses over that
-number. Lightning divides each micro-batch's loss by ``accumulate_grad_batches``, and gradients are averaged over ranks,
-so a training step returns ``loss_sum / num_trained_tokens * accumulate_grad_batches * world_size``.
+number. Lightning divides each micro-batch's loss by ``accumulate_grad_batches``, and gradients are averaged over the
+ranks that have different rows (``rows_at_once``), so a training step returns
+``loss_sum / num_trained_tokens * accumulate_grad_batches * rows_at_once``. Ranks that share a row get the same one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lightning import LightningDataModule
 from rich.progress import track
 
 from north_lightning.chat import ChatFormat, NorthTokenizer
-from north_lightning.data.batches import move_batch, pack_samples
+from north_lightning.data.batches import move_batch, pack_samples, rows_at_once
 from north_lightning.data.filters import SampleFilter
 from north_lightning.data.packing import BestFitPacker
 from north_lightning.data.sources import read_samples
@@ -118,20 +119,28 @@ class SFTDataModule(LightningDataModule):
     def train_dataloader(self) -> SFTLoader:
         assert self._stream is not None, "Lightning calls setup first"
         trainer = self.trainer
-        split = () if trainer is None else (trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank)
-        self._loader = SFTLoader(self._samples, self._stream, *split)
+        accumulate = 1 if trainer is None else trainer.accumulate_grad_batches
+        self._loader = SFTLoader(self._samples, self._stream, accumulate, *rows_at_once(trainer))
         if self._resume_from is not None:
             self._loader.load_state_dict(self._resume_from)
             self._resume_from = None
         return self._loader
 
     def val_dataloader(self) -> ValidationLoader:
-        """Rows of held-out samples; ``num_trained_tokens`` is each row's own, ranks take turns."""
+        """Rows of held-out samples; ``num_trained_tokens`` is each row's own, ranks take turns.
+
+        All get equally many, because a model in parts is computed by all ranks together: where rows run out, the first
+        one again, with nothing of it trained.
+        """
         packer = BestFitPacker(self.row_tokens, self.buffer_samples)
         rows = list(packer.pack((i, len(sample.token_ids)) for i, sample in enumerate(self._validation)))
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        world_size, rank = rows_at_once(self.trainer)
         picked = [[self._validation[i] for i in row] for row in rows[rank::world_size]]
-        return ValidationLoader([pack_samples(samples, _count_trained(samples)) for samples in picked])
+        batches = [pack_samples(samples, _count_trained(samples)) for samples in picked]
+        if len(batches) < -(-len(rows) // world_size):
+            spare = pack_samples([self._validation[i] for i in rows[0]], 0)
+            batches.append(replace(spare, loss_mask=torch.zeros_like(spare.loss_mask)))
+        return ValidationLoader(batches)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return move_batch(batch, device) if isinstance(batch, PackedBatch) else batch
@@ -227,8 +236,8 @@ class SFTLoader:
         samples: what the stream's numbers mean.
         stream: rows of sample numbers.
         accumulate: micro-batches per optimizer step.
-        world_size: number of ranks.
-        rank: this one.
+        world_size: number of ranks that get different rows.
+        rank: this one among them.
     """
 
     def __init__(

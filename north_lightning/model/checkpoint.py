@@ -1,8 +1,8 @@
 """Hugging Face checkpoints, in and out: sharded safetensors with one tensor per expert, for transformers and vLLM.
 
 In: a directory with ``config.json`` and safetensors. Out: a ``NorthModel``, or such a directory. In memory the experts'
-gate and up matrices are fused, and so are queries, keys and values; ``named_hf_tensors`` is the one place that knows
-which part of which parameter is which tensor on disk, and loading, saving and weight pushes all go through it.
+gate and up matrices are fused, and so are queries, keys and values; ``hf_parts`` is the one place that knows which part
+of which parameter is which tensor on disk, and loading, saving and weight pushes all go through it.
 
 Only safetensors: nothing here unpickles. The tied head is not stored.
 """
@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from north_lightning.errors import CheckpointError
+from north_lightning.model.compute import ComputeConfig
 from north_lightning.model.config import NorthConfig
-from north_lightning.model.decoder import DecoderLayer, NorthModel
-from north_lightning.model.experts import DenseMLP
+from north_lightning.model.decoder import NorthModel
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -45,40 +47,58 @@ _TOKENIZER_FILES = (
 # ---- names ---------------------------------------------------------------------------------------------------------
 
 
-def named_hf_tensors(model: NorthModel) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the model under its Hugging Face name, in the order of the layers.
+Index = tuple[int | slice, ...]
 
-    The tensors are detached views: writing to them writes the model, and nothing is copied. 18,730 for the released
-    shape; the tied head is not among them.
+
+def hf_parts(config: NorthConfig) -> Iterator[tuple[str, str, Index]]:
+    """Hugging Face's name, our parameter's name, and which part of that parameter it is; in the order of the layers.
+
+    18,730 for the released shape; the tied head is not among them. The parts of one parameter follow each other.
     """
-    config = model.config
     head_dim, num_heads, num_kv_heads = config.head_dim, config.num_attention_heads, config.num_key_value_heads
-    qkv_rows = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
-    yield _EMBEDDING, model.embedding.weight.detach()
-    for index, layer in enumerate(model.layers):
-        assert isinstance(layer, DecoderLayer)
-        prefix = f"model.layers.{index}"
-        yield f"{prefix}.input_layernorm.weight", layer.norm.weight.detach()
-        parts = layer.attention.qkv_proj.weight.detach().split(qkv_rows)
-        for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
-            yield f"{prefix}.self_attn.{name}.weight", part
-        yield f"{prefix}.self_attn.o_proj.weight", layer.attention.o_proj.weight.detach()
-        if isinstance(layer.mlp, DenseMLP):
-            gate_up, down = layer.mlp.gate_up_proj.weight, layer.mlp.down_proj.weight
-            yield from _named_swiglu(f"{prefix}.mlp", gate_up.detach(), down.detach())
+    dense_width = config.prefix_dense_intermediate_size
+    assert dense_width is not None
+    yield _EMBEDDING, "embedding.weight", ()
+    for index in range(config.num_hidden_layers):
+        theirs, ours = f"model.layers.{index}", f"layers.{index}"
+        yield f"{theirs}.input_layernorm.weight", f"{ours}.norm.weight", ()
+        start = 0
+        for name, heads in (("q_proj", num_heads), ("k_proj", num_kv_heads), ("v_proj", num_kv_heads)):
+            stop = start + heads * head_dim
+            yield f"{theirs}.self_attn.{name}.weight", f"{ours}.attention.qkv_proj.weight", (slice(start, stop),)
+            start = stop
+        yield f"{theirs}.self_attn.o_proj.weight", f"{ours}.attention.o_proj.weight", ()
+        if config.is_dense(index):
+            gate_up, down = f"{ours}.mlp.gate_up_proj.weight", f"{ours}.mlp.down_proj.weight"
+            yield f"{theirs}.mlp.gate_proj.weight", gate_up, (slice(0, dense_width),)
+            yield f"{theirs}.mlp.up_proj.weight", gate_up, (slice(dense_width, 2 * dense_width),)
+            yield f"{theirs}.mlp.down_proj.weight", down, ()
         else:
-            yield f"{prefix}.mlp.gate.weight", layer.mlp.router.weight.detach()
+            yield f"{theirs}.mlp.gate.weight", f"{ours}.mlp.router.weight", ()
+            width = config.intermediate_size
             for expert in range(config.num_experts):
-                gate_up, down = layer.mlp.gate_up_proj[expert], layer.mlp.down_proj[expert]
-                yield from _named_swiglu(f"{prefix}.mlp.experts.{expert}", gate_up.detach(), down.detach())
-    yield "model.norm.weight", model.norm.weight.detach()
+                prefix, gate_up = f"{theirs}.mlp.experts.{expert}", f"{ours}.mlp.gate_up_proj"
+                yield f"{prefix}.gate_proj.weight", gate_up, (expert, slice(0, width))
+                yield f"{prefix}.up_proj.weight", gate_up, (expert, slice(width, 2 * width))
+            for expert in range(config.num_experts):
+                yield f"{theirs}.mlp.experts.{expert}.down_proj.weight", f"{ours}.mlp.down_proj", (expert,)
+    yield "model.norm.weight", "norm.weight", ()
 
 
-def _named_swiglu(prefix: str, gate_up: Tensor, down: Tensor) -> Iterator[tuple[str, Tensor]]:
-    gate, up = gate_up.chunk(2)
-    yield f"{prefix}.gate_proj.weight", gate
-    yield f"{prefix}.up_proj.weight", up
-    yield f"{prefix}.down_proj.weight", down
+def named_hf_tensors(model: NorthModel) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the model under its Hugging Face name.
+
+    The tensors are detached views: writing to them writes the model, and nothing is copied. Where parameters are
+    distributed over processes they are copies instead, gathered one parameter at a time, and *every* process has to
+    take all of them. Of a model with adapters they are the merged weights, computed when their turn comes.
+    """
+    gathered, whole = "", torch.empty(0)
+    for name, parameter, index in hf_parts(model.config):
+        if parameter != gathered:
+            gathered, whole = parameter, attrgetter(parameter)(model).detach()
+            if isinstance(whole, DTensor):
+                whole = whole.full_tensor()
+        yield name, whole[index]
 
 
 # ---- in ------------------------------------------------------------------------------------------------------------
@@ -90,6 +110,7 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     sliding_window_includes_current: bool = False,
+    compute: ComputeConfig | None = None,
 ) -> NorthModel:
     """A model with the weights of a Hugging Face checkpoint directory; its ``config`` is the checkpoint's.
 
@@ -98,6 +119,7 @@ def load_checkpoint(
         dtype: of the parameters; None: the embedding's on disk.
         device: where the parameters go.
         sliding_window_includes_current: see ``NorthConfig``.
+        compute: how the model is computed.
 
     Raises:
         CheckpointError: no such directory or shard, a corrupt file, or tensors that are missing, unexpected or of
@@ -105,29 +127,71 @@ def load_checkpoint(
         ConfigError: a config that this implementation does not do.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(f"no checkpoint: {directory} is not a directory")
     config = NorthConfig.load(directory, sliding_window_includes_current=sliding_window_includes_current)
+    with torch.device("meta"):
+        model = NorthModel(config, compute)
+    model.to(dtype=dtype or _stored_dtype(directory, _read_weight_map(directory)))
+    model.to_empty(device=device)
+    load_weights(model, directory)
+    return model
+
+
+@torch.no_grad()
+def load_weights(model: NorthModel, directory: str | Path) -> None:
+    """Give a model the weights of a checkpoint; of parameters distributed over processes, only this process's parts
+    are read.
+
+    Raises:
+        CheckpointError: as ``load_checkpoint``.
+    """
+    directory = Path(directory)
     weight_map = _read_weight_map(directory)
     with torch.device("meta"):
-        model = NorthModel(config)
-    _check_tensors(directory, weight_map, {name: tuple(tensor.shape) for name, tensor in named_hf_tensors(model)})
-    model.to(dtype=dtype or _stored_dtype(directory, weight_map))
-    model.to_empty(device=device)
-    targets = dict(named_hf_tensors(model))
+        shapes = {name: tuple(tensor.shape) for name, tensor in named_hf_tensors(NorthModel(model.config))}
+    _check_tensors(directory, weight_map, shapes)
+    parts = {name: (parameter, index) for name, parameter, index in hf_parts(model.config)}
     for shard, names in _by_shard(weight_map).items():
         with _open_shard(directory / shard) as file:
             for name in names:
                 if name != _TIED_HEAD:
-                    targets[name].copy_(file.get_tensor(name))
+                    parameter, index = parts[name]
+                    _copy_held(file.get_slice(name), attrgetter(parameter)(model), index)
     if _TIED_HEAD in weight_map:
-        with _open_shard(directory / weight_map[_TIED_HEAD]) as file:
-            _check_tied_head(file.get_tensor(_TIED_HEAD), targets[_EMBEDDING])
-    return model
+        _check_tied_head(directory, weight_map)
+
+
+def held_part(parameter: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """What this process holds of a parameter, a block, and where in the whole it begins."""
+    if not isinstance(parameter, DTensor):
+        return parameter.detach(), (0,) * parameter.dim()
+    (chunk,) = parameter.__create_chunk_list__()  # how torch's own checkpoints ask
+    with torch.no_grad():
+        return parameter.to_local(), tuple(chunk.offsets)
+
+
+def _copy_held(stored: Any, parameter: Tensor, index: Index) -> None:
+    """Copy from disk what this process holds of ``parameter[index]``."""
+    local, offsets = held_part(parameter)
+    target: list[int | slice] = []
+    source: list[slice] = []
+    for dim, offset in enumerate(offsets):
+        part = index[dim] if dim < len(index) else slice(0, parameter.shape[dim])
+        first, last = (part, part + 1) if isinstance(part, int) else (part.start, part.stop)
+        start, stop = max(first, offset), min(last, offset + local.shape[dim])
+        if start >= stop:
+            return
+        if isinstance(part, int):
+            target.append(start - offset)
+        else:
+            target.append(slice(start - offset, stop - offset))
+            source.append(slice(start - first, stop - first))
+    local[tuple(target)].copy_(stored[tuple(source)])
 
 
 def _read_weight_map(directory: Path) -> dict[str, str]:
     """Tensor name -> file name, from the index or from the only file."""
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoint: {directory} is not a directory")
     index_path = directory / INDEX_NAME
     if not index_path.exists():
         with _open_shard(directory / WEIGHTS_NAME) as file:
@@ -193,7 +257,12 @@ def _stored_dtype(directory: Path, weight_map: Mapping[str, str]) -> torch.dtype
     return dtype
 
 
-def _check_tied_head(head: Tensor, embedding: Tensor) -> None:
+def _check_tied_head(directory: Path, weight_map: Mapping[str, str]) -> None:
+    def read(name: str) -> Tensor:
+        with _open_shard(directory / weight_map[name]) as file:
+            return file.get_tensor(name)
+
+    head, embedding = read(_TIED_HEAD), read(_EMBEDDING)
     if not torch.equal(head.to(embedding), embedding):
         raise CheckpointError(f"{_TIED_HEAD} differs from {_EMBEDDING}: only tied embeddings are supported")
 

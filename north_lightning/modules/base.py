@@ -17,13 +17,31 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from north_lightning.chat import NorthTokenizer
+from north_lightning.data.batches import Batch, keep_predicted_from, rows_at_once
 from north_lightning.errors import CheckpointError, ConfigError, TokenizerError, TrainingError
 from north_lightning.losses import token_logprobs, trained_positions
-from north_lightning.model import NorthConfig, NorthModel, Routing, load_checkpoint, save_checkpoint
+from north_lightning.model import (
+    ComputeConfig,
+    LoRAConfig,
+    NorthConfig,
+    NorthModel,
+    Routing,
+    RoutingRecord,
+    adapter_state_dict,
+    add_adapters,
+    load_adapter,
+    load_checkpoint,
+    named_hf_tensors,
+    save_adapter,
+    save_checkpoint,
+)
+from north_lightning.parallel import NorthStrategy, clip_grad_norm, parameter_groups
 from north_lightning.types import PackedBatch
 
+_ACCUMULATE = "accumulate_grad_batches"
 
-def adamw(parameters: Iterable[Tensor]) -> Optimizer:
+
+def adamw(parameters: Iterable[Any]) -> Optimizer:
     """AdamW with learning rate 1e-3, betas 0.9 and 0.95, and no weight decay."""
     return torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
 
@@ -40,7 +58,11 @@ class NorthModule(LightningModule):
         lr_scheduler: Makes the schedule, stepped once per optimizer step; constant by default.
         max_grad_norm: Gradients are scaled down to this total norm.
         freeze_router: Keep the experts' routers as they are.
+        lora: Train low-rank adapters and nothing else. Checkpoints then hold the adapters only; a release is the merged
+            model, with the adapters beside it in ``adapter/``, as PEFT reads them.
+        adapter: Folder of adapters to go on training, written by an earlier run or by PEFT; in place of ``lora``.
         log_experts_every_n_steps: How often the routers' load and entropy are logged; 0 for never.
+        compute: Implementations of attention and experts, and activation checkpointing.
     """
 
     def __init__(
@@ -52,7 +74,10 @@ class NorthModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: float = 1.0,
         freeze_router: bool = False,
+        lora: LoRAConfig | None = None,
+        adapter: Path | None = None,
         log_experts_every_n_steps: int = 20,
+        compute: ComputeConfig | None = None,
     ) -> None:
         super().__init__()
         if (checkpoint is None) == (config is None):
@@ -63,6 +88,8 @@ class NorthModule(LightningModule):
             raise ConfigError(f"model.config: expected a file, got '{config}'")
         if max_grad_norm <= 0:
             raise ConfigError(f"model.max_grad_norm: expected more than 0, got {max_grad_norm}")
+        if lora is not None and adapter is not None:
+            raise ConfigError(f"model: expected either lora or adapter, got both ({adapter=!s})")
         self.checkpoint = checkpoint
         self.config_path = config
         self.tokenizer_dir = tokenizer or checkpoint
@@ -70,7 +97,11 @@ class NorthModule(LightningModule):
         self.lr_scheduler_factory = lr_scheduler
         self.max_grad_norm = max_grad_norm
         self.freeze_router = freeze_router
+        self.lora = lora
+        self.adapter = adapter
+        self.strict_loading = lora is None and adapter is None
         self.log_experts_every_n_steps = log_experts_every_n_steps
+        self.compute = compute
         self.model: NorthModel | None = None
         self._recorded: dict[str, float] = {}
 
@@ -80,15 +111,24 @@ class NorthModule(LightningModule):
         """Build the model once, and refuse a tokenizer that does not belong to it."""
         if self.model is not None:
             return
-        if self.checkpoint is not None:
-            self.model = load_checkpoint(self.checkpoint)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, NorthStrategy):
+            source = self.checkpoint or self.config_path
+            assert source is not None
+            self.model = strategy.build_model(NorthConfig.load(source), self.checkpoint, self.compute)
+        elif self.checkpoint is not None:
+            self.model = load_checkpoint(self.checkpoint, compute=self.compute)
         else:
             assert self.config_path is not None
-            self.model = NorthModel(NorthConfig.load(self.config_path))
+            self.model = NorthModel(NorthConfig.load(self.config_path), self.compute)
         self._check_tokenizer(self.model.config)
         if self.freeze_router:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(".router." not in f".{name}.")
+        if self.adapter is not None:
+            self.lora = load_adapter(self.model, self.adapter)
+        elif self.lora is not None:
+            add_adapters(self.model, self.lora)
         self.model.train()
 
     def _check_tokenizer(self, config: NorthConfig) -> None:
@@ -104,23 +144,45 @@ class NorthModule(LightningModule):
                 )
 
     def save_hf(self, directory: Path) -> None:
-        """Write the model as a Hugging Face checkpoint, with its tokenizer."""
+        """Write the model as a Hugging Face checkpoint, with its tokenizer. Called by every process, written by one."""
         assert self.model is not None, "configure_model has not run"
-        save_checkpoint(self.model, directory, tokenizer_dir=self.tokenizer_dir)
+        if self.trainer.is_global_zero:
+            save_checkpoint(self.model, directory, tokenizer_dir=self.tokenizer_dir)
+            if self.lora is not None:
+                save_adapter(self.model, directory / "adapter", self.lora, base=self.checkpoint)
+        elif isinstance(self.trainer.strategy, NorthStrategy):
+            for _ in named_hf_tensors(self.model):  # gathered for the one that writes
+                pass
+
+    def keep_predicted_here(self, batch: Batch) -> Batch:
+        """Where processes share a row: the batch with the tokens that others predict taken out of ``loss_mask``."""
+        assert self.model is not None, "configure_model has not run"
+        return keep_predicted_from(batch, self.model.tokens_held(len(batch.token_ids)))
 
     def trained_logprobs(
-        self, batch: PackedBatch, temperature: float = 1.0, with_entropy: bool = False
+        self,
+        batch: PackedBatch,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+        routed_experts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities [R] and, if wanted, entropies [R] of the tokens under ``loss_mask``, in their order."""
+        """Log-probabilities [R] and, if wanted, entropies [R] of the tokens under ``loss_mask``, in their order.
+
+        All of these have to be predicted by this process; see ``keep_predicted_here``.
+        ``routed_experts`` [T, L, K] are replayed, see ``NorthModel``.
+        """
         assert self.model is not None, "configure_model has not run"
         every = self.log_experts_every_n_steps
-        routing: list[Routing] | None = [] if self.training and every and self.global_step % every == 0 else None
-        hidden = self.model(batch.token_ids, batch.cu_seqlens, routing)  # [T, D]
+        routing = RoutingRecord() if self.training and every and self.global_step % every == 0 else None
+        first = self.model.tokens_held(len(batch.token_ids)).start
+        hidden = self.model(
+            batch.token_ids, batch.cu_seqlens, routing, routed_experts
+        )  # [T, D], of the tokens held here
         for layer in routing or ():
             self._log_experts(layer)
         sources, targets = trained_positions(batch.token_ids, batch.cu_seqlens, batch.loss_mask)  # [R], [R]
         return token_logprobs(
-            hidden[sources],
+            hidden[sources - first],
             self.model.embedding_weight,
             targets,
             logit_scale=self.model.config.logit_scale,
@@ -129,7 +191,8 @@ class NorthModule(LightningModule):
         )
 
     def _log_experts(self, routing: Routing) -> None:
-        """Of one layer: the busiest expert's share of the tokens times E (1 is balanced), idle experts, entropy."""
+        """Of one layer: the busiest expert's share of the tokens times E (1 is balanced), idle experts, entropy, and
+        the share of replayed choices that the router would not make itself."""
         load = routing.tokens_per_expert()
         name = f"experts/layer{routing.layer}"
         self.record(
@@ -137,14 +200,15 @@ class NorthModule(LightningModule):
                 f"{name}/max_load": float(load.max() * len(load) / load.sum()),
                 f"{name}/idle": float((load == 0).sum()),
                 f"{name}/entropy": float(routing.entropy()),
+                f"{name}/replayed_differently": float(routing.replayed_differently()),
             }
         )
 
     # ---- optimization ------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory([p for p in self.parameters() if p.requires_grad])
-        self._configured_lr = optimizer.param_groups[0]["lr"]
+        optimizer = self.optimizer_factory(parameter_groups(self))
+        self._configured_lr = float(optimizer.param_groups[0]["lr"])  # some optimizers keep a tensor and change it
         if self.lr_scheduler_factory is None:
             return optimizer
         schedule = {"scheduler": self.lr_scheduler_factory(optimizer), "interval": "step"}
@@ -155,7 +219,7 @@ class NorthModule(LightningModule):
         if self.trainer.gradient_clip_val is not None:
             raise ConfigError("trainer.gradient_clip_val: expected nothing, set model.max_grad_norm instead")
         group = self.trainer.optimizers[0].param_groups[0]
-        resumed = group.get("initial_lr", group["lr"])
+        resumed = float(group.get("initial_lr", group["lr"]))
         if resumed != self._configured_lr:
             raise ConfigError(
                 f"the checkpoint was trained with learning rate {resumed}, the config says {self._configured_lr}: "
@@ -164,11 +228,29 @@ class NorthModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip to ``max_grad_norm``; log the norm before that. ``TrainingError`` if it is not finite."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm)
+        norm = clip_grad_norm(self.parameters(), self.max_grad_norm)
         if not torch.isfinite(norm):
             raise TrainingError(f"step {self.global_step} was not taken: the gradient norm is {norm.item()}")
         self.log("train/grad_norm", norm)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of a model with adapters only the adapters: the rest is as it was in ``model.checkpoint``."""
+        checkpoint[_ACCUMULATE] = self.trainer.accumulate_grad_batches
+        if self.lora is not None:
+            checkpoint["state_dict"] = adapter_state_dict(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the finished micro-batches anew where a step now has another number of them (another world size)."""
+        if self.lora is not None and (missing := adapter_state_dict(self).keys() - checkpoint["state_dict"].keys()):
+            raise CheckpointError(f"the checkpoint has no adapters like the config's: {sorted(missing)[0]} is missing")
+        now, then = self.trainer.accumulate_grad_batches, checkpoint.get(_ACCUMULATE)
+        if then in (None, now) or "loops" not in checkpoint:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            ready = counts["ready"]  # the others are as many, or one less where the last batch was still at its end
+            counts.update({name: ready * now // then - (ready - count) for name, count in counts.items()})
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Log numbers that not every step has. (``self.log`` repeats the last value until the epoch ends.)"""
@@ -183,6 +265,6 @@ class NorthModule(LightningModule):
             self._recorded = {}
 
     def gradient_scale(self) -> float:
-        """What a loss is multiplied by so that gradients *add up* over micro-batches and ranks, where Lightning and
-        DistributedDataParallel take means."""
-        return float(self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        """What a loss is multiplied by so that gradients *add up* over micro-batches and over processes with different
+        rows, where Lightning and its strategies take means."""
+        return float(self.trainer.accumulate_grad_batches * rows_at_once(self.trainer)[0])

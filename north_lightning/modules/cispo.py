@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from north_lightning.data.batches import rows_at_once
 from north_lightning.data.rollouts import RolloutStep
 from north_lightning.errors import TrainingError
 from north_lightning.interfaces import PolicyLoss, PolicyLossInputs, PolicyLossOutputs
 from north_lightning.losses import combine_metrics
 from north_lightning.modules.base import NorthModule
+from north_lightning.parallel import gather_objects
 from north_lightning.rollout.metrics import metrics_by_environment
 from north_lightning.types import RolloutBatch
 
@@ -29,27 +31,35 @@ class CISPOModule(NorthModule):
     Args:
         loss: The objective, ``CISPOLoss`` or one of your own.
         temperature: Of sampling, and so of the log-probabilities on both sides.
+        router_replay: Visit the experts that the sampler visited (R3), so that both compute the same function; its
+            server needs ``--enable-return-routed-experts``.
         kwargs: As for ``NorthModule``.
     """
 
-    def __init__(self, loss: PolicyLoss, temperature: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, loss: PolicyLoss, temperature: float = 1.0, router_replay: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.automatic_optimization = False
         self.loss = loss
         self.temperature = temperature
+        self.router_replay = router_replay
 
     def training_step(self, step: RolloutStep, batch_idx: int) -> None:
         outputs = []
         for row in step.micro_batches:
-            output = self.policy_loss(row)
-            self.manual_backward(output.loss * self.trainer.world_size)  # ranks' gradients are averaged
+            output = self.policy_loss(self.keep_predicted_here(row))
+            self.manual_backward(output.loss * rows_at_once(self.trainer)[0])  # gradients are averaged over rows
             outputs.append(output)
         self._step_optimizer()
         self._log_step(step, outputs)
 
     def policy_loss(self, row: RolloutBatch) -> PolicyLossOutputs:
         """The loss over one packed row, already divided by the step's ``num_trained_tokens``."""
-        logprobs, entropy = self.trained_logprobs(row, self.temperature, with_entropy=True)  # [R], [R]
+        if self.router_replay and row.routed_experts is None:
+            raise TrainingError("model.router_replay: expected rollouts with the sampler's routed experts, got none")
+        routed_experts = row.routed_experts if self.router_replay else None
+        logprobs, entropy = self.trained_logprobs(
+            row, self.temperature, with_entropy=True, routed_experts=routed_experts
+        )  # [R], [R]
         assert entropy is not None
         inputs = PolicyLossInputs(
             trainer_logprobs=_spread(logprobs, row.loss_mask),
@@ -73,8 +83,10 @@ class CISPOModule(NorthModule):
             schedule.step()
 
     def _log_step(self, step: RolloutStep, outputs: list[PolicyLossOutputs]) -> None:
-        combined = combine_metrics([output.metrics for output in outputs])
-        self.log("train/loss", sum(output.loss.item() for output in outputs))
+        own = (sum(output.loss.item() for output in outputs), [output.metrics for output in outputs])
+        losses, metrics = zip(*gather_objects(own), strict=True)
+        combined = combine_metrics([part for parts in metrics for part in parts])
+        self.log("train/loss", sum(losses))
         self.log_dict({f"train/{name}": value for name, value in combined.items()})
         rollouts = {f"rollout/{name}": value for name, value in metrics_by_environment(step.groups).items()}
         environments = tuple(f"rollout/{group.environment}/" for group in step.groups)

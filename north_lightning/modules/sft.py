@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from north_lightning.errors import TrainingError
 from north_lightning.modules.base import NorthModule
+from north_lightning.parallel import gather_objects
 from north_lightning.types import PackedBatch
 
 
@@ -29,6 +30,7 @@ class SFTModule(NorthModule):
         self._losses = SourceLosses()  # of the micro-batches of this optimizer step
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        batch = self.keep_predicted_here(batch)
         logprobs, _ = self.trained_logprobs(batch)  # [R]
         loss = -logprobs.sum() / batch.num_trained_tokens
         if not torch.isfinite(loss):
@@ -38,17 +40,22 @@ class SFTModule(NorthModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
-        self.log("train/loss", self._losses.mean())
-        self.record({f"train/loss/{source}": mean for source, mean in self._losses.means().items()})
-        self._losses = SourceLosses()
+        losses, self._losses = self._losses.of_all_processes(), SourceLosses()
+        self.log("train/loss", losses.mean())
+        self.record({f"train/loss/{source}": mean for source, mean in losses.means().items()})
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation_losses = SourceLosses()
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        batch = self.keep_predicted_here(batch)
         logprobs, _ = self.trained_logprobs(batch)
-        losses = SourceLosses()
-        losses.add(batch, -logprobs)
-        for source, mean in losses.means().items():
-            self.log(f"val/loss/{source}", mean, batch_size=losses.counts[source])
-        self.log("val/loss", losses.mean(), batch_size=losses.counts.total())
+        self._validation_losses.add(batch, -logprobs)
+
+    def on_validation_epoch_end(self) -> None:
+        losses = self._validation_losses.of_all_processes()
+        self.log_dict({f"val/loss/{source}": mean for source, mean in losses.means().items()})
+        self.log("val/loss", losses.mean())
 
 
 class SourceLosses:
@@ -66,6 +73,15 @@ class SourceLosses:
         for source, of_document in zip(batch.sources, losses.split(trained_per_document.tolist()), strict=True):
             self.sums[source] += float(of_document.sum())
             self.counts[source] += len(of_document)
+
+    def of_all_processes(self) -> SourceLosses:
+        """The sums over all processes; each has added the tokens that it predicted, and no token is predicted twice."""
+        whole = SourceLosses()
+        for sums, counts in gather_objects((dict(self.sums), dict(self.counts))):
+            for source in sums:
+                whole.sums[source] += sums[source]
+                whole.counts[source] += counts[source]
+        return whole
 
     def mean(self) -> float:
         return sum(self.sums.values()) / max(self.counts.total(), 1)

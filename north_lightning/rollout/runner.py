@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from north_lightning.errors import (
     ConfigError,
     InfrastructureError,
@@ -58,6 +60,7 @@ class SampledPolicy(Policy):
         max_context_tokens: Longest token record.
         timeout_s: Limit of one turn.
         rollout: Where the tokens go; ``rollout.seed`` seeds the turns.
+        record_routing: Also ask for the experts that the sampler visits.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class SampledPolicy(Policy):
         max_context_tokens: int,
         timeout_s: float,
         rollout: Rollout,
+        record_routing: bool = False,
     ) -> None:
         self._chat = chat
         self._sampler = sampler
@@ -75,6 +79,7 @@ class SampledPolicy(Policy):
         self._max_context_tokens = max_context_tokens
         self._timeout_s = timeout_s
         self._rollout = rollout
+        self._record_routing = record_routing
         self._tools: Sequence[ToolSpec] = ()
         self._unparsed: list[int] = []
 
@@ -97,6 +102,7 @@ class SampledPolicy(Policy):
             self._params,
             max_tokens=min(self._params.max_tokens, room),
             seed=derive_seed(rollout.seed, "turn", len(rollout.turns)),
+            routed_experts_from=self._num_routed() if self._record_routing else None,
         )
         generating = self._sampler.generate(list(rollout.token_ids), params)
         sample = await within(self._timeout_s, SamplerError, "the sampler", generating)
@@ -129,8 +135,16 @@ class SampledPolicy(Policy):
         rollout.rollout_logprobs.extend([0.0] * len(token_ids))
         rollout.policy_versions.extend([NOT_SAMPLED] * len(token_ids))
 
+    def _num_routed(self) -> int:
+        routed_experts = self._rollout.routed_experts
+        return 0 if routed_experts is None else len(routed_experts)
+
     def _append_sample(self, sample: Sample) -> None:
         rollout = self._rollout
+        if sample.routed_experts is not None:
+            # Each turn appends what is new: a token keeps the experts of the policy that read it first.
+            parts = [rollout.routed_experts, sample.routed_experts]
+            rollout.routed_experts = np.concatenate([part for part in parts if part is not None])
         start = len(rollout.token_ids)
         rollout.token_ids.extend(sample.token_ids)
         rollout.loss_mask.extend([True] * len(sample.token_ids))
@@ -156,6 +170,7 @@ class RolloutRunner:
         vary_prompts: Every group gets its own wording of the prompt (all attempts of a group share it); otherwise the
             first wording is used throughout.
         timeouts: Limits of every stage.
+        record_routing: Keep the experts that the sampler visits, for router replay.
         max_attempts: Tries per rollout when infrastructure fails.
         retry_delay_s: Pause before the second try; doubles with every further one.
     """
@@ -174,6 +189,7 @@ class RolloutRunner:
         top_p: float = 1.0,
         vary_prompts: bool = True,
         timeouts: Timeouts | None = None,
+        record_routing: bool = False,
         max_attempts: int = 3,
         retry_delay_s: float = 0.5,
     ) -> None:
@@ -186,6 +202,7 @@ class RolloutRunner:
         self.max_context_tokens = max_context_tokens
         self.vary_prompts = vary_prompts
         self.timeouts = timeouts or Timeouts()
+        self.record_routing = record_routing
         self.max_attempts = max_attempts
         self.retry_delay_s = retry_delay_s
         self.sandboxes = sandboxes
@@ -247,7 +264,13 @@ class RolloutRunner:
         rollout_seed = derive_seed(seed, "rollout", group_id, index)
         rollout = Rollout(task.id, task.environment, task.family, group_id, index, rollout_seed)
         policy = SampledPolicy(
-            self.chat, self.sampler, self.params, self.max_context_tokens, self.timeouts.sample_s, rollout
+            self.chat,
+            self.sampler,
+            self.params,
+            self.max_context_tokens,
+            self.timeouts.sample_s,
+            rollout,
+            self.record_routing,
         )
         variation = derive_seed(seed, "variation", group_id) if self.vary_prompts else 0
         await self._loop.run(task, harness, policy, rollout, variation)

@@ -80,7 +80,7 @@ class RolloutSettings(AttemptSettings):
                 f"got {self.max_context_tokens}"
             )
 
-    def make_runner(self, tokenizer_dir: Path, url: str) -> RolloutRunner:
+    def make_runner(self, tokenizer_dir: Path, url: str, record_routing: bool = False) -> RolloutRunner:
         """A runner for the model that the vLLM server at ``url`` serves, with its tokenizer."""
         return RolloutRunner(
             ChatFormat(NorthTokenizer.load(tokenizer_dir), self.reasoning),
@@ -94,4 +94,5 @@ class RolloutSettings(AttemptSettings):
             self.temperature,
             self.top_p,
             timeouts=self.timeouts,
+            record_routing=record_routing,
         )

@@ -8,16 +8,22 @@ rollout process.
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from north_lightning.errors import SamplerError
 from north_lightning.interfaces import Sampler
 from north_lightning.types import FinishReason, Sample, SamplingParams
+
+if TYPE_CHECKING:
+    from numpy import ndarray
 
 GENERATE_PATH = "/inference/v1/generate"
 OK = 200
@@ -66,8 +72,14 @@ class VLLMSampler(Sampler):
             "detokenize": False,
             "logprobs": 0,  # of the sampled token only
         }
+        if params.routed_experts_from is not None:
+            sampling_params["routed_experts_prompt_start"] = params.routed_experts_from
         answer = await self._post({"token_ids": list(prompt_token_ids), "sampling_params": sampling_params})
-        return sample_from_answer(answer)
+        sample = sample_from_answer(answer)
+        if params.routed_experts_from is None:
+            return sample
+        num_read = len(prompt_token_ids) - params.routed_experts_from + len(sample.token_ids) - 1
+        return replace(sample, routed_experts=routed_experts_from_answer(answer, num_read))
 
     async def score(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probability of every token given those before it, under the server's present weights; 0.0 first."""
@@ -135,6 +147,25 @@ def sample_from_answer(answer: Mapping[str, Any]) -> Sample:
         raise SamplerError(f"finish reason: expected one of {_FINISH_REASONS}, got {choice['finish_reason']!r}")
     versions = versions_from_spans(spans, len(token_ids))
     return Sample(token_ids, logprobs, versions, choice["finish_reason"])
+
+
+def routed_experts_from_answer(answer: Mapping[str, Any], num_tokens: int) -> ndarray:
+    """The experts of ``num_tokens`` tokens, [num_tokens, L, K]; ``SamplerError`` if they are not there."""
+    import numpy
+
+    encoded = answer["choices"][0].get("routed_experts")
+    if encoded is None:
+        raise SamplerError("the answer has no routed experts: start the server with --enable-return-routed-experts")
+    try:
+        experts: ndarray = numpy.load(io.BytesIO(base64.b64decode(encoded)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise SamplerError(f"routed experts: expected a base64 .npy, got {str(encoded)[:60]!r} ({error})") from error
+    if experts.ndim != 3 or len(experts) != num_tokens or experts.dtype.kind not in "iu":
+        raise SamplerError(
+            f"routed experts: expected integers [{num_tokens}, layers, experts per token], "
+            f"got {experts.dtype} {list(experts.shape)}"
+        )
+    return experts
 
 
 def versions_from_spans(spans: Sequence[Mapping[str, Any]] | None, num_tokens: int) -> list[int]:

@@ -74,7 +74,9 @@ def test_frozen_head_gets_no_gradient_and_hidden_the_same_one():
     assert frozen.grad is None
 
 
-def test_bf16_inputs_are_computed_in_float32_even_under_autocast():
+@pytest.mark.parametrize("slice_rows", [7, 100])
+def test_bf16_inputs_are_computed_in_float32_even_under_autocast(slice_rows, monkeypatch):
+    monkeypatch.setattr(module, "SLICE_ELEMENTS", 64 * slice_rows)
     hidden, weight, targets = inputs(8, width=64, vocabulary=50)
     hidden_16, weight_16 = hidden.detach().bfloat16().requires_grad_(), weight.detach().bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
@@ -83,7 +85,9 @@ def test_bf16_inputs_are_computed_in_float32_even_under_autocast():
     assert logprobs.dtype == torch.float32
     torch.testing.assert_close(logprobs, expected, rtol=1e-6, atol=1e-5)
     logprobs.sum().backward()
+    (exact,) = torch.autograd.grad(expected.sum(), hidden_16)
     assert hidden_16.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(hidden_16.grad, exact, rtol=1e-2, atol=1e-2)
 
 
 def test_extreme_logits_stay_finite():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from north_lightning.model import NorthConfig, NorthModel, Routing, experts
+from north_lightning.model import NorthConfig, NorthModel, Routing, expert_backends, experts
 
 
 def loop_over_tokens(x, weights, expert_ids, gate_up, down):
@@ -20,33 +20,86 @@ def loop_over_tokens(x, weights, expert_ids, gate_up, down):
     return torch.stack(out)
 
 
-def grouped(x, weights, expert_ids, gate_up, down):
-    """The path that CUDA takes; ``grouped_mm`` runs on a CPU too."""
-    flat = expert_ids.flatten()
-    counts = torch.bincount(flat, minlength=len(gate_up))
-    return experts._grouped_experts(x, weights, flat.argsort(stable=True), counts, gate_up, down)
+BACKENDS = ["plain", "batched", "grouped"]  # grouped_mm runs on a CPU too
 
 
-@pytest.mark.parametrize("implementation", [experts.mixture_of_experts, grouped])
-@pytest.mark.parametrize("num_used", [6, 2, 1])  # of 6 experts: the others get no token
-def test_output_and_gradients_equal_a_loop_over_tokens(implementation, num_used):
+def random_inputs(num_used, num_tokens=30, num_experts=6, width=8, requires_grad=True):
+    """Tokens, weights and choices among the first ``num_used`` experts; the others get no token."""
     torch.manual_seed(num_used)
     top_k = min(2, num_used)
-    x = torch.randn(30, 16)
-    weights = torch.rand(30, top_k)
-    expert_ids = torch.stack([torch.randperm(num_used)[:top_k] for _ in range(30)])
-    gate_up, down = torch.randn(6, 16, 16) / 4, torch.randn(6, 16, 8) / 4
-    inputs = [x, weights, gate_up, down]
-    for tensor in inputs:
-        tensor.requires_grad_()
+    x = torch.randn(num_tokens, 16)
+    weights = torch.rand(num_tokens, top_k)
+    expert_ids = torch.stack([torch.randperm(num_used)[:top_k] for _ in range(num_tokens)])
+    gate_up, down = torch.randn(num_experts, 2 * width, 16) / 4, torch.randn(num_experts, 16, width) / 4
+    for tensor in (x, weights, gate_up, down):
+        tensor.requires_grad_(requires_grad)
+    return x, weights, expert_ids, gate_up, down
 
-    out = implementation(x, weights, expert_ids, gate_up, down)
+
+def assert_equal_to_a_loop_over_tokens(backend, x, weights, expert_ids, gate_up, down):
+    inputs = [x, weights, gate_up, down]
+    out = expert_backends.mixture_of_experts(x, weights, expert_ids, gate_up, down, backend)
     expected = loop_over_tokens(x, weights, expert_ids, gate_up, down)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     d_out = torch.randn_like(out)
     expected_grads = torch.autograd.grad(expected, inputs, d_out)
     for grad, expected_grad in zip(torch.autograd.grad(out, inputs, d_out), expected_grads, strict=True):
         torch.testing.assert_close(grad, expected_grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("num_used", [6, 2, 1])
+def test_output_and_gradients_equal_a_loop_over_tokens(backend, num_used):
+    assert_equal_to_a_loop_over_tokens(backend, *random_inputs(num_used))
+
+
+@pytest.mark.parametrize("max_rows", [1, 16, 25])
+def test_any_size_of_batches_equals_a_loop_over_tokens(max_rows, monkeypatch):
+    """One expert at a time, and batches with and without padding."""
+    monkeypatch.setattr(expert_backends, "MAX_BATCH_ROWS", max_rows)
+    assert_equal_to_a_loop_over_tokens("batched", *random_inputs(5))
+
+
+@pytest.mark.parametrize("backend", ["batched", "grouped"])
+def test_frozen_experts_get_no_gradient_and_tokens_the_same_one(backend):
+    x, weights, expert_ids, gate_up, down = random_inputs(6)
+    out = expert_backends.mixture_of_experts(x, weights, expert_ids, gate_up, down, backend)
+    expected = torch.autograd.grad(out.square().sum(), [x, weights])
+    frozen = gate_up.detach(), down.detach()
+    out = expert_backends.mixture_of_experts(x, weights, expert_ids, *frozen, backend)
+    for grad, expected_grad in zip(torch.autograd.grad(out.square().sum(), [x, weights]), expected, strict=True):
+        assert torch.equal(grad, expected_grad)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_stays_close_to_float32(backend):
+    x, weights, expert_ids, gate_up, down = random_inputs(6, requires_grad=False)
+    expected = loop_over_tokens(x, weights, expert_ids, gate_up, down)
+    low = [tensor.bfloat16().requires_grad_() for tensor in (x, gate_up, down)]
+    out = expert_backends.mixture_of_experts(low[0], weights, expert_ids, *low[1:], backend)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, atol=0.05, rtol=0.02)
+    grads = torch.autograd.grad(out.float().square().sum(), low)
+    full = [tensor.requires_grad_() for tensor in (x, gate_up, down)]
+    out = expert_backends.mixture_of_experts(full[0], weights, expert_ids, *full[1:], "plain")
+    for grad, expected in zip(grads, torch.autograd.grad(out.square().sum(), full), strict=True):
+        assert (grad.float() - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("backend", ["batched", "grouped"])
+def test_nothing_but_inputs_and_gate_up_is_kept(backend):
+    x, weights, expert_ids, gate_up, down = random_inputs(6, num_tokens=300)
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel() if tensor.is_floating_point() else 0
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        expert_backends.mixture_of_experts(x, weights, expert_ids, gate_up, down, backend)
+    num_slots, width = weights.numel(), down.shape[2]
+    inputs = sum(tensor.numel() for tensor in (x, weights, gate_up, down))
+    assert sum(kept.values()) <= inputs + 1.2 * num_slots * (2 * width + 1)  # a few percent are padding
 
 
 CONFIG = NorthConfig(64, 16, 8, 3, 2, 1, 8, 6, 2, sliding_window=8)

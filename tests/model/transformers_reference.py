@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Cohere2MoeConfig, Cohere2MoeForCausalLM
 
-from north_lightning.model import NorthModel, load_checkpoint
+from north_lightning.model import ComputeConfig, NorthModel, load_checkpoint
 
 TINY: dict[str, Any] = {
     "vocab_size": 97,
@@ -52,11 +52,13 @@ def make_reference(seed: int = 0, **changes: Any) -> Cohere2MoeForCausalLM:
     return reference
 
 
-def ours_from(reference: Cohere2MoeForCausalLM, *, transformers_window: bool = True) -> NorthModel:
+def ours_from(
+    reference: Cohere2MoeForCausalLM, *, transformers_window: bool = True, compute: ComputeConfig | None = None
+) -> NorthModel:
     """Our model with the reference's weights, through a checkpoint that transformers wrote."""
     with tempfile.TemporaryDirectory() as directory:
         reference.save_pretrained(Path(directory))
-        return load_checkpoint(directory, sliding_window_includes_current=transformers_window)
+        return load_checkpoint(directory, sliding_window_includes_current=transformers_window, compute=compute)
 
 
 def random_documents(lengths: Sequence[int], seed: int = 0, vocab_size: int = TINY["vocab_size"]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from north_lightning.data.rollouts import RolloutStep, make_step
 from north_lightning.errors import TrainingError
 from north_lightning.history import read_history
 from north_lightning.losses import CISPOLoss
-from north_lightning.model import NorthConfig, NorthModel
+from north_lightning.model import NorthConfig, NorthModel, Routing
 from north_lightning.modules import CISPOModule
 from north_lightning.rollout import rloo_advantages
 from north_lightning.types import NOT_SAMPLED, Reward, Rollout, RolloutGroup, Turn
@@ -130,6 +130,66 @@ def test_a_batch_without_signal_counts_as_a_step_and_moves_nothing(inputs: Path,
     seed_everything(5, verbose=False)
     fresh = NorthModel(NorthConfig.load(inputs / "model.json"))
     assert all(torch.equal(a, b) for a, b in zip(module.model.parameters(), fresh.parameters(), strict=True))
+
+
+def record_routing(groups: list[RolloutGroup], model: NorthModel) -> None:
+    """As a sampler with ``model``'s routers reports it: all layers, the last token not read, dense layers zero."""
+    config = model.config
+    for group in groups:
+        for rollout in group.rollouts:
+            routing: list[Routing] = []
+            ids = torch.tensor(rollout.token_ids)
+            model(ids, torch.tensor([0, len(ids)], dtype=torch.int32), routing)
+            experts = torch.zeros(len(ids), config.num_hidden_layers, config.num_experts_per_tok, dtype=torch.uint8)
+            for layer in routing:
+                experts[:, layer.layer] = layer.expert_ids
+            rollout.routed_experts = experts[:-1].numpy()
+
+
+def test_router_replay_makes_the_trainer_visit_the_samplers_experts(inputs: Path, tmp_path: Path) -> None:
+    """The sampler's routers were other ones: live routing differs from its choices, replay is told them."""
+    module = make_module(inputs, router_replay=True, log_experts_every_n_steps=1)
+    seed_everything(99, verbose=False)
+    groups = make_groups(7)
+    record_routing(groups, NorthModel(NorthConfig.load(inputs / "model.json")))
+    step = make_step(groups, 4000)
+    (row,) = step.micro_batches
+    assert row.routed_experts is not None
+    ends = row.cu_seqlens[1:].long() - 1
+    assert (row.routed_experts[ends] == -1).all()  # never read by the sampler
+    assert int((row.routed_experts < 0).any(-1).any(-1).sum()) == len(ends)
+    fit(module, [step], tmp_path, logger=JSONLHistory(tmp_path))
+    (line,) = read_history(tmp_path / "history.jsonl")
+    assert line["experts/layer1/replayed_differently"] > 0.1
+
+    live, replayed = make_module(inputs), make_module(inputs, router_replay=True)
+    outputs = []
+    for each in (live, replayed):
+        each.trainer = quiet_trainer(tmp_path)
+        each.configure_model()
+        outputs.append(float(each.policy_loss(row).loss))
+    model = replayed.model
+    hidden = model(row.token_ids, row.cu_seqlens, None, row.routed_experts)
+    logprobs = (hidden @ model.embedding_weight.T).log_softmax(-1)[:-1].gather(-1, row.token_ids[1:, None])[:, 0]
+    log_ratio = logprobs - row.rollout_logprobs[1:]
+    mask = row.loss_mask[1:]
+    expected = -(log_ratio.detach().exp().clamp(max=MAX_WEIGHT) * row.advantages[1:] * logprobs)[mask].sum()
+    assert outputs[1] == pytest.approx(float(expected) / row.num_trained_tokens, rel=1e-4)
+    assert abs(outputs[0] - outputs[1]) > 1e-6
+
+
+def test_router_replay_without_recorded_experts_is_refused(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="router_replay: expected rollouts with the sampler's routed experts"):
+        fit(make_module(inputs, router_replay=True), [make_step(make_groups(7), 4000)], tmp_path)
+
+
+def test_a_frozen_router_stays_as_it_is_and_the_experts_learn(inputs: Path, tmp_path: Path) -> None:
+    module = make_module(inputs, freeze_router=True)
+    fit(module, [make_step(make_groups(7), 4000)], tmp_path)
+    seed_everything(5, verbose=False)
+    fresh = dict(NorthModel(NorthConfig.load(inputs / "model.json")).named_parameters())
+    moved = {name for name, parameter in module.model.named_parameters() if not torch.equal(parameter, fresh[name])}
+    assert moved == {name for name in fresh if "router" not in name}
 
 
 def test_a_non_finite_log_probability_of_the_sampler_ends_training_before_the_step(

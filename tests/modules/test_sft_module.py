@@ -13,7 +13,7 @@ from north_lightning.chat import train_tokenizer
 from north_lightning.data import SFTDataModule, SFTSource
 from north_lightning.errors import CheckpointError, ConfigError, TokenizerError, TrainingError
 from north_lightning.history import read_history
-from north_lightning.model import NorthConfig, NorthModel
+from north_lightning.model import ComputeConfig, NorthConfig, NorthModel
 from north_lightning.modules import SFTModule, WarmupSchedule
 from north_lightning.types import PackedBatch
 
@@ -260,3 +260,16 @@ def test_the_schedule_warms_up_and_then_follows_a_cosine() -> None:
     assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
     assert rates[8] == pytest.approx(2.0 * (0.25 + 0.75 * 0.5))  # half way down
     assert rates[12:] == pytest.approx([0.5, 0.5])
+
+
+def test_compute_reaches_the_model_and_changes_no_step(inputs: Path, tmp_path: Path) -> None:
+    compute = ComputeConfig(attention="plain", experts="plain", checkpointing="full")
+    trained = []
+    for name, settings in {"default": {}, "named": {"compute": compute}}.items():
+        module = make_module(inputs, **settings)
+        quiet_trainer(tmp_path / name, max_steps=3).fit(module, make_data(inputs))
+        trained.append(parameters_of(module))
+    layer = module.model.layers[1]
+    assert (layer.attention.backend, layer.mlp.backend, layer.checkpointing) == ("plain", "plain", "full")
+    for name, expected in trained[0].items():
+        torch.testing.assert_close(trained[1][name], expected, atol=2e-6, rtol=1e-4)

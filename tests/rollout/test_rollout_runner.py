@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 from rollout_fakes import (
     FAST,
@@ -118,6 +119,29 @@ def test_every_trained_token_was_sampled(tokenizer_dir: Path, task: Task, reason
         for turn, sample in zip(rollout.turns, samples, strict=True):
             assert rollout.token_ids[turn.start : turn.end] == sample.token_ids
     assert len(sampler.requests) == 16
+
+
+class RoutingSampler(RecordingSampler):
+    """Says of every token that it read: (its position, the turn it was read in)."""
+
+    async def generate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> Sample:
+        sample = await super().generate(prompt_token_ids, params)
+        assert params.routed_experts_from is not None
+        read = range(params.routed_experts_from, len(prompt_token_ids) + len(sample.token_ids) - 1)
+        turn = self._turn(prompt_token_ids)
+        return replace(sample, routed_experts=np.array([[[position, turn]] for position in read]))
+
+
+def test_every_token_keeps_the_experts_of_the_turn_that_read_it_first(chat: ChatFormat, task: Task) -> None:
+    sampler = RoutingSampler(chat, [call("one"), call("two"), answer()])
+    runner = make_runner(chat, sampler)
+    runner.record_routing = True
+    rollout = run(runner.run(task, group_id=0, index=0, seed=0))
+    assert rollout.routed_experts is not None
+    positions, turns = rollout.routed_experts[:, 0].T.tolist()
+    assert positions == list(range(len(rollout.token_ids) - 1))
+    ends = [turn.end for turn in rollout.turns]  # a turn's last token is read by the next turn
+    assert turns == [sum(position >= end - 1 for end in ends) for position in positions]
 
 
 def test_the_sampled_ids_are_ones_the_tokenizer_would_not_choose(chat: ChatFormat) -> None:

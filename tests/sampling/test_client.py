@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import pickle
 import subprocess
@@ -10,10 +12,16 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from north_lightning.errors import SamplerError
-from north_lightning.sampling.client import VLLMSampler, sample_from_answer, versions_from_spans
+from north_lightning.sampling.client import (
+    VLLMSampler,
+    routed_experts_from_answer,
+    sample_from_answer,
+    versions_from_spans,
+)
 from north_lightning.types import Sample, SamplingParams
 
 
@@ -50,6 +58,33 @@ def test_an_answer_that_cannot_be_trained_on_is_refused(changes, message):
         sample_from_answer(answer(**changes))
 
 
+def encoded(array: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_routed_experts_are_read_as_vllm_encodes_them():
+    experts = np.arange(4 * 5 * 2, dtype=np.uint8).reshape(4, 5, 2)
+    read = routed_experts_from_answer(answer(routed_experts=encoded(experts)), 4)
+    assert np.array_equal(read, experts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "--enable-return-routed-experts"),
+        ({"routed_experts": encoded(np.zeros((3, 5, 2), np.uint8))}, r"expected integers \[4, .*got uint8 \[3, 5, 2\]"),
+        ({"routed_experts": encoded(np.zeros((4, 5, 2)))}, "got float64"),
+        ({"routed_experts": encoded(np.array([{}], dtype=object))}, "expected a base64 .npy"),
+        ({"routed_experts": "bm90IG51bXB5"}, "expected a base64 .npy"),
+    ],
+)
+def test_routed_experts_that_are_missing_or_malformed_are_refused(changes, message):
+    with pytest.raises(SamplerError, match=message):
+        routed_experts_from_answer(answer(**changes), 4)
+
+
 def test_weights_that_nobody_has_named_are_version_zero():
     spans = [{"version": "default", "start": 0, "end": 2}, {"version": "12", "start": 2, "end": 4}]
     assert versions_from_spans(spans, 4) == [0, 0, 12, 12]
@@ -58,7 +93,7 @@ def test_weights_that_nobody_has_named_are_version_zero():
 Handler = Callable[[dict[str, Any]], Awaitable[tuple[int, str]]]
 
 
-async def ask(handler: Handler, **settings: Any) -> Sample:
+async def ask(handler: Handler, routed_experts_from: int | None = None, **settings: Any) -> Sample:
     """Start a server that answers with ``handler`` (an exception from it breaks the connection), and ask once."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -78,7 +113,7 @@ async def ask(handler: Handler, **settings: Any) -> Sample:
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     sampler = VLLMSampler(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", **settings)
-    params = SamplingParams(max_tokens=9, temperature=0.5, top_p=0.9, stop_token_ids=(7,), seed=3)
+    params = SamplingParams(9, 0.5, 0.9, stop_token_ids=(7,), seed=3, routed_experts_from=routed_experts_from)
     try:
         return await sampler.generate([1, 2], params)
     finally:
@@ -109,6 +144,23 @@ def test_a_request_carries_ids_and_every_sampling_parameter():
             },
         }
     ]
+
+
+def test_routed_experts_are_asked_for_from_a_token_on_and_without_the_last():
+    """Two tokens of prompt, the first known already, and three generated: 1 + 3 - 1 that the sampler has read."""
+    requests: list[dict[str, Any]] = []
+    experts = np.arange(3 * 5 * 2, dtype=np.uint8).reshape(3, 5, 2)
+
+    async def handler(request: dict[str, Any]) -> tuple[int, str]:
+        requests.append(request["sampling_params"])
+        return 200, json.dumps(answer(routed_experts=encoded(experts)))
+
+    sample = asyncio.run(ask(handler, routed_experts_from=1))
+    assert requests[0]["routed_experts_prompt_start"] == 1
+    assert sample.routed_experts is not None
+    assert np.array_equal(sample.routed_experts, experts)
+    with pytest.raises(SamplerError, match=r"expected integers \[4,"):
+        asyncio.run(ask(handler, routed_experts_from=0))
 
 
 @pytest.mark.parametrize(("num_breaks", "succeeds"), [(0, True), (2, True), (3, False)])
