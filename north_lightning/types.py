@@ -179,7 +179,8 @@ class Reward:
 
     def __post_init__(self) -> None:
         if self.solved is None:
-            object.__setattr__(self, "solved", self.value >= 1.0)
+            is_number = isinstance(self.value, int | float)  # anything else is refused where it is used
+            object.__setattr__(self, "solved", is_number and self.value >= 1.0)
 
 
 @dataclass(slots=True)
