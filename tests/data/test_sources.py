@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from north_lightning.data import Conversation, read_samples, write_samples
+from north_lightning.data import SampleReader, Shard, read_samples, write_samples
 from north_lightning.data.sources import sample_from_json, sample_to_json
 from north_lightning.errors import DataError
-from north_lightning.types import Message, ToolCall, ToolSpec
+from north_lightning.types import Conversation, Message, ToolCall, ToolSpec
 
 text = st.text(st.characters(codec="utf-8"), max_size=12)
 name = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6)
@@ -36,6 +36,7 @@ conversation = st.builds(
     environment=text,
     repo=text,
     task_id=text,
+    verified=st.sampled_from([None, True, False]),
 )
 
 
@@ -99,10 +100,11 @@ GOOD = '{"messages": [{"role": "user", "content": "x"}]}'
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "Expecting"),
-        ("[]", "sample: expected an object, got list"),
-        ("{}", "messages: expected a list, got NoneType"),
-        ('{"messages": []}', "messages: expected at least one"),
+        ("{", "Expecting property name .* at character"),
+        ('{"messages": NaN}', "strict JSON, got NaN"),
+        ("[]", r"\$: expected an object, got list"),
+        ("{}", r"\$.messages: expected a list, got NoneType"),
+        ('{"messages": []}', r"\$.messages: expected at least one"),
         ('{"messages": [{"role": "robot"}]}', r"messages\[0\].role: expected one of"),
         ('{"messages": [{"role": "user", "content": 3}]}', r"messages\[0\].content: expected a string"),
         ('{"messages": [{"role": "user", "content": "x"}], "label": 1}', "got label"),
