@@ -20,7 +20,9 @@ from north_lightning.errors import ConfigError, DataError
 from north_lightning.interfaces import ConversationImporter
 from north_lightning.types import Conversation, ToolSpec
 
-_INSTANCE = re.compile(r"(?:instance_)?(?P<owner>[\w.-]+?)__(?P<name>[\w.-]+?)(?:-\d+|-[0-9a-f]{40}.*|\.[0-9a-f]{7,}.*)?$")
+_INSTANCE = re.compile(
+    r"(?:instance_)?(?P<owner>[\w.-]+?)__(?P<name>[\w.-]+?)(?:-\d+|-[0-9a-f]{40}.*|\.[0-9a-f]{7,}.*)?$"
+)
 
 
 class OpenAIMessages(ConversationImporter):
@@ -126,7 +128,9 @@ class ATIFTrajectories(OpenAIMessages):
         steps = record.get("steps")
         if not isinstance(steps, list):
             raise DataError(f"$.steps: expected a list, got {type(steps).__name__}")
-        messages = [message for index, step in enumerate(steps) for message in _step_messages(step, f"$.steps[{index}]")]
+        messages = [
+            message for index, step in enumerate(steps) for message in _step_messages(step, f"$.steps[{index}]")
+        ]
         labels = {"harness": agent.get("name"), **(record.get("extra") or {})}
         return super().convert({**labels, "messages": messages, "tools": agent.get("tool_definitions")})
 

@@ -90,7 +90,9 @@ def _retell(sample: Conversation, variations: list[ConversationVariation], seed:
 
 
 def _print(account: dict[str, Any], output_dir: Path) -> None:
-    table = Table("source", "read", "broken", "kept", "dropped", title=f"{output_dir}/filter.json", title_justify="left")
+    table = Table(
+        "source", "read", "broken", "kept", "dropped", title=f"{output_dir}/filter.json", title_justify="left"
+    )
     for name, counts in account["sources"].items():
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts["dropped"].items()))
         table.add_row(name, *(str(counts[key]) for key in ("read", "broken", "kept")), reasons or "nothing")
