@@ -143,11 +143,13 @@ def test_a_line_that_is_no_sample_is_refused_with_file_and_line(tmp_path, line, 
 
 
 def test_so_many_broken_lines_are_skipped_as_the_budget_allows_and_are_listed(tmp_path):
-    (tmp_path / "a.jsonl").write_text(f'{GOOD}\n{{\n{GOOD}\n[]\n{GOOD}\n')
+    (tmp_path / "a.jsonl").write_text(f"{GOOD}\n{{\n{GOOD}\n[]\n{GOOD}\n")
     reader = SampleReader([tmp_path / "a.jsonl"], max_broken=2)
     assert len(list(reader)) == reader.num_read == 3
     assert [line.partition("a.jsonl")[2][:5] for line in reader.broken] == [":2: $", ":4: $"]
-    with pytest.raises(DataError, match=r"a.jsonl:4: \$: expected an object, got list \(broken record 2 of at most 1\)"):
+    with pytest.raises(
+        DataError, match=r"a.jsonl:4: \$: expected an object, got list \(broken record 2 of at most 1\)"
+    ):
         list(SampleReader([tmp_path / "a.jsonl"], max_broken=1))
 
 
