@@ -249,7 +249,8 @@ _MARKER = re.compile(
 
 class ControlMarker(ConversationFilter):
     """A control token spelled out in text, whole or malformed, as when a template was rendered into the data or a user
-    forges a turn. Tool results are exempt: they show the world as it is, and are encoded so that no control id arises."""
+    forges a turn. Tool results are exempt: they show the world as it is, and are encoded so that no control id arises.
+    """
 
     reason = "control_marker"
 
@@ -335,7 +336,7 @@ class RepetitionLoop(ConversationFilter):
 
 
 class TruncatedEnding(ConversationFilter):
-    """The conversation stops in the middle: on a tool's or a user's message, in an open code fence, or in mid-phrase."""
+    """The conversation stops in the middle: on a tool's or a user's message, in a code fence, or in mid-phrase."""
 
     reason = "truncated_ending"
     _open = (",", "(", "[", "{", "=", "\\", "->", "...[truncated]")

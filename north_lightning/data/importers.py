@@ -138,8 +138,8 @@ class ATIFTrajectories(OpenAIMessages):
 class ShareGPT(OpenAIMessages):
     """ShareGPT's ``conversations`` of ``{"from", "value"}``; ``function_call`` and ``observation`` are tool turns.
 
-    A ``system`` key beside them opens the conversation; ``tools`` is a list, or a string of JSON, of OpenAI's tools or of
-    bare functions.
+    A ``system`` key beside them opens the conversation; ``tools`` is a list, or a string of JSON, of OpenAI's tools or
+    of bare functions.
     """
 
     def convert(self, record: Mapping[str, Any]) -> Conversation:

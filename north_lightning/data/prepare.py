@@ -1,4 +1,4 @@
-"""``python -m north_lightning data filter``: raw trajectories to samples that are fit to train on, and an account of the rest.
+"""``python -m north_lightning data filter``: raw trajectories to samples fit to train on, and an account of the rest.
 
 In: sources, each with its files and format. Out: ``<output_dir>/<source>.jsonl`` of canonical samples, and
 ``filter.json``: what was read, broken, kept and dropped, for which reasons, with examples. It streams: nothing but

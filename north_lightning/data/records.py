@@ -50,8 +50,8 @@ class Shard:
 
 
 def list_files(patterns: Sequence[Path | str]) -> list[str]:
-    """Files behind paths, URLs and patterns with ``*``, sorted within each pattern; ``DataError`` where there are none."""
-    found = []
+    """Files behind paths, URLs and patterns with ``*``, sorted within a pattern; ``DataError`` where there are none."""
+    found: list[str] = []
     for pattern in patterns:
         system, path = fsspec.core.url_to_fs(str(pattern))
         matches = sorted(system.glob(path)) if "*" in path else [path] * system.isfile(path)

@@ -3,8 +3,8 @@
 In: files of records (``records``). A canonical record is ``{"messages": [...], "tools": [...], "source", "harness",
 "environment", "repo", "task_id", "verified"}`` with OpenAI's message and tool objects (``reasoning_content`` for
 thinking). Out: ``Conversation`` objects; and the way back, as JSON Lines. Anything that is not this is a ``DataError``
-that names file, line and JSON path. Whether a conversation is *good* is for ``filters``; what it looks like in tokens for
-``chat``.
+that names file, line and JSON path. Whether a conversation is *good* is for ``filters``; what it looks like in tokens
+for ``chat``.
 """
 
 from __future__ import annotations

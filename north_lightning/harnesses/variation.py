@@ -1,9 +1,9 @@
 """The same harness in other words: other wordings, tool names, orders, observation frames and cuts.
 
-In: a harness and a seed. Out: ``VariedHarness``, a harness that really offers the renamed tools, and ``HarnessVariation``,
-which retells recorded trajectories as that harness would have told them. Because both use one ``Presentation``, a retold
-trajectory can be proved: play its calls through the varied harness, and the observations are the retold ones and the
-verifier says what it said before. It does not translate between harnesses.
+In: a harness and a seed. Out: ``VariedHarness``, a harness that really offers the renamed tools, and
+``HarnessVariation``, which retells recorded trajectories as that harness would have told them. Because both use one
+``Presentation``, a retold trajectory can be proved: play its calls through the varied harness, and the observations are
+the retold ones and the verifier says what it said before. It does not translate between harnesses.
 
 A model that has seen a tool under one name only replays that name; one that has seen many reads its prompt.
 """
@@ -114,7 +114,7 @@ class Presentation:
         return _rename(text, self.tool_names)
 
     def mentions(self, text: str) -> str:
-        """A model's words: only what cannot be an ordinary word (``a_b``, or in backticks) is taken for a tool's name."""
+        """A model's words; only what is no ordinary word (``a_b``, or in backticks) is taken for a tool's name."""
         plain = {name: shown for name, shown in self.tool_names.items() if "_" not in name}
         quoted = {f"`{name}`": f"`{shown}`" for name, shown in plain.items()}
         unmistakable = {name: shown for name, shown in self.tool_names.items() if "_" in name}

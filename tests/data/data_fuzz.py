@@ -20,7 +20,7 @@ from north_lightning.data.dedup import Duplicate
 from north_lightning.data.filters import SampleFilter, default_filters
 from north_lightning.types import AssistantAction, Conversation, Message, ToolCall, ToolSpec
 
-WORDS = (
+WORDS = (  # noqa: SIM905 (a list of words reads worse)
     "alpha bravo cedar delta ember fjord glade heron inlet jetty knoll larch maple north ocean pebble quartz river "
     "spruce tundra umber valley willow xenon yarrow zephyr should returns raises parses file test value list of the a"
 ).split()
@@ -221,7 +221,7 @@ DEFECTS: list[tuple[str, Plant]] = [
     (
         "round_trip",
         lambda s, r: (
-            with_call(s, "note", {"number": r.choice([2**64, -(2**63) - 1, float("nan"), 1e-325])})
+            with_call(s, "note", {"number": r.choice([2**64, -(2**63) - 1, float("nan"), 3.9917007467776965e-25])})
             if r.random() < 0.5
             else with_call(s, "note", {"text": "half \ud83d"})
         ),
@@ -267,7 +267,7 @@ class Benchmark:
             "instance_id": f"acme__rocket{number % 5}-{number}",
             "repo": f"acme/rocket{number % 5}",
             "base_commit": f"{rng.getrandbits(160):040x}",
-            "patch": f"diff --git a/a.py b/a.py\n--- a/a.py\n+++ b/a.py\n@@ -1 +1,5 @@\n context\n-old\n{added}\n end\n",
+            "patch": f"--- a/a.py\n+++ b/a.py\n@@ -1 +1,5 @@\n a = 1\n-old\n{added}\n b = 2\n",
             "problem_statement": prose(rng, 40, 200),
         }
 

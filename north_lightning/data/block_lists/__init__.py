@@ -1,8 +1,8 @@
 """What benchmarks hold, so that it can be kept out of training: data files with source and date, and how to make one.
 
 In: a benchmark's instances or task directories. Out: a block list: repositories with their former names, base commits,
-and *fingerprints* of gold patches, problem statements and instructions. Fingerprints are one-way hashes, so a list can be
-shared without giving the benchmark away. Which samples a list hits is for ``decontamination``.
+and *fingerprints* of gold patches, problem statements and instructions. Fingerprints are one-way hashes, so a list can
+be shared without giving the benchmark away. Which samples a list hits is for ``decontamination``.
 
 The package brings the repositories of SWE-bench, SWE-bench Verified and SWE-bench Pro. Commits, patches, statements and
 Terminal-Bench's instructions are taken from the benchmarks themselves, by whoever has them:
