@@ -13,6 +13,7 @@ from north_lightning.errors import InvalidActionError
 from north_lightning.harnesses import HarnessVariation, ReActTerminalHarness, SWEAgentHarness, VariedHarness
 from north_lightning.harnesses.variation import Presentation
 from north_lightning.rollout.attempt import record_scripted
+from north_lightning.rollout.settings import AttemptSettings
 from north_lightning.rollout.trajectories import record_trajectories
 from north_lightning.sandbox import BubblewrapProvider
 from north_lightning.tasks import image_of, load_tasks
@@ -32,7 +33,8 @@ def recorded(tmp_path_factory):
         directory, [TaskSetSettings("terminal", "terminal", "train", 6), TaskSetSettings("swe", "swe", "train", 6)]
     )
     sets = [directory / "terminal", directory / "swe"]
-    record_trajectories(sets, directory / "data", HARNESSES, UnitTestVerifier(), BubblewrapProvider(), 0.5)
+    rollouts = AttemptSettings(harnesses=HARNESSES, verifier=UnitTestVerifier(), sandboxes=BubblewrapProvider())
+    record_trajectories(sets, directory / "data", rollouts, 0.5)
     tasks = {task.id: task for path in sets for task in load_tasks(path)}
     samples = [one for name in ("terminal", "swe") for one in read_samples(directory / "data" / f"{name}.jsonl")]
     return tasks, samples
