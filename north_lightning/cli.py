@@ -26,13 +26,15 @@ TRAINING = {
     "predict": "Lightning's predict loop, for modules of your own",
 }
 
-UTILITIES: dict[str, tuple[str, str]] = {  # name: (module:function, one line)
+UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:function, one line)
     "tasks": ("north_lightning.tasks.build:build_task_sets", "generate the quickstart's task sets"),
     "trajectories": (
         "north_lightning.rollout.trajectories:record_trajectories",
         "record verified SFT data in the sandbox",
     ),
     "tokenizer": ("north_lightning.data.tokenizer:train_tokenizer_command", "train a small model's tokenizer"),
+    "data filter": ("north_lightning.data.prepare:filter_data", "raw trajectories to samples fit for SFT"),
+    "data blocklist": ("north_lightning.data.block_lists:write_block_list", "a benchmark's list for decontamination"),
     "calibrate": ("north_lightning.evaluation.calibrate:calibrate", "measure pass@k and step budgets before RL"),
     "test": ("north_lightning.evaluation.command:evaluate", "evaluate checkpoints on held-out tasks"),
     "report": ("north_lightning.views.report:write_report", "numbers and curves of a finished run"),
@@ -46,19 +48,18 @@ EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. ``NORTH_DEBUG=1`` shows the traceback of our own errors too."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = arguments[0] if arguments else "--help"
+    command, arguments = split_command(list(sys.argv[1:] if arguments is None else arguments))
     try:
         if command in ("-h", "--help"):
             print(overview())
         elif command in UTILITIES:
             add_plugins_to_path()
-            run_utility(command, arguments[1:])
+            run_utility(command, arguments)
         elif command in TRAINING:
             add_plugins_to_path()
             from north_lightning.lightning_cli import run_training
 
-            return run_training(arguments)
+            return run_training([command, *arguments])
         else:
             raise UnknownCommandError(command)
     except Exception as error:
@@ -70,6 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPT
     return 0
+
+
+def split_command(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command, of one word or two, and what follows it."""
+    for num_words in (2, 1):
+        command = " ".join(arguments[:num_words])
+        if command in (*UTILITIES, *TRAINING):
+            return command, arguments[num_words:]
+    return (arguments or ["--help"])[0], arguments[1:]
 
 
 def one_line(error: BaseException | None) -> str | None:

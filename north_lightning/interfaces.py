@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from north_lightning.types import (
     AssistantAction,
     CommandResult,
+    Conversation,
     Prompt,
     Reward,
     Rollout,
@@ -29,6 +30,36 @@ if TYPE_CHECKING:
     from asyncio.subprocess import Process
 
     from torch import Tensor
+
+
+# ---- SFT data ------------------------------------------------------------------------------------------------------
+
+
+class ConversationImporter(ABC):
+    """Reads one foreign data format."""
+
+    @abstractmethod
+    def convert(self, record: Mapping[str, Any]) -> Conversation:
+        """The conversation in one decoded record; ``DataError`` names the JSON path, expected and got."""
+
+
+class ConversationFilter(ABC):
+    """Finds one kind of fault in samples. Looks and repairs nothing."""
+
+    reason: str
+    """What dropped samples are counted under, in snake case."""
+
+    @abstractmethod
+    def find_fault(self, sample: Conversation) -> str | None:
+        """Where and what the fault is, for people; None for a sample that has none."""
+
+
+class ConversationVariation(ABC):
+    """Tells the same trajectory in other words, so that a model reads its prompt instead of replaying one."""
+
+    @abstractmethod
+    def vary(self, sample: Conversation, seed: int) -> Conversation | None:
+        """The sample retold, the same for the same seed; None for a sample this variation does not know."""
 
 
 # ---- loss ----------------------------------------------------------------------------------------------------------

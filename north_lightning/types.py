@@ -92,6 +92,20 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Conversation:
+    """One sample for SFT; the labels say where it came from and are empty where unknown."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    source: str = ""
+    harness: str = ""
+    environment: str = ""
+    repo: str = ""  # "owner/name"
+    task_id: str = ""
+    verified: bool | None = None  # a verifier's verdict on the result; None where nobody checked
+
+
+@dataclass(frozen=True, slots=True)
 class TokenizedSample:
     """A conversation as ids, for SFT."""
 

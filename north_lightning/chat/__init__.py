@@ -1,9 +1,9 @@
 """Messages to token ids and loss masks, and sampled ids back to validated actions. Free of torch."""
 
-from north_lightning.chat.format import ActionFormatError, ChatFormat
+from north_lightning.chat.format import ActionFormatError, ChatFormat, parse_calls
 from north_lightning.chat.openai import OpenAIConversion, from_openai
 from north_lightning.chat.phrases import mine_phrases
-from north_lightning.chat.render import Segment, conversation_texts
+from north_lightning.chat.render import Segment, conversation_texts, render_calls, render_conversation
 from north_lightning.chat.tokenizer import NorthTokenizer
 from north_lightning.chat.training import train_tokenizer
 
@@ -16,5 +16,8 @@ __all__ = [
     "conversation_texts",
     "from_openai",
     "mine_phrases",
+    "parse_calls",
+    "render_calls",
+    "render_conversation",
     "train_tokenizer",
 ]

@@ -121,8 +121,7 @@ class ChatFormat:
         reasoning, marker, text = self._split(token_ids)
         if marker == controls.START_TEXT:
             return AssistantAction(reasoning=reasoning, content=text)
-        calls = _read_calls(text, next_call_id)
-        _check_with_melody(text, calls)
+        calls = parse_calls(text, next_call_id)
         for call in calls:
             self._validate(call, tools)
         return AssistantAction(reasoning=reasoning, tool_calls=calls)
@@ -181,6 +180,13 @@ class ChatFormat:
 
 def _reject(message: str) -> NoReturn:
     raise ActionFormatError("parse", message)
+
+
+def parse_calls(text: str, next_call_id: int) -> tuple[ToolCall, ...]:
+    """The calls that the text between the action markers stands for, read as strictly as ``ChatFormat.parse`` does."""
+    calls = _read_calls(text, next_call_id)
+    _check_with_melody(text, calls)
+    return calls
 
 
 def _read_calls(text: str, next_call_id: int) -> tuple[ToolCall, ...]:

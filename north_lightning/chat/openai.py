@@ -34,46 +34,63 @@ class OpenAIConversion:
     """Tool calls whose arguments came as a JSON string."""
 
 
-def from_openai(messages: Sequence[Mapping[str, Any]]) -> OpenAIConversion:
-    """Convert a conversation; ``DataError`` names the message and what was expected."""
+def from_openai(messages: Sequence[Any], path: str = "$.messages") -> OpenAIConversion:
+    """Convert a conversation found at ``path``; ``DataError`` names the JSON path, what was expected and what came."""
     moved = decoded = 0
     converted = []
     for index, message in enumerate(messages):
-        where = f"messages[{index}]"
+        where = f"{path}[{index}]"
+        message = _object(message, where)
         role = _ROLES.get(message.get("role", ""))
         if role is None:
-            raise DataError(f"{where}: expected a role of {sorted(_ROLES)}, got {message.get('role')!r}")
-        content = _text(message.get("content"), where)
+            raise DataError(f"{where}.role: expected one of {sorted(_ROLES)}, got {message.get('role')!r}")
+        content = _text(message.get("content"), f"{where}.content")
         if role != "assistant":
-            converted.append(Message(role, content, tool_call_id=message.get("tool_call_id")))
+            answered = message.get("tool_call_id") if role == "tool" else None
+            if role == "tool" and not isinstance(answered, str):
+                raise DataError(f"{where}.tool_call_id: expected the id of a call, got {answered!r}")
+            converted.append(Message(role, content, tool_call_id=answered))
             continue
-        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+        reasoning = _text(message.get("reasoning_content") or message.get("reasoning"), f"{where}.reasoning_content")
         raw_calls = message.get("tool_calls") or ()
+        calls = tuple(_call(call, f"{where}.tool_calls[{number}]") for number, call in enumerate(raw_calls))
         decoded += sum(isinstance(call["function"]["arguments"], str) for call in raw_calls)
-        if raw_calls and content:
+        if calls and content:
             moved += 1
             reasoning, content = "\n\n".join(part for part in (reasoning, content) if part), ""
-        calls = tuple(_call(call, where) for call in raw_calls)
         converted.append(Message("assistant", content, reasoning, calls))
     return OpenAIConversion(tuple(converted), moved, decoded)
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DataError(f"{where}: expected an object, got {value!r}"[:200])
+    return value
 
 
 def _text(content: Any, where: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
-    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in content
+    ):
         return "".join(part["text"] for part in content)
-    raise DataError(f"{where}: expected content to be a string or a list of text parts, got {content!r}")
+    raise DataError(f"{where}: expected a string or a list of text parts, got {content!r}"[:300])
 
 
-def _call(call: Mapping[str, Any], where: str) -> ToolCall:
-    function = call["function"]
-    arguments = function["arguments"]
+def _call(call: Any, where: str) -> ToolCall:
+    call = _object(call, where)
+    function = _object(call.get("function"), f"{where}.function")
+    for key, value in (("id", call.get("id")), ("function.name", function.get("name"))):
+        if not isinstance(value, str) or not value:
+            raise DataError(f"{where}.{key}: expected a string, got {value!r}")
+    arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
         except ValueError as error:
-            raise DataError(f"{where}: expected the arguments of {function['name']} as JSON, got: {error}") from error
+            raise DataError(f"{where}.function.arguments: expected JSON, got: {error}") from error
     if not isinstance(arguments, Mapping):
-        raise DataError(f"{where}: expected the arguments of {function['name']} as an object, got {arguments!r}")
-    return ToolCall(str(call.get("id")), function["name"], arguments)
+        raise DataError(f"{where}.function.arguments: expected an object, got {arguments!r}"[:300])
+    return ToolCall(call["id"], function["name"], arguments)

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 from north_lightning.data.filters import SampleFilter
 from north_lightning.data.mixing import DeficitMixer
 from north_lightning.data.packing import BestFitPacker
-from north_lightning.data.sources import Conversation, read_samples, write_samples
+from north_lightning.data.records import Shard
+from north_lightning.data.sources import SampleReader, read_samples, write_samples
+from north_lightning.types import Conversation
 
 if TYPE_CHECKING:
     from north_lightning.data.rollouts import RolloutDataModule, RolloutStep
@@ -20,6 +22,8 @@ __all__ = [
     "SFTDataModule",
     "SFTSource",
     "SampleFilter",
+    "SampleReader",
+    "Shard",
     "read_samples",
     "write_samples",
 ]

@@ -1,7 +1,8 @@
 """Which conversations are fit to train on, and why the others are not.
 
-In: conversations. Out: those without a fault, and a count for each reason and source. A check looks at one conversation
-and repairs nothing. Length is checked where lengths are known, after tokenising (``sft``).
+In: conversations. Out: those without a fault, and for each reason a count and a few examples. Every filter is a small
+class that finds one kind of fault and repairs nothing; leaks and duplicates (``decontamination``, ``dedup``) are faults
+too. A fault is a text that begins with the place: ``messages[3].tool_calls[0]: ...``.
 """
 
 from __future__ import annotations
@@ -9,57 +10,161 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, cached_property
+from pathlib import Path
 
+import numpy as np
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
+from jsonschema.exceptions import SchemaError, best_match
 
-from north_lightning.chat.controls import CONTROL_TOKENS, RESERVED_TOKENS
-from north_lightning.data.sources import Conversation
-from north_lightning.types import Message, ToolCall
-
-Check = Callable[[Conversation], bool]
-"""Whether a conversation has the fault."""
-
-_MARKER = re.compile(r"<\|[A-Z0-9_]+\|>|" + "|".join(map(re.escape, (*CONTROL_TOKENS, *RESERVED_TOKENS))))
-_BAD_WHITESPACE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f\x85\u00a0\u2028\u2029\u200b-\u200f\ufeff]"  # control characters and look-alikes of blanks
-    r"|\n{5,}"
-    r"|[ \t]{120,}"
-    r"|\A\s|\s\Z"
+from north_lightning.chat import (
+    ActionFormatError,
+    ChatFormat,
+    NorthTokenizer,
+    parse_calls,
+    render_calls,
+    render_conversation,
 )
+from north_lightning.chat.controls import CONTROL_TOKENS, RESERVED_TOKENS
+from north_lightning.errors import DataError
+from north_lightning.interfaces import ConversationFilter
+from north_lightning.types import Conversation, Message, ToolCall
+
+NUM_EXAMPLES = 5
 
 
-def has_nothing_to_train(sample: Conversation) -> bool:
-    """No message by the assistant says or does anything."""
-    return not any(m.content or m.reasoning or m.tool_calls for m in sample.messages if m.role == "assistant")
+class SampleFilter:
+    """Passes conversations on, or counts why not: the first filter that finds a fault gives the reason.
 
-
-def has_invalid_tool_call(sample: Conversation) -> bool:
-    """A call to an unknown tool, arguments outside its schema, or calls and results that do not pair up.
-
-    Each result follows the call it answers, each call is answered once; only the last message's calls may stay open.
+    >>> fit = SampleFilter()
+    >>> list(fit([])), fit.dropped
+    ([], Counter())
     """
-    validators = {tool.name: _validator(json.dumps(dict(tool.parameters))) for tool in sample.tools}
-    if None in validators.values():
-        return True
-    open_calls: set[str] = set()
-    seen: set[str] = set()
-    for message in sample.messages:
-        if message.role == "tool":
-            if message.tool_call_id not in open_calls:
-                return True
-            open_calls.discard(message.tool_call_id)
-        elif open_calls:
-            return True
-        for call in message.tool_calls:
-            if call.id in seen or not _is_valid(call, validators):
-                return True
+
+    def __init__(self, filters: Sequence[ConversationFilter] | None = None) -> None:
+        """``filters``, in the order they are asked; ``default_filters()`` for None."""
+        self.filters = default_filters() if filters is None else list(filters)
+        self.kept = 0
+        self.dropped: Counter[str] = Counter()
+        self.examples: dict[str, list[dict[str, str]]] = {}
+
+    def __call__(self, samples: Iterable[Conversation]) -> Iterator[Conversation]:
+        for sample in samples:
+            fault = next(self._faults(sample), None)
+            if fault is None:
+                self.kept += 1
+                yield sample
+            else:
+                self.count(sample, *fault)
+
+    def count(self, sample: Conversation, reason: str, detail: str) -> None:
+        """Count ``sample`` as dropped; the first few of every reason are kept as examples."""
+        self.dropped[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < NUM_EXAMPLES:
+            examples.append({"source": sample.source, "task_id": sample.task_id, "detail": detail[:300]})
+
+    def _faults(self, sample: Conversation) -> Iterator[tuple[str, str]]:
+        for check in self.filters:
+            detail = check.find_fault(sample)
+            if detail is not None:
+                yield check.reason, detail
+
+
+def default_filters() -> list[ConversationFilter]:
+    """All filters that need no setting, cheap ones first."""
+    return [
+        NothingToTrain(),
+        FailedVerification(),
+        UnpairedToolResult(),
+        InvalidToolCall(),
+        ContentBesideToolCalls(),
+        ErroneousWhitespace(),
+        ControlMarker(),
+        HallucinatedCitation(),
+        RepetitionLoop(),
+        TruncatedEnding(),
+        RoundTrip(),
+    ]
+
+
+# ---- structure -----------------------------------------------------------------------------------------------------
+
+
+class NothingToTrain(ConversationFilter):
+    """No message by the assistant says or does anything."""
+
+    reason = "nothing_to_train"
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        spoken = any(m.content or m.reasoning or m.tool_calls for m in sample.messages if m.role == "assistant")
+        return None if spoken else "messages: no words and no calls by the assistant"
+
+
+class FailedVerification(ConversationFilter):
+    """A verifier rejected the result.
+
+    Args:
+        required: whether a result that nobody checked is dropped too.
+    """
+
+    reason = "failed_verification"
+
+    def __init__(self, required: bool = False) -> None:
+        self.required = required
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        failed = sample.verified is False or (self.required and sample.verified is None)
+        return f"verified: {sample.verified}" if failed else None
+
+
+class UnpairedToolResult(ConversationFilter):
+    """Calls and results that do not pair up: a result without its call, a second result, a call without a result.
+
+    Each result follows the call it answers, before anybody else speaks; only the last message's calls may stay open.
+    """
+
+    reason = "unpaired_tool_result"
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        open_calls: set[str] = set()
+        for index, message in enumerate(sample.messages):
+            if message.role == "tool":
+                if message.tool_call_id not in open_calls:
+                    return f"messages[{index}]: a result of call {message.tool_call_id!r}, which is not open"
+                open_calls.discard(message.tool_call_id)
+            elif open_calls:
+                return f"messages[{index}]: calls {sorted(open_calls)} have no result"
+            open_calls |= {call.id for call in message.tool_calls}
+        if open_calls and not sample.messages[-1].tool_calls:
+            return f"messages: calls {sorted(open_calls)} have no result"
+        return None
+
+
+class InvalidToolCall(ConversationFilter):
+    """A call of a tool the sample does not offer, arguments outside that tool's schema, an id used twice."""
+
+    reason = "invalid_tool_call"
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        validators: dict[str, Draft202012Validator] = {}
+        for index, tool in enumerate(sample.tools):
+            validator = _validator(json.dumps(dict(tool.parameters)))
+            if validator is None:
+                return f"tools[{index}]: {tool.name}: parameters are no JSON schema"
+            validators[tool.name] = validator
+        seen: set[str] = set()
+        for place, call in _calls(sample):
+            if call.id in seen:
+                return f"{place}: id {call.id!r} again"
             seen.add(call.id)
-            open_calls.add(call.id)
-    return bool(open_calls) and not sample.messages[-1].tool_calls
+            if call.name not in validators:
+                return f"{place}: {call.name!r} is none of {sorted(validators)}"
+            error = best_match(validators[call.name].iter_errors(dict(call.arguments)))
+            if error is not None:
+                return f"{place}: {call.name}: {error.json_path}: {error.message}"
+        return None
 
 
 @cache
@@ -73,64 +178,230 @@ def _validator(schema: str) -> Draft202012Validator | None:
     return Draft202012Validator(parameters)
 
 
-def _is_valid(call: ToolCall, validators: dict[str, Any]) -> bool:
-    return call.name in validators and validators[call.name].is_valid(dict(call.arguments))
-
-
-def has_content_beside_tool_calls(sample: Conversation) -> bool:
+class ContentBesideToolCalls(ConversationFilter):
     """An assistant's message with both: the chat format has no place for the content."""
-    return any(message.tool_calls and message.content for message in sample.messages)
+
+    reason = "content_beside_tool_calls"
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        both = (i for i, message in enumerate(sample.messages) if message.tool_calls and message.content)
+        return next((f"messages[{index}]: {sample.messages[index].content!r}" for index in both), None)
 
 
-def has_erroneous_whitespace(sample: Conversation) -> bool:
-    """In what the assistant wrote as text: control characters, look-alikes of the blank, blanks at either end, or long
-    runs of them. Arguments are exempt: a terminal is sent control characters, a file may hold anything."""
-    texts = [text for m in sample.messages if m.role == "assistant" for text in (m.content, m.reasoning)]
-    return any(text and _BAD_WHITESPACE.search(text) for text in texts)
+class RoundTrip(ConversationFilter):
+    """A conversation that cannot be rendered, or whose rendered calls do not parse to the same calls again.
 
-
-def has_control_marker(sample: Conversation) -> bool:
-    """A control token spelled out in text, as when a template was rendered into the data. Tool results are exempt: they
-    show the world as it is, and are encoded so that no control id arises."""
-    return any(
-        _MARKER.search(text) for message in sample.messages if message.role != "tool" for text in _texts(message)
-    )
-
-
-def _texts(message: Message) -> list[str]:
-    arguments = [json.dumps(dict(call.arguments), ensure_ascii=False) for call in message.tool_calls]
-    return [message.content, message.reasoning, *arguments]
-
-
-CHECKS: dict[str, Check] = {
-    "nothing_to_train": has_nothing_to_train,
-    "invalid_tool_call": has_invalid_tool_call,
-    "content_beside_tool_calls": has_content_beside_tool_calls,
-    "erroneous_whitespace": has_erroneous_whitespace,
-    "control_marker": has_control_marker,
-}
-"""Reason to check, in the order they are tried; the first that applies is counted."""
-
-
-class SampleFilter:
-    """Passes conversations on or counts why not.
-
-    >>> kept = SampleFilter()
-    >>> list(kept([])), kept.dropped
-    ([], Counter())
+    Catches what looks right and is not: numbers that change, half characters, JSON that is nested too deep.
     """
 
-    def __init__(self, reasons: Sequence[str] | None = None) -> None:
-        """``reasons``: names from ``CHECKS`` to apply; all by default."""
-        self._checks = {reason: CHECKS[reason] for reason in (CHECKS if reasons is None else reasons)}
-        self.kept = 0
-        self.dropped: Counter[str] = Counter()
+    reason = "round_trip"
 
-    def __call__(self, samples: Iterable[Conversation]) -> Iterator[Conversation]:
-        for sample in samples:
-            reason = next((reason for reason, check in self._checks.items() if check(sample)), None)
-            if reason is None:
-                self.kept += 1
-                yield sample
-            else:
-                self.dropped[reason] += 1
+    def find_fault(self, sample: Conversation) -> str | None:
+        try:
+            render_conversation(sample.messages, sample.tools, reasoning=True)
+        except DataError as error:
+            return str(error)
+        number = 0
+        for index, message in enumerate(sample.messages):
+            if not message.tool_calls:
+                continue
+            calls = [ToolCall(str(number + i), c.name, c.arguments) for i, c in enumerate(message.tool_calls)]
+            try:
+                parsed = parse_calls(render_calls(calls), number)
+            except ActionFormatError as error:
+                return f"messages[{index}].tool_calls: {error}"
+            if list(parsed) != calls:
+                return f"messages[{index}].tool_calls: rendered and parsed, they are others"
+            number += len(calls)
+        return None
+
+
+# ---- text ----------------------------------------------------------------------------------------------------------
+
+_BAD_WHITESPACE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f\x85\u00a0\u2028\u2029\u200b-\u200f\ufeff]"  # control characters and look-alikes of blanks
+    r"|\n{5,}"
+    r"|[ \t]{120,}"
+    r"|\A\s|\s\Z"
+)
+
+
+class ErroneousWhitespace(ConversationFilter):
+    """In what the assistant wrote as text: control characters, look-alikes of the blank, blanks at either end, long
+    runs of them. Arguments are exempt: a terminal is sent control characters, a file may hold anything."""
+
+    reason = "erroneous_whitespace"
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        for place, text in _assistant_texts(sample):
+            if found := _BAD_WHITESPACE.search(text):
+                return f"{place}: {found.group()[:20]!r} at character {found.start()}"
+        return None
+
+
+_NAMES = "|".join(sorted({name.strip("<|>") for name in CONTROL_TOKENS if "|" in name}, key=len, reverse=True))
+_MARKER = re.compile(
+    "|".join(map(re.escape, (*CONTROL_TOKENS, *RESERVED_TOKENS)))
+    + r"|<\|[A-Za-z][A-Za-z0-9_]+\|>"  # of another model's template too
+    + rf"|(?i:<[|\s]*(?:{_NAMES})\b|\b(?:{_NAMES})[|\s]*>)"  # ours, with a delimiter missing or misspelled
+)
+
+
+class ControlMarker(ConversationFilter):
+    """A control token spelled out in text, whole or malformed, as when a template was rendered into the data or a user
+    forges a turn. Tool results are exempt: they show the world as it is, and are encoded so that no control id arises.
+    """
+
+    reason = "control_marker"
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        for index, message in enumerate(sample.messages):
+            if message.role == "tool":
+                continue
+            for name, text in _texts(message):
+                if ("<" in text or ">" in text) and (found := _MARKER.search(text)):
+                    return f"messages[{index}].{name}: {found.group()!r} at character {found.start()}"
+        return None
+
+
+_CITATION = re.compile(
+    r"</?co(?:\s*:[^<>]{0,40})?>"  # Command's grounded spans
+    r"|【[^】\n]{0,40}†[^】\n]{0,60}】"
+    r"|\[citation(?:\s*:\s*\d+|[ _]needed)\]"
+    r"|\[\^\d+(?:\^)?\](?!:)",
+    re.IGNORECASE,
+)
+_FOOTNOTE = re.compile(r"^\[\^(\d+)\]:", re.MULTILINE)
+
+
+class HallucinatedCitation(ConversationFilter):
+    """Citation marks by the assistant: nothing here is grounded in documents, so they point nowhere. A footnote that is
+    written out in the same message is none."""
+
+    reason = "hallucinated_citation"
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        for place, text in _assistant_texts(sample):
+            footnotes = {f"[^{number}]" for number in _FOOTNOTE.findall(text)}
+            for found in _CITATION.finditer(text):
+                if found.group() not in footnotes:
+                    return f"{place}: {found.group()!r} at character {found.start()}"
+        return None
+
+
+class RepetitionLoop(ConversationFilter):
+    """The assistant is stuck: one call with one and the same result over and over, or words that go round in circles.
+
+    Args:
+        max_calls: the same call, with the same result, so often in a row is still sound.
+        min_words: circling words are counted from this many on, once they have gone round ten times.
+    """
+
+    reason = "repetition_loop"
+    max_period = 64
+    rounds = 10
+
+    def __init__(self, max_calls: int = 3, min_words: int = 40) -> None:
+        self.max_calls = max_calls
+        self.min_words = min_words
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        results = {m.tool_call_id: m.content for m in sample.messages if m.role == "tool"}
+        previous, times = None, 0
+        for place, call in _calls(sample):
+            step = (call.name, dict(call.arguments), results.get(call.id))
+            times = times + 1 if step == previous else 1
+            previous = step
+            if times > self.max_calls:
+                return f"{place}: {call.name}, {times} times in a row with the same result"
+        for place, text in _assistant_texts(sample):
+            if (period := self._circling(text)) is not None:
+                return f"{place}: the same {period} words over and over"
+        return None
+
+    def _circling(self, text: str) -> int | None:
+        """The period of a run of words that repeats itself, or None."""
+        words = text.split()
+        if len(words) < self.min_words:
+            return None
+        numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
+        ids = np.array([numbers[word] for word in words])
+        for period in range(1, min(self.max_period, len(ids) // self.rounds) + 1):
+            needed = max(self.min_words, period * self.rounds) - period
+            breaks = np.flatnonzero(ids[period:] != ids[:-period])
+            longest = np.diff(breaks, prepend=-1, append=len(ids) - period).max() - 1
+            if longest >= needed:
+                return period
+        return None
+
+
+class TruncatedEnding(ConversationFilter):
+    """The conversation stops in the middle: on a tool's or a user's message, in a code fence, or in mid-phrase."""
+
+    reason = "truncated_ending"
+    _open = (",", "(", "[", "{", "=", "\\", "->", "...[truncated]")
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        last = sample.messages[-1]
+        where = f"messages[{len(sample.messages) - 1}]"
+        if last.role != "assistant":
+            return f"{where}: the last word is the {last.role}'s"
+        if last.tool_calls or not last.content:
+            return None
+        fences = len(re.findall(r"^\s*```", last.content, re.MULTILINE))
+        if fences % 2:
+            return f"{where}.content: a code fence is open at the end"
+        if last.content.endswith(self._open):
+            return f"{where}.content: ends in {last.content[-30:]!r}"
+        return None
+
+
+class TooLong(ConversationFilter):
+    """More tokens than a row holds; such a sample is dropped whole, never cut.
+
+    Args:
+        max_tokens: the most that fit.
+        tokenizer: directory of the tokenizer that counts.
+        reasoning: whether assistant turns begin with thinking.
+    """
+
+    reason = "too_long"
+
+    def __init__(self, max_tokens: int, tokenizer: Path, reasoning: bool = True) -> None:
+        self.max_tokens = max_tokens
+        self.tokenizer = tokenizer
+        self.reasoning = reasoning
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        try:
+            length = len(self._chat.encode_conversation(sample.messages, sample.tools).token_ids)
+        except DataError as error:
+            return f"tokens: cannot be counted: {error}"
+        return f"tokens: {length}, more than {self.max_tokens}" if length > self.max_tokens else None
+
+    @cached_property
+    def _chat(self) -> ChatFormat:
+        return ChatFormat(NorthTokenizer.load(self.tokenizer), self.reasoning)
+
+
+def _calls(sample: Conversation) -> Iterator[tuple[str, ToolCall]]:
+    for index, message in enumerate(sample.messages):
+        for number, call in enumerate(message.tool_calls):
+            yield f"messages[{index}].tool_calls[{number}]", call
+
+
+def _assistant_texts(sample: Conversation) -> Iterator[tuple[str, str]]:
+    """What the assistant wrote in words, with its place."""
+    for index, message in enumerate(sample.messages):
+        if message.role == "assistant":
+            for name, text in (("reasoning", message.reasoning), ("content", message.content)):
+                if text:
+                    yield f"messages[{index}].{name}", text
+
+
+def _texts(message: Message) -> list[tuple[str, str]]:
+    arguments = [
+        (f"tool_calls[{number}]", json.dumps(dict(call.arguments), ensure_ascii=False))
+        for number, call in enumerate(message.tool_calls)
+    ]
+    return [("content", message.content), ("reasoning", message.reasoning), *arguments]

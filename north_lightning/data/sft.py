@@ -31,6 +31,7 @@ from north_lightning.data.packing import BestFitPacker
 from north_lightning.data.sources import read_samples
 from north_lightning.data.stream import RowStream
 from north_lightning.errors import ConfigError, DataError
+from north_lightning.interfaces import ConversationFilter
 from north_lightning.types import PackedBatch, TokenizedSample
 
 _log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class SFTDataModule(LightningDataModule):
         validation_files: JSONL files of held-out conversations, labelled by their own ``source``.
         reasoning: whether assistant turns begin with thinking.
         seed: decides the order of samples and rows.
-        filters: reasons to drop samples for, from ``filters.CHECKS``; None for all of them.
+        filters: what drops samples, in order; None for ``filters.default_filters()``.
         buffer_samples: documents the packer chooses from.
     """
 
@@ -86,7 +87,7 @@ class SFTDataModule(LightningDataModule):
         validation_files: list[Path] | None = None,
         reasoning: bool = True,
         seed: int = 0,
-        filters: list[str] | None = None,
+        filters: list[ConversationFilter] | None = None,
         buffer_samples: int = 4096,
     ) -> None:
         super().__init__()

@@ -1,57 +1,71 @@
-"""Conversations on disk: JSON Lines, one canonical sample a line.
+"""Conversations on disk: canonical samples, or a foreign format through an importer, read one at a time.
 
-In: files of ``{"messages": [...], "tools": [...], "source", "harness", "environment", "repo", "task_id"}`` with
-OpenAI's message and tool objects (``reasoning_content`` for thinking). Out: ``Conversation`` objects, one at a time;
-and the way back. Anything that is not this is a ``DataError`` that names file and line. Whether a conversation is
-*good* is for ``filters``; what it looks like in tokens for ``chat``.
+In: files of records (``records``). A canonical record is ``{"messages": [...], "tools": [...], "source", "harness",
+"environment", "repo", "task_id", "verified"}`` with OpenAI's message and tool objects (``reasoning_content`` for
+thinking). Out: ``Conversation`` objects; and the way back, as JSON Lines. Anything that is not this is a ``DataError``
+that names file, line and JSON path. Whether a conversation is *good* is for ``filters``; what it looks like in tokens
+for ``chat``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from north_lightning.data.records import Shard, decode, read_records
 from north_lightning.errors import DataError
-from north_lightning.types import Message, Role, ToolCall, ToolSpec
+from north_lightning.interfaces import ConversationImporter
+from north_lightning.types import Conversation, Message, Role, ToolCall, ToolSpec
 
 _LABELS = ("source", "harness", "environment", "repo", "task_id")
 _ROLES = get_args(Role)
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """One sample; the labels say where it came from and are empty where unknown."""
+class SampleReader:
+    """The conversations of files, in order, one at a time; iterate once.
 
-    messages: tuple[Message, ...]
-    tools: tuple[ToolSpec, ...] = ()
-    source: str = ""
-    harness: str = ""
-    environment: str = ""
-    repo: str = ""
-    task_id: str = ""
+    Args:
+        files: local paths or URLs of ``.jsonl``, ``.json`` or ``.parquet`` files, compressed or not.
+        importer: what the records are; None for canonical samples.
+        max_broken: so many records that cannot be read are skipped and listed in ``broken``; one more is an error.
+        shard: which part of the records.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path | str],
+        importer: ConversationImporter | None = None,
+        max_broken: int = 0,
+        shard: Shard | None = None,
+    ) -> None:
+        self.files = files
+        self.max_broken = max_broken
+        self.num_read = 0
+        self.broken: list[str] = []
+        self._convert = sample_from_json if importer is None else importer.convert
+        self._shard = shard or Shard()
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """Raises ``DataError``, with ``file:line``, the JSON path, what was expected and what came."""
+        for where, content in read_records(self.files, self._shard):
+            try:
+                sample = self._convert(decode(content))
+            except DataError as error:
+                self.broken.append(f"{where}: {error}")
+                if len(self.broken) > self.max_broken:
+                    budget = f" (broken record {len(self.broken)} of at most {self.max_broken})"
+                    raise DataError(self.broken[-1] + (budget if self.max_broken else "")) from error
+                continue
+            self.num_read += 1
+            yield sample
 
 
 def read_samples(path: Path | str) -> Iterator[Conversation]:
-    """Every conversation of a JSONL file, in order; empty lines are skipped.
-
-    Raises:
-        DataError: the file is missing, or a line is not a canonical sample: ``file:line``, expected and got.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: expected a JSONL file of conversations, found none")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield sample_from_json(json.loads(line))
-            except (DataError, json.JSONDecodeError) as error:
-                raise DataError(f"{path}:{number}: {error}") from error
+    """Every conversation of a file of canonical samples, in order; ``DataError`` at the first that is none."""
+    return iter(SampleReader([path]))
 
 
 def write_samples(path: Path | str, samples: Iterable[Conversation]) -> int:
@@ -79,15 +93,24 @@ def write_samples(path: Path | str, samples: Iterable[Conversation]) -> int:
 
 def sample_from_json(record: Any) -> Conversation:
     """The conversation in a decoded line; ``DataError`` names the key, what was expected and what came."""
-    record = _object(record, "sample", {"messages", "tools", *_LABELS})
-    messages = _list(record.get("messages"), "messages")
+    record = _object(record, "$", {"messages", "tools", "verified", *_LABELS})
+    messages = _list(record.get("messages"), "$.messages")
     if not messages:
-        raise DataError("messages: expected at least one, got none")
+        raise DataError("$.messages: expected at least one, got none")
+    verified = record.get("verified")
+    if verified is not None and not isinstance(verified, bool):
+        raise DataError(f"$.verified: expected true or false, got {verified!r}"[:200])
     return Conversation(
-        messages=tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages)),
-        tools=tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(_list(record.get("tools") or [], "tools"))),
-        **{label: _string(record.get(label), label) for label in _LABELS},
+        messages=tuple(_message(message, f"$.messages[{index}]") for index, message in enumerate(messages)),
+        tools=tools_from_json(record.get("tools")),
+        verified=verified,
+        **{label: _string(record.get(label), f"$.{label}") for label in _LABELS},
     )
+
+
+def tools_from_json(tools: Any) -> tuple[ToolSpec, ...]:
+    """Tools in OpenAI's shape, at ``$.tools`` of a record; None is no tools."""
+    return tuple(_tool(tool, f"$.tools[{index}]") for index, tool in enumerate(_list(tools or [], "$.tools")))
 
 
 def _message(record: Any, where: str) -> Message:
@@ -178,6 +201,8 @@ def sample_to_json(sample: Conversation) -> dict[str, Any]:
             }
             for tool in sample.tools
         ]
+    if sample.verified is not None:
+        record["verified"] = sample.verified
     return record | {label: getattr(sample, label) for label in _LABELS if getattr(sample, label)}
 
 

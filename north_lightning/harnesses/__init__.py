@@ -2,5 +2,6 @@
 
 from north_lightning.harnesses.react_terminal import ReActTerminalHarness
 from north_lightning.harnesses.swe_agent import SWEAgentHarness
+from north_lightning.harnesses.variation import HarnessVariation, VariedHarness
 
-__all__ = ["ReActTerminalHarness", "SWEAgentHarness"]
+__all__ = ["HarnessVariation", "ReActTerminalHarness", "SWEAgentHarness", "VariedHarness"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from north_lightning.data.sources import Conversation, write_samples
+from north_lightning.data.sources import write_samples
 from north_lightning.errors import ConfigError, TaskError
 from north_lightning.interfaces import SandboxProvider
 from north_lightning.rollout.attempt import record_scripted, script_of_calls
@@ -23,7 +23,7 @@ from north_lightning.rollout.settings import AttemptSettings
 from north_lightning.tasks import image_of, load_task_sets, solution_steps
 from north_lightning.tasks.names import Split
 from north_lightning.tasks.single_turn import Question, command_question, verify_commands, word_question
-from north_lightning.types import Task
+from north_lightning.types import Conversation, Task
 
 # A first look that the task does not need: real trajectories have such turns, and RL learns to leave them out.
 LOOK_AROUND = {"terminal": ("terminal", {"keystrokes": "ls"}), "swe": ("bash", {"command": "ls"})}

@@ -290,7 +290,7 @@ def test_openai_messages_are_converted_and_every_change_is_counted(tokenizer):
         with pytest.raises(DataError, match=r"messages\[0\]"):
             from_openai([wrong])
     call["function"]["arguments"] = "[1]"
-    with pytest.raises(DataError, match="as an object"):
+    with pytest.raises(DataError, match=r"\$.messages\[0\].tool_calls\[0\].function.arguments: expected an object"):
         from_openai([{"role": "assistant", "tool_calls": [call]}])
 
 

@@ -1,17 +1,24 @@
 """The conversation files: what is read back is what was written, and mistakes are named by file and line."""
 
+import functools
+import gzip
+import http.server
+import itertools
 import json
 import subprocess
 import sys
+import threading
 
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
-from north_lightning.data import Conversation, read_samples, write_samples
+from north_lightning.data import SampleReader, Shard, read_samples, write_samples
 from north_lightning.data.sources import sample_from_json, sample_to_json
-from north_lightning.errors import DataError
-from north_lightning.types import Message, ToolCall, ToolSpec
+from north_lightning.errors import ConfigError, DataError
+from north_lightning.types import Conversation, Message, ToolCall, ToolSpec
 
 text = st.text(st.characters(codec="utf-8"), max_size=12)
 name = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6)
@@ -36,6 +43,7 @@ conversation = st.builds(
     environment=text,
     repo=text,
     task_id=text,
+    verified=st.sampled_from([None, True, False]),
 )
 
 
@@ -99,10 +107,11 @@ GOOD = '{"messages": [{"role": "user", "content": "x"}]}'
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "Expecting"),
-        ("[]", "sample: expected an object, got list"),
-        ("{}", "messages: expected a list, got NoneType"),
-        ('{"messages": []}', "messages: expected at least one"),
+        ("{", "Expecting property name .* at character"),
+        ('{"messages": NaN}', "strict JSON, got NaN"),
+        ("[]", r"\$: expected an object, got list"),
+        ("{}", r"\$.messages: expected a list, got NoneType"),
+        ('{"messages": []}', r"\$.messages: expected at least one"),
         ('{"messages": [{"role": "robot"}]}', r"messages\[0\].role: expected one of"),
         ('{"messages": [{"role": "user", "content": 3}]}', r"messages\[0\].content: expected a string"),
         ('{"messages": [{"role": "user", "content": "x"}], "label": 1}', "got label"),
@@ -131,6 +140,68 @@ def test_a_line_that_is_no_sample_is_refused_with_file_and_line(tmp_path, line, 
     (tmp_path / "bad.jsonl").write_text(f"{GOOD}\n\n{line}\n")
     with pytest.raises(DataError, match=r"bad.jsonl:3: .*" + message):
         list(read_samples(tmp_path / "bad.jsonl"))
+
+
+def test_so_many_broken_lines_are_skipped_as_the_budget_allows_and_are_listed(tmp_path):
+    (tmp_path / "a.jsonl").write_text(f"{GOOD}\n{{\n{GOOD}\n[]\n{GOOD}\n")
+    reader = SampleReader([tmp_path / "a.jsonl"], max_broken=2)
+    assert len(list(reader)) == reader.num_read == 3
+    assert [line.partition("a.jsonl")[2][:5] for line in reader.broken] == [":2: $", ":4: $"]
+    with pytest.raises(
+        DataError, match=r"a.jsonl:4: \$: expected an object, got list \(broken record 2 of at most 1\)"
+    ):
+        list(SampleReader([tmp_path / "a.jsonl"], max_broken=1))
+
+
+def write_numbered(path, numbers):
+    return write_samples(path, [Conversation((Message("user", str(number)),)) for number in numbers])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_are_disjoint_and_taking_turns_gives_the_whole_back(tmp_path, count):
+    write_numbered(tmp_path / "a.jsonl", range(11))
+    write_numbered(tmp_path / "b.jsonl", range(11, 17))
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    parts = [[s.messages[0].content for s in SampleReader(files, shard=Shard(i, count))] for i in range(count)]
+    turns = [number for row in itertools.zip_longest(*parts) for number in row if number is not None]
+    assert turns == [str(number) for number in range(17)]
+
+
+def test_workers_of_ranks_share_the_records_among_them():
+    shards = {Shard.of_worker(rank, 4, worker, 3) for rank in range(4) for worker in range(3)}
+    assert shards == {Shard(index, 12) for index in range(12)}
+    with pytest.raises(ConfigError, match="index from 0 to 1"):
+        Shard(2, 2)
+
+
+def test_parquet_gzip_json_and_patterns_give_the_same_samples(tmp_path):
+    samples = [Conversation((Message("user", f"é {i}"), Message("assistant", "a")), source="s") for i in range(5)]
+    write_samples(tmp_path / "a.jsonl", samples)
+    records = [sample_to_json(sample) for sample in samples]
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet", row_group_size=2)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    (tmp_path / "a.json").write_text(json.dumps(records, indent=1))
+    for name in ("a.jsonl", "a.parquet", "a.jsonl.gz", "a.json", "*.parquet", f"file://{tmp_path}/a.jsonl"):
+        assert list(SampleReader([name if "://" in name else tmp_path / name])) == samples
+
+
+def test_records_are_streamed_not_loaded(tmp_path):
+    (tmp_path / "a.jsonl").write_text(f"{GOOD}\nnot JSON\n")
+    assert next(read_samples(tmp_path / "a.jsonl")).messages[0].content == "x"
+
+
+def test_files_from_a_server_are_read_like_local_ones(tmp_path):
+    write_numbered(tmp_path / "a.jsonl", range(3))
+    handler = functools.partial(QuietHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        remote = list(SampleReader([f"http://127.0.0.1:{server.server_port}/a.jsonl"]))
+        server.shutdown()
+    assert remote == list(read_samples(tmp_path / "a.jsonl"))
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args): ...
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path):

@@ -1,0 +1,73 @@
+"""Duplicates: the same conversation again, exactly or nearly.
+
+In: conversations, in order. Out: a filter that lets the first of its kind pass. MinHash (rensa) over runs of words; the
+similarity is estimated, with a standard error of sqrt(J (1 - J) / num_hashes). It keeps a fingerprint of every
+conversation that passed: about 1 KB each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rensa import RMinHash, RMinHashLSH
+
+from north_lightning.chat.render import to_json
+from north_lightning.data.block_lists import words_of
+from north_lightning.interfaces import ConversationFilter
+from north_lightning.types import Conversation
+
+
+class Duplicate(ConversationFilter):
+    """A conversation like an earlier one. Put it last: it remembers everything it is asked about and lets pass.
+
+    Several attempts at one task are not duplicates of each other: what is compared is the whole conversation.
+
+    Args:
+        min_similarity: estimated Jaccard similarity of the sets of word runs, from which on it is a duplicate.
+        run_words: words in a run.
+        num_hashes: of a fingerprint.
+        num_bands: the hashes are compared in so many bands; more find more remote relatives.
+        seed: of the hashes.
+    """
+
+    reason = "duplicate"
+
+    def __init__(
+        self,
+        min_similarity: float = 0.9,
+        run_words: int = 5,
+        num_hashes: int = 128,
+        num_bands: int = 16,
+        seed: int = 0,
+    ) -> None:
+        self.min_similarity = min_similarity
+        self.run_words = run_words
+        self.num_hashes = num_hashes
+        self.seed = seed
+        self._index = RMinHashLSH(min_similarity, num_hashes, num_bands)
+        self._seen: list[tuple[RMinHash, str]] = []
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        hashes = RMinHash(self.num_hashes, self.seed)
+        hashes.update(word_runs(sample, self.run_words))
+        for key in sorted(self._index.query(hashes)):
+            earlier, name = self._seen[key]
+            similarity = hashes.jaccard(earlier)
+            if similarity >= self.min_similarity:
+                return f"messages: {similarity:.0%} like {name}"
+        self._index.insert(len(self._seen), hashes)
+        self._seen.append((hashes, f"kept sample {len(self._seen)} {sample.source}/{sample.task_id}"))
+        return None
+
+
+def word_runs(sample: Conversation, length: int) -> list[str]:
+    """Every run of ``length`` words of a conversation, each once; of all its words, where it has fewer."""
+    words = words_of("\n".join(_texts(sample)))
+    return list({" ".join(words[start : start + length]) for start in range(max(len(words) - length, 0) + 1)})
+
+
+def _texts(sample: Conversation) -> Iterator[str]:
+    for message in sample.messages:
+        yield message.role
+        yield from (message.content, message.reasoning)
+        yield from (f"{call.name} {to_json(call.arguments)}" for call in message.tool_calls)

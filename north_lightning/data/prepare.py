@@ -1,0 +1,99 @@
+"""``python -m north_lightning data filter``: raw trajectories to samples fit to train on, and an account of the rest.
+
+In: sources, each with its files and format. Out: ``<output_dir>/<source>.jsonl`` of canonical samples, and
+``filter.json``: what was read, broken, kept and dropped, for which reasons, with examples. It streams: nothing but
+fingerprints is held in memory. Shares and packing are for ``mixing`` and ``packing``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from north_lightning.data.block_lists import SHIPPED
+from north_lightning.data.decontamination import all_leaks
+from north_lightning.data.dedup import Duplicate
+from north_lightning.data.filters import SampleFilter, default_filters
+from north_lightning.data.sources import SampleReader, write_samples
+from north_lightning.errors import ConfigError
+from north_lightning.interfaces import ConversationFilter, ConversationImporter, ConversationVariation
+from north_lightning.types import Conversation
+
+NUM_BROKEN_SHOWN = 20
+
+
+@dataclass
+class RawSource:
+    """Files of one format."""
+
+    files: list[str]
+    """Paths, URLs or patterns with ``*``: .jsonl, .json or .parquet."""
+    importer: ConversationImporter | None = None
+    """What the records are; canonical samples by default."""
+    max_broken: int = 0
+    """So many records may be unreadable; one more is an error."""
+
+
+def filter_data(
+    sources: dict[str, RawSource],
+    output_dir: Path,
+    filters: list[ConversationFilter] | None = None,
+    block_lists: list[str] = list(SHIPPED),  # noqa: B006 (read only)
+    min_similarity: float | None = 0.9,
+    variations: list[ConversationVariation] | None = None,
+    seed: int = 0,
+) -> None:
+    """Read sources, drop what is faulty, leaked or seen before, and write the rest.
+
+    Args:
+        sources: What to read, by name.
+        output_dir: Where <source>.jsonl and filter.json are written.
+        filters: What drops samples, in order; by default every filter that needs no setting.
+        block_lists: Benchmarks to keep out: shipped lists (swe_bench, swe_bench_pro) or files from `data blocklist`.
+        min_similarity: From which similarity on a conversation is a duplicate, of any source; null keeps duplicates.
+        variations: Each kept sample is retold by the first of these that knows it.
+        seed: Of the variations.
+    """
+    if not sources:
+        raise ConfigError("sources: expected at least one, got none")
+    checks = default_filters() if filters is None else list(filters)
+    checks += all_leaks(block_lists) if block_lists else []
+    checks += [] if min_similarity is None else [Duplicate(min_similarity)]
+    account: dict[str, Any] = {"sources": {}, "examples": {}}
+    for name, source in sources.items():
+        reader = SampleReader(source.files, source.importer, source.max_broken)
+        fit = SampleFilter(checks)
+        labelled = (sample if sample.source else replace(sample, source=name) for sample in reader)
+        retold = (_retell(sample, variations or [], seed + number) for number, sample in enumerate(fit(labelled)))
+        write_samples(output_dir / f"{name}.jsonl", retold)
+        account["sources"][name] = {
+            "read": reader.num_read,
+            "broken": len(reader.broken),
+            "broken_records": reader.broken[:NUM_BROKEN_SHOWN],
+            "kept": fit.kept,
+            "dropped": dict(fit.dropped),
+        }
+        for reason, examples in fit.examples.items():
+            account["examples"].setdefault(reason, []).extend(examples)
+    (output_dir / "filter.json").write_text(json.dumps(account, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _print(account, output_dir)
+
+
+def _retell(sample: Conversation, variations: list[ConversationVariation], seed: int) -> Conversation:
+    told = (variation.vary(sample, seed) for variation in variations)
+    return next((one for one in told if one is not None), sample)
+
+
+def _print(account: dict[str, Any], output_dir: Path) -> None:
+    table = Table(
+        "source", "read", "broken", "kept", "dropped", title=f"{output_dir}/filter.json", title_justify="left"
+    )
+    for name, counts in account["sources"].items():
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts["dropped"].items()))
+        table.add_row(name, *(str(counts[key]) for key in ("read", "broken", "kept")), reasons or "nothing")
+    Console(highlight=False).print(table)

@@ -1,0 +1,101 @@
+"""``data filter`` and ``data blocklist``, as a user runs them."""
+
+import json
+import random
+
+import pytest
+import yaml
+from data_fuzz import Benchmark, prose, sound_conversation
+
+from north_lightning import cli
+from north_lightning.data import read_samples, write_samples
+from north_lightning.data.filters import NothingToTrain
+from north_lightning.data.prepare import RawSource, filter_data
+from north_lightning.errors import ConfigError, DataError
+from north_lightning.interfaces import ConversationVariation
+from north_lightning.types import Conversation, Message
+
+
+def distinct(rng: random.Random, count: int) -> list[Conversation]:
+    return [Conversation((Message("user", prose(rng, 40, 60)), Message("assistant", "Fine."))) for _ in range(count)]
+
+
+def test_the_command_keeps_what_is_fit_and_accounts_for_the_rest(tmp_path, capsys):
+    rng = random.Random(0)
+    sound = distinct(rng, 6)
+    leak = Conversation((Message("user", prose(rng, 40, 60)), Message("assistant", "Fine.")), repo="django/django")
+    silent = Conversation((Message("user", prose(rng, 40, 60)), Message("assistant")))
+    write_samples(tmp_path / "a.jsonl", [*sound[:4], leak, silent, sound[0]])
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write("{broken\n")
+    write_samples(tmp_path / "b.jsonl", [*sound[4:], sound[1]])
+    config = {
+        "output_dir": str(tmp_path / "out"),
+        "sources": {
+            "first": {"files": [str(tmp_path / "a.jsonl")], "max_broken": 1},
+            "second": {"files": [str(tmp_path / "b*.jsonl")]},
+        },
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert cli.main(["data", "filter", "--config", str(tmp_path / "config.yaml")]) == 0
+    assert "leak_repository 1" in " ".join(capsys.readouterr().out.split())
+    assert [one.messages for one in read_samples(tmp_path / "out" / "first.jsonl")] == [s.messages for s in sound[:4]]
+    assert {one.source for one in read_samples(tmp_path / "out" / "second.jsonl")} == {"second"}
+    account = json.loads((tmp_path / "out" / "filter.json").read_text())
+    first = account["sources"]["first"]
+    assert (first["read"], first["broken"], first["kept"]) == (7, 1, 4)
+    assert first["dropped"] == {"leak_repository": 1, "nothing_to_train": 1, "duplicate": 1}
+    assert first["broken_records"][0].partition(": ")[0].endswith("a.jsonl:8")
+    assert account["sources"]["second"]["dropped"] == {"duplicate": 1}
+    (example,) = account["examples"]["leak_repository"]
+    assert example == {"source": "first", "task_id": "", "detail": "repo: django/django is django/django of swe_bench"}
+
+
+def test_a_broken_line_stops_the_command_unless_the_budget_allows_it(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": 3}]}\n')
+    arguments = [
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--sources",
+        json.dumps({"a": {"files": [str(tmp_path / "a.jsonl")]}}),
+    ]
+    assert cli.main(["data", "filter", *arguments]) == 1
+    assert "a.jsonl:1: $.messages[0].content: expected a string, got 3" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "a.jsonl").exists()
+
+
+class Shout(ConversationVariation):
+    def vary(self, sample: Conversation, seed: int) -> Conversation | None:
+        return Conversation((Message("user", f"HEY {seed}"), *sample.messages[1:]))
+
+
+def test_filters_variations_and_dedup_are_what_the_call_says(tmp_path):
+    samples = [Conversation((Message("user", "x"), Message("assistant", " a ")))] * 2
+    write_samples(tmp_path / "a.jsonl", samples)
+    source = {"a": RawSource([str(tmp_path / "a.jsonl")])}
+    filter_data(source, tmp_path / "out", [NothingToTrain()], [], None, [Shout()], seed=7)
+    assert [s.messages[0].content for s in read_samples(tmp_path / "out" / "a.jsonl")] == ["HEY 7", "HEY 8"]
+    with pytest.raises(ConfigError, match="sources: expected at least one"):
+        filter_data({}, tmp_path / "out")
+    with pytest.raises(DataError, match=r"none\*.jsonl: expected a file of conversations"):
+        filter_data({"a": RawSource([str(tmp_path / "none*.jsonl")])}, tmp_path / "out")
+
+
+def test_a_benchmark_kept_out_by_its_own_list(tmp_path):
+    benchmark = Benchmark(tmp_path)
+    rng = random.Random(0)
+    leaks = [benchmark.plant(sound_conversation(rng), rng)[1] for _ in range(20)]
+    write_samples(tmp_path / "a.jsonl", leaks)
+    filter_data(
+        {"a": RawSource([str(tmp_path / "a.jsonl")])}, tmp_path / "out", [], [str(benchmark.block_list), "swe_bench"]
+    )
+    assert list(read_samples(tmp_path / "out" / "a.jsonl")) == []
+
+
+def test_the_blocklist_command_says_what_it_found(tmp_path, capsys):
+    Benchmark(tmp_path, num_instances=4)
+    arguments = ["--name", "b", "--source", "s", "--output", str(tmp_path / "b.json"), "--date", "2026-01-02"]
+    instances = json.dumps([str(tmp_path / "instances.jsonl")])
+    assert cli.main(["data", "blocklist", *arguments, "--instances", instances]) == 0
+    assert "4 repositories, 4 commits, 4 hunks, 4 statements, 0 instructions" in capsys.readouterr().out
+    assert json.loads((tmp_path / "b.json").read_text())["date"] == "2026-01-02"
