@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from north_lightning.types import (
     AssistantAction,
@@ -53,7 +53,13 @@ class PolicyLossOutputs:
 
 
 class PolicyLoss(ABC):
-    """A reinforcement-learning objective over tokens."""
+    """A reinforcement-learning objective over tokens.
+
+    ``is_zero_without_advantage`` says that a token with advantage 0 adds nothing to loss and gradient: such rollouts
+    are then not computed. A loss with a KL or entropy term leaves it false.
+    """
+
+    is_zero_without_advantage: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, inputs: PolicyLossInputs) -> PolicyLossOutputs:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import psutil
@@ -59,20 +60,37 @@ def run_recipe(run_dir: Path, stages: list[Stage], restart: bool = False) -> Non
     record_path = run_dir / "stages.json"
     record = {} if restart or not record_path.exists() else json.loads(record_path.read_text())
     console = Console(highlight=False)
+    is_current = True  # until a stage runs: what comes after it is made from its output
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"
-        if record.get(stage.name, {}).get("command") == stage.command:
+        digest = _digest(stage)
+        is_current = is_current and record.get(stage.name, {}).get("digest") == digest
+        if is_current:
             console.print(f"{title}: finished earlier ({record[stage.name]['seconds']:.0f} s)", style="dim")
             continue
         console.rule(title, align="left")
         console.print(f"python -m north_lightning {stage.command}", style="dim")
         seconds, peak_bytes = _run(stage)
-        record[stage.name] = {"command": stage.command, "seconds": seconds, "peak_memory_bytes": peak_bytes}
+        record[stage.name] = {
+            "command": stage.command,
+            "digest": digest,
+            "seconds": seconds,
+            "peak_memory_bytes": peak_bytes,
+        }
         temporary = record_path.with_suffix(".tmp")
         temporary.write_text(json.dumps(record, indent=2) + "\n")
         temporary.replace(record_path)
     total = sum(record[name]["seconds"] for name in names)
     console.print(f"recipe finished: {total / 60:.1f} minutes in {len(stages)} stages")
+
+
+def _digest(stage: Stage) -> str:
+    """Of a stage's command and of the files it names, such as its config."""
+    digest = sha256(stage.command.encode())
+    for word in shlex.split(stage.command):
+        if Path(word).is_file():
+            digest.update(Path(word).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _run(stage: Stage) -> tuple[float, int]:

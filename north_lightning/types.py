@@ -161,10 +161,19 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A verifier's verdict; ``details`` (per-test results, messages) is for people."""
+    """A verifier's verdict: ``value`` is trained on, ``solved`` is counted in pass rates; ``details`` is for people.
+
+    Left out, ``solved`` is whether the value is full marks (1 or more). A verifier that scales another's verdict uses
+    ``dataclasses.replace(verdict, value=...)``, which keeps ``solved`` as it was.
+    """
 
     value: float
     details: Mapping[str, Any] = field(default_factory=dict)
+    solved: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.solved is None:
+            object.__setattr__(self, "solved", self.value >= 1.0)
 
 
 @dataclass(slots=True)

@@ -32,6 +32,17 @@ def test_a_stage_whose_command_changed_runs_again(tmp_path):
         run_recipe(tmp_path, [Stage("first", BAD)])
 
 
+def test_an_edited_config_runs_its_stage_and_all_after_it_again(tmp_path, capfd):
+    config = tmp_path / "config.yaml"
+    config.write_text("a: 1\n")
+    stages = [Stage("first", HELP), Stage("second", f"fit --help --config {config}"), Stage("third", HELP)]
+    run_recipe(tmp_path, stages)
+    config.write_text("a: 2\n")
+    capfd.readouterr()
+    run_recipe(tmp_path, stages)
+    assert capfd.readouterr().out.count("finished earlier") == 1
+
+
 def test_two_stages_of_one_name_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="names must differ"):
         run_recipe(tmp_path, [Stage("first", HELP), Stage("first", BAD)])

@@ -65,6 +65,7 @@ class RolloutProducerCallback(Callback):
             self._tasks = load_task_sets(self.task_sets)
             self.rollouts.prepare(self._tasks)
             self._check_sampling(pl_module)
+            self._check_lengths(trainer)
             before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
             if not any(isinstance(callback, WeightSyncCallback) for callback in before):
                 raise ConfigError(
@@ -75,6 +76,7 @@ class RolloutProducerCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, RolloutDataModule), f"expected a RolloutDataModule, got {type(data).__name__}"
+        self.rollouts.check_server(running_sidecar(trainer).max_model_len)
         kept = Path(trainer.default_root_dir) / ROLLOUTS if self.keep_rollouts else None
         self._producer = RolloutProducer(data.queue, self._spec(trainer, pl_module), self.failures, kept)
         running_sidecar(trainer).stop_before(self._stop)
@@ -109,6 +111,14 @@ class RolloutProducerCallback(Callback):
             )
         if rollouts.top_p != 1.0:
             raise ConfigError(f"rollouts.top_p: expected 1.0, as in the trainer's softmax, got {rollouts.top_p}")
+
+    def _check_lengths(self, trainer: Trainer) -> None:
+        """The longest rollout fits in a row, before hours have gone by until there is one."""
+        row, longest = trainer.datamodule.max_row_tokens, self.rollouts.max_context_tokens  # type: ignore[attr-defined]
+        if row < longest:
+            raise ConfigError(
+                f"data.max_row_tokens: expected at least rollouts.max_context_tokens, {longest}, got {row}"
+            )
 
     def _spec(self, trainer: Trainer, pl_module: LightningModule) -> ProducerSpec:
         assert isinstance(pl_module, CISPOModule)

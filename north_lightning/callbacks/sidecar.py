@@ -33,6 +33,13 @@ class SidecarCallback(Callback):
             raise ConfigError("the sidecar is not running: it is started when fit begins")
         return self._sidecar.url
 
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus answer that the running server takes, in tokens."""
+        if self._sidecar is None:
+            raise ConfigError("the sidecar is not running: it is started when fit begins")
+        return self._sidecar.max_model_len
+
     def stop_before(self, stop_user: Callable[[], None]) -> None:
         """Have ``stop_user`` called before the sidecar is stopped, so that it does not see it disappear."""
         self._users.append(stop_user)

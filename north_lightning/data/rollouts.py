@@ -49,12 +49,14 @@ class RolloutStep:
         self.wait_s = wait_s
 
 
-def make_step(groups: Sequence[RolloutGroup], max_row_tokens: int, wait_s: float = 0.0) -> RolloutStep:
+def make_step(
+    groups: Sequence[RolloutGroup], max_row_tokens: int, wait_s: float = 0.0, skip_zero_advantage: bool = True
+) -> RolloutStep:
     """Pack the rollouts that have a gradient; count the tokens of all.
 
-    A rollout with advantage 0 adds exactly 0 to the loss and to every gradient, so it is not computed, but its sampled
-    tokens are in the denominator as if it were. Where no rollout has a gradient the shortest one is computed all the
-    same, so that a step always has a loss to differentiate.
+    Where the loss is zero without advantage (``PolicyLoss.is_zero_without_advantage``), a rollout with advantage 0 is
+    not computed, but its sampled tokens are in the denominator as if it were. Where no rollout has a gradient the
+    shortest one is computed all the same, so that a step always has a loss to differentiate.
 
     Raises:
         ConfigError: a rollout is longer than ``max_row_tokens``. Nothing is cut.
@@ -70,7 +72,11 @@ def make_step(groups: Sequence[RolloutGroup], max_row_tokens: int, wait_s: float
             f"({longest.task_id}), got {max_row_tokens}"
         )
     total = sum(rollout.num_sampled_tokens for rollout in rollouts)
-    computed = [rollout for rollout in rollouts if rollout.advantage != 0.0 and rollout.num_sampled_tokens]
+    computed = [
+        rollout
+        for rollout in rollouts
+        if rollout.num_sampled_tokens and (rollout.advantage != 0.0 or not skip_zero_advantage)
+    ]
     computed = computed or [min(rollouts, key=lambda rollout: len(rollout.token_ids))]
     # Longest first makes the packer's best fit best-fit-decreasing.
     order = sorted(range(len(computed)), key=lambda i: -len(computed[i].token_ids))
@@ -112,6 +118,12 @@ class RolloutDataModule(LightningDataModule):
         ):
             if value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
+        expected = getattr(queue, "groups_per_batch", groups_per_batch)
+        if groups_per_batch != expected:
+            raise ConfigError(
+                f"data.groups_per_batch: expected the queue's groups_per_batch, {expected}, got {groups_per_batch}; "
+                "the bound on policy lag holds only if both are the same"
+            )
         self.queue = queue
         self.groups_per_batch = groups_per_batch
         self.max_row_tokens = max_row_tokens
@@ -181,7 +193,9 @@ class RolloutDataModule(LightningDataModule):
                 reported = now
                 _log.warning("waiting %.0f s for rollouts; queue: %s", now - start, dict(self.queue.stats()))
             time.sleep(self.poll_s)
-        return make_step(groups, self.max_row_tokens, time.monotonic() - start)
+        loss = getattr(getattr(self.trainer, "lightning_module", None), "loss", None)
+        skip = getattr(loss, "is_zero_without_advantage", False)
+        return make_step(groups, self.max_row_tokens, time.monotonic() - start, skip)
 
 
 class RolloutLoader:

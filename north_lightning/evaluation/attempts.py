@@ -1,13 +1,13 @@
 """The evaluation's memory: one line per attempt, appended as it ends, keyed so that a stopped evaluation goes on.
 
-In: finished rollouts. Out: ``attempts.jsonl``. The key is (checkpoint digest, task digest, harness, seed): a result is
-found again only if exactly the same weights met exactly the same task through the same harness settings.
+In: finished rollouts. Out: ``attempts.jsonl``. The key is (checkpoint digest, task digest, harness, settings, seed): a
+result is found again only if exactly the same weights met exactly the same task in exactly the same way.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 
 from north_lightning.errors import DataError
 from north_lightning.interfaces import Harness
-from north_lightning.rollout.metrics import has_loop, num_invalid_turns
+from north_lightning.rollout.metrics import has_loop, is_solved, num_invalid_turns
+from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.types import Rollout, Task
 
 
@@ -32,6 +33,8 @@ class Attempt:
     harness: str
     seed: int
     reward: float | None
+    settings: str = ""
+    solved: bool = False
     error: str | None = None
     stop_reason: str = ""
     turns: int = 0
@@ -41,8 +44,8 @@ class Attempt:
     duration_s: float = 0.0
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
-        return (self.weights, self.task, self.harness, self.seed)
+    def key(self) -> tuple[str, str, str, str, int]:
+        return (self.weights, self.task, self.harness, self.settings, self.seed)
 
 
 def attempt_of(rollout: Rollout, identity: dict[str, Any]) -> Attempt:
@@ -50,6 +53,7 @@ def attempt_of(rollout: Rollout, identity: dict[str, Any]) -> Attempt:
     return Attempt(
         **identity,
         reward=rollout.reward.value if rollout.reward is not None else 0.0,
+        solved=is_solved(rollout),
         stop_reason=rollout.stop_reason,
         turns=len(rollout.turns),
         generated_tokens=rollout.num_sampled_tokens,
@@ -115,4 +119,23 @@ def weights_digest(checkpoint: Path) -> str:
 
 def harness_digest(harness: Harness) -> str:
     """Name and settings of a harness."""
-    return f"{harness.name}-{sha256(json.dumps(vars(harness), sort_keys=True, default=str).encode()).hexdigest()[:8]}"
+    return f"{harness.name}-{sha256(repr(_settings_of(harness)).encode()).hexdigest()[:8]}"
+
+
+def settings_digest(runner: RolloutRunner) -> str:
+    """Of how a runner samples, limits and scores attempts, harnesses apart; the first 8 hex digits of a SHA-256."""
+    parts = (runner.params, runner.max_context_tokens, runner.chat.reasoning, runner.vary_prompts, runner.timeouts)
+    used = (_settings_of(runner.verifier), _settings_of(runner.sandboxes))
+    return sha256(repr((parts, used)).encode()).hexdigest()[:8]
+
+
+def _settings_of(part: object) -> Any:
+    """Class and public attributes of a part chosen in the config, and of the parts within it."""
+    if isinstance(part, str | int | float | bool | Path | type(None)):
+        return part
+    if isinstance(part, Mapping):
+        return sorted((str(key), _settings_of(value)) for key, value in part.items())
+    if isinstance(part, Iterable):
+        return [_settings_of(value) for value in part]
+    public = {name: value for name, value in getattr(part, "__dict__", {}).items() if not name.startswith("_")}
+    return f"{type(part).__module__}.{type(part).__qualname__}", _settings_of(public)

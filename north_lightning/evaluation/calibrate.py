@@ -51,19 +51,22 @@ def calibrate(
     named = {"calibration": checkpoint}
     measured_by = attempt_with_each(named, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed)
     attempts = by_task(measured_by["calibration"])
-    kept, always, never = [], 0, 0
+    kept, always, never, unmeasured = [], 0, 0, 0
     for task in tasks:
         measured = attempts.get(task.id, [])
-        solved = [attempt for attempt in measured if attempt.reward == 1.0]
+        solved = [attempt for attempt in measured if attempt.solved]
         always += bool(measured) and len(solved) == len(measured)
-        never += not solved
+        never += bool(measured) and not solved
+        unmeasured += not measured
         if 0 < len(solved) < len(measured):
             kept.append(_row(task.directory, measured, solved, task.max_turns, spare_turns))
+    failed = f"{unmeasured} could not be measured (errors in {logs[0]})"
     if not kept:
-        raise DataError(f"no task has something to learn: {always} are always solved, {never} never")
+        raise DataError(f"no task has something to learn: {always} are always solved, {never} never, {failed}")
     output.write_text("".join(json.dumps(row) + "\n" for row in kept))
     Console(highlight=False).print(
         f"{output}: {len(kept)} of {len(tasks)} tasks kept, {always} always solved, {never} never"
+        + (f", {failed}" if unmeasured else "")
     )
 
 

@@ -64,7 +64,7 @@ def _attempt(
         def show(attempt: Attempt) -> None:
             nonlocal solved, done
             done += attempt.reward is not None
-            solved += attempt.reward == 1.0
+            solved += attempt.solved
             progress.update(bar, advance=1, description=f"{served.checkpoint} pass@1 {solved / max(1, done):.1%}")
 
         async def attempt_all() -> list[Attempt]:

@@ -20,6 +20,7 @@ from north_lightning.evaluation.attempts import (
     drop_torn_line,
     harness_digest,
     read_attempts,
+    settings_digest,
     task_digest,
 )
 from north_lightning.rollout.runner import RolloutRunner
@@ -46,18 +47,20 @@ async def run_attempts(
 ) -> list[Attempt]:
     """``num_samples`` attempts at every task, at most ``concurrency`` at a time; sample ``i`` has seed ``seed + i``.
 
-    Attempts at one task share their wording of the prompt, and every checkpoint sees the same.
+    A draw is a function of the task and its seed, whatever else is attempted. Attempts at one task share their wording
+    of the prompt, and every checkpoint sees the same.
     """
-    if num_samples < 1:
-        raise ConfigError(f"num_samples: expected at least 1, got {num_samples}")
+    for name, value in (("num_samples", num_samples), ("concurrency", concurrency)):
+        if value < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {value}")
     drop_torn_line(log)
     recorded = {attempt.key: attempt for attempt in read_attempts(log) if attempt.error is None}
     slots = asyncio.Semaphore(concurrency)
 
-    async def one(number: int, task: Task, identity: dict[str, Any], sample: int) -> Attempt:
+    async def one(task: Task, identity: dict[str, Any]) -> Attempt:
         async with slots:
             try:
-                rollout = await runner.run(task, group_id=number, index=sample, seed=seed)
+                rollout = await runner.run(task, group_id=int(identity["task"], 16), index=identity["seed"], seed=0)
                 attempt = attempt_of(rollout, identity)
             except InfrastructureError as error:
                 attempt = Attempt(**identity, reward=None, error=f"{type(error).__name__}: {error}")
@@ -67,15 +70,16 @@ async def run_attempts(
 
     attempts: list[Attempt] = []
     pending = []
-    for number, task in enumerate(tasks):
-        identity = _identity(runner, task, served)
+    for task in tasks:
+        whose = _identity(runner, task, served)
         for sample in range(num_samples):
-            key = (served.weights, identity["task"], identity["harness"], seed + sample)
-            if key in recorded:
-                attempts.append(recorded[key])
-                on_attempt(recorded[key])
+            identity = {**whose, "seed": seed + sample}
+            earlier = recorded.get(Attempt(**identity, reward=None).key)
+            if earlier is not None:
+                attempts.append(earlier)
+                on_attempt(earlier)
             else:
-                pending.append(one(number, task, {**identity, "seed": seed + sample}, sample))
+                pending.append(one(task, identity))
     attempts += await asyncio.gather(*pending)
     return attempts
 
@@ -89,4 +93,5 @@ def _identity(runner: RolloutRunner, task: Task, served: Served) -> dict[str, An
         "environment": task.environment,
         "family": task.family,
         "harness": harness_digest(runner.harnesses[task.environment]),
+        "settings": settings_digest(runner),
     }

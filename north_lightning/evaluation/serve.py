@@ -55,7 +55,9 @@ def checkpoint_server(
     for other in checkpoints[1:]:
         if NorthTokenizer.load(other).fingerprint != tokenizer.fingerprint:
             raise TokenizerError(f"{other}: its tokenizer.json differs from that of {checkpoints[0]}")
-    with sidecar(checkpoints[0], log) as server:
+    starting = sidecar(checkpoints[0], log)
+    settings.check_server(starting.max_model_len)
+    with starting as server:
         transport = SharedMemoryTransport(server.url)
         try:
             yield CheckpointServer(settings.make_runner(checkpoints[0], server.url), transport, checkpoints[0])

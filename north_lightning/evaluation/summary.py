@@ -38,10 +38,11 @@ def summarise(attempts: Sequence[Attempt], ks: Sequence[int] = (1, 8)) -> dict[s
         if k <= smallest
     }
     scored = [attempt for group in tasks.values() for attempt in group]
-    solved = [attempt for attempt in scored if attempt.reward == 1.0]
+    solved = [attempt for attempt in scored if attempt.solved]
     concluded = [attempt for attempt in scored if attempt.stop_reason == "finished"]
     turns = sum(attempt.turns for attempt in scored)
     return summary | {
+        "mean_reward": _mean(attempt.reward for attempt in scored if attempt.reward is not None),
         "invalid_call_rate": sum(attempt.invalid_turns for attempt in scored) / max(1, turns),
         "invalid_attempt_rate": _share(scored, lambda attempt: attempt.invalid_turns > 0),
         "mean_turns": turns / len(scored),
@@ -49,7 +50,7 @@ def summarise(attempts: Sequence[Attempt], ks: Sequence[int] = (1, 8)) -> dict[s
         "mean_generated_tokens": _mean(attempt.generated_tokens for attempt in scored),
         "loop_rate": _share(scored, lambda attempt: attempt.looped),
         "conclusion_rate": len(concluded) / len(scored),
-        "false_success_rate": _share(concluded, lambda attempt: attempt.reward != 1.0),
+        "false_success_rate": _share(concluded, lambda attempt: not attempt.solved),
         "truncation_rate": _share(scored, lambda attempt: attempt.stop_reason in ("length", "context", "max_turns")),
         "num_tasks": len(tasks),
         "num_attempts": len(scored),
@@ -89,11 +90,11 @@ def compare(before: Sequence[Attempt], after: Sequence[Attempt], seed: int = 0) 
 
 
 def _num_solved(attempts: Iterable[Attempt]) -> int:
-    return sum(attempt.reward == 1.0 for attempt in attempts)
+    return sum(attempt.solved for attempt in attempts)
 
 
 def _solved_mean(side: dict[str, list[Attempt]], tasks: Sequence[str], field: str) -> float | None:
-    values = [getattr(attempt, field) for task in tasks for attempt in side[task] if attempt.reward == 1.0]
+    values = [getattr(attempt, field) for task in tasks for attempt in side[task] if attempt.solved]
     return _mean(values) if values else None
 
 

@@ -29,6 +29,8 @@ class CISPOLoss(PolicyLoss):
         max_importance_weight: the largest weight itself (not an epsilon to be added to 1).
     """
 
+    is_zero_without_advantage = True
+
     def __init__(self, max_importance_weight: float = 5.0) -> None:
         if not (math.isfinite(max_importance_weight) and max_importance_weight > 0):
             raise ValueError(f"max_importance_weight: expected a finite number above 0, got {max_importance_weight}")

@@ -25,5 +25,7 @@ def rloo_advantages(rewards: Sequence[float]) -> list[float]:
         raise ValueError(f"rewards: expected at least 2 in a group (each is the other's baseline), got {len(rewards)}")
     if not all(math.isfinite(reward) for reward in rewards):
         raise ValueError(f"rewards: expected finite numbers, got {list(rewards)}")
+    if min(rewards) == max(rewards):
+        return [0.0] * len(rewards)  # exactly: a rounding error would pass for a signal
     total = math.fsum(rewards)
     return [reward - (total - reward) / (len(rewards) - 1) for reward in rewards]

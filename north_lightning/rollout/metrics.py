@@ -77,8 +77,8 @@ def metrics_by_environment(groups: Sequence[RolloutGroup]) -> Metrics:
 
 
 def is_solved(rollout: Rollout) -> bool:
-    """Whether the verifier gave full marks."""
-    return rollout.reward is not None and rollout.reward.value >= 1.0
+    """Whether the verifier says so; its reward may be scaled by more than that."""
+    return rollout.reward is not None and bool(rollout.reward.solved)
 
 
 def num_invalid_turns(rollout: Rollout) -> int:

@@ -188,6 +188,8 @@ class RolloutRunner:
         self.timeouts = timeouts or Timeouts()
         self.max_attempts = max_attempts
         self.retry_delay_s = retry_delay_s
+        self.sandboxes = sandboxes
+        self.verifier = verifier
         self._loop = AttemptLoop(sandboxes, verifier, image_of, self.timeouts)
 
     async def run_group(self, task: Task, group_id: int, group_size: int, seed: int) -> RolloutGroup:

@@ -72,6 +72,14 @@ class RolloutSettings(AttemptSettings):
     top_p: float = 1.0
     reasoning: bool = False
 
+    def check_server(self, max_model_len: int) -> None:
+        """Refuse a server whose context is too short: it would fail long rollouts only, and bias training to short."""
+        if self.max_context_tokens > max_model_len:
+            raise ConfigError(
+                f"rollouts.max_context_tokens: expected at most the sidecar's max_model_len, {max_model_len}, "
+                f"got {self.max_context_tokens}"
+            )
+
     def make_runner(self, tokenizer_dir: Path, url: str) -> RolloutRunner:
         """A runner for the model that the vLLM server at ``url`` serves, with its tokenizer."""
         return RolloutRunner(

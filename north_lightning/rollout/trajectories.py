@@ -18,6 +18,7 @@ from north_lightning.data.sources import Conversation, write_samples
 from north_lightning.errors import TaskError
 from north_lightning.interfaces import SandboxProvider
 from north_lightning.rollout.attempt import record_scripted, script_of_calls
+from north_lightning.rollout.metrics import is_solved
 from north_lightning.rollout.settings import AttemptSettings
 from north_lightning.tasks import image_of, load_task_sets, solution_steps
 from north_lightning.tasks.names import Split
@@ -95,7 +96,7 @@ async def _record(task: Task, rollouts: AttemptSettings, variation: int, look_ar
         variation=variation,
         timeouts=rollouts.timeouts,
     )
-    if rollout.reward is None or rollout.reward.value != 1.0:
+    if not is_solved(rollout):
         raise TaskError(f"{task.directory}: the scripted solution scored {rollout.reward}, expected 1")
     return Conversation(
         tuple(rollout.messages),

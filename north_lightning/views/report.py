@@ -1,7 +1,8 @@
 """``python -m north_lightning report``: one JSON file and one page about a whole recipe run.
 
-In: the folder of a run: ``stages.json``, each training stage's ``history.jsonl``, the evaluation's ``summary.json``.
-Out: in that folder ``report.json`` with the numbers that decide and ``report.html`` with the curves (``page``).
+In: the folder of a run: ``stages.json`` (if the recipe ran), each training stage's ``history.jsonl``, the evaluation's
+``summary.json``. Out: in that folder ``report.json`` with the numbers that decide and ``report.html`` with the curves
+(``page``).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def write_report(run_dir: Path) -> None:
     Raises:
         DataError: something the report is made of is missing; says what and which command makes it.
     """
-    stages = _read_json(run_dir / "stages.json", "recipe")
+    timed = run_dir / "stages.json"  # written by the recipe; stages run one by one are not timed
+    stages = json.loads(timed.read_text()) if timed.exists() else {}
     evaluation = _read_json(run_dir / "eval" / "summary.json", "test")
     histories = {stage: _read_history(run_dir / stage / HISTORY) for stage in (*SFT_STAGES, RL_STAGE)}
     report = build_report(stages, evaluation, histories)
@@ -67,7 +69,7 @@ def build_report(
         "rl_steps": len(rl),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
         "total_seconds": sum(stage["seconds"] for stage in stages.values()),
-        "peak_memory_gib": max(stage["peak_memory_bytes"] for stage in stages.values()) / 2**30,
+        "peak_memory_gib": max((stage["peak_memory_bytes"] for stage in stages.values()), default=0) / 2**30,
     }
 
 

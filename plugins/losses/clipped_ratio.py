@@ -35,6 +35,8 @@ class ClippedRatioLoss(PolicyLoss):
         clip_high: how far above 1.
     """
 
+    is_zero_without_advantage = True
+
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.28) -> None:
         if not 0 < clip_low < 1:
             raise ConfigError(f"clip_low: expected a number between 0 and 1, got {clip_low}")

@@ -17,6 +17,7 @@ from north_lightning.data.rollouts import RolloutDataModule, RolloutStep, make_s
 from north_lightning.errors import ConfigError, DataError, InfrastructureError
 from north_lightning.interfaces import PolicyLossInputs, RolloutQueue
 from north_lightning.losses import CISPOLoss, token_logprobs, trained_positions
+from north_lightning.rollout import WindowedFIFOQueue
 from north_lightning.types import NOT_SAMPLED, Message, Rollout, RolloutGroup, Turn
 
 
@@ -112,6 +113,19 @@ def test_every_token_of_a_rollout_arrives_with_its_logprob_version_and_advantage
     assert step.groups == GROUPS
     assert step.num_trained_tokens == sum(r.num_sampled_tokens for g in GROUPS for r in g.rollouts)
     assert {batch.num_trained_tokens for batch in step.micro_batches} == {step.num_trained_tokens}
+
+
+def test_a_loss_that_has_more_than_advantages_sees_every_rollout():
+    step = make_step(GROUPS, max_row_tokens=40, skip_zero_advantage=False)
+    documents = [document for batch in step.micro_batches for document in split_documents(batch)]
+    sampled = [r for g in GROUPS for r in g.rollouts if r.num_sampled_tokens]
+    assert sorted(d["token_ids"] for d in documents) == sorted(r.token_ids for r in sampled)
+    assert len(documents) > 4
+
+
+def test_another_batch_size_than_the_queues_is_refused():
+    with pytest.raises(ConfigError, match=r"data.groups_per_batch: expected the queue's groups_per_batch, 8, got 4"):
+        RolloutDataModule(WindowedFIFOQueue(8, 1), groups_per_batch=4, max_row_tokens=40, num_batches=1)
 
 
 def test_rows_have_the_documented_types_and_names_of_environments():

@@ -2,29 +2,41 @@
 
 import asyncio
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from north_lightning.errors import DataError, SandboxError
-from north_lightning.evaluation.attempts import Attempt, append_attempts, read_attempts, task_digest
+from north_lightning.errors import ConfigError, DataError, SandboxError
+from north_lightning.evaluation.attempts import Attempt, append_attempts, attempt_of, read_attempts, task_digest
 from north_lightning.evaluation.evaluate import Served, run_attempts
 from north_lightning.evaluation.summary import breakdown, compare, summarise
 from north_lightning.harnesses import ReActTerminalHarness
+from north_lightning.rollout.metrics import rollout_metrics
+from north_lightning.rollout.stages import Timeouts
+from north_lightning.sandbox import BubblewrapProvider
 from north_lightning.tasks import load_task, write_task
 from north_lightning.tasks.terminal import terminal_task
-from north_lightning.types import Reward, Rollout, Turn
+from north_lightning.types import Reward, Rollout, SamplingParams, Turn
+from north_lightning.verifiers import UnitTestVerifier
 
 
 class CoinRunner:
     """A runner whose outcome is a function of task and sample; tasks in ``broken`` fail outside the model."""
 
-    def __init__(self, broken: set[str] = frozenset()) -> None:
+    def __init__(self, broken: set[str] = frozenset(), temperature: float = 1.0, verifier=None) -> None:
         self.harnesses = {"terminal": ReActTerminalHarness()}
+        self.chat = SimpleNamespace(reasoning=False)
+        self.params = SamplingParams(16, temperature, 1.0, ())
+        self.max_context_tokens, self.vary_prompts, self.timeouts = 64, True, Timeouts()
+        self.verifier, self.sandboxes = verifier or UnitTestVerifier(), BubblewrapProvider()
         self.broken = broken
         self.asked: list[tuple[str, int]] = []
+        self.draws: dict[tuple[str, int], tuple[int, int, int]] = {}
 
     async def run(self, task, group_id, index, seed):
         self.asked.append((task.id, index))
+        self.draws[task.id, index] = (group_id, index, seed)
         if task.id in self.broken:
             raise SandboxError("no sandbox today")
         rollout = Rollout(task.id, task.environment, task.family, group_id, index, seed)
@@ -45,7 +57,22 @@ def attempts_of(runner, tasks, log, weights="w0", num_samples=4):
 
 def attempt(task, seed, reward, *, turns=2, invalid=0, environment="terminal", stop_reason="finished"):
     return Attempt(
-        "model", "w0", task, task, environment, "family", "h", seed, reward, None, stop_reason, turns, 10, invalid
+        "model",
+        "w0",
+        task,
+        task,
+        environment,
+        "family",
+        "h",
+        seed,
+        reward,
+        "",
+        reward == 1,
+        None,
+        stop_reason,
+        turns,
+        10,
+        invalid,
     )
 
 
@@ -70,6 +97,41 @@ def test_other_weights_and_a_changed_task_are_attempted_anew(tasks, tmp_path):
     changed = CoinRunner()
     attempts_of(changed, tasks, log)
     assert {task for task, _ in changed.asked} == {tasks[0].id}
+
+
+def test_other_settings_and_another_verifier_are_attempted_anew(tasks, tmp_path):
+    log = tmp_path / "attempts.jsonl"
+    attempts_of(CoinRunner(), tasks, log)
+    for other in (CoinRunner(temperature=0.0), CoinRunner(verifier=UnitTestVerifier(timeout_s=7.0))):
+        attempts_of(other, tasks, log)
+        assert len(other.asked) == 12
+
+
+def test_a_draw_depends_on_the_task_and_its_seed_only(tasks, tmp_path):
+    whole, part = CoinRunner(), CoinRunner()
+    attempts_of(whole, tasks, tmp_path / "whole.jsonl")
+    asyncio.run(run_attempts(part, tasks[1:], Served("model", "w0"), 2, tmp_path / "part.jsonl", seed=2))
+    assert part.draws == {key: whole.draws[key] for key in part.draws}
+    assert {index for _, index in part.draws} == {2, 3}
+    assert len({draw[:2] for draw in whole.draws.values()}) == 12
+
+
+def test_no_attempts_at_a_time_is_an_error_not_a_hang(tasks, tmp_path):
+    with pytest.raises(ConfigError, match="concurrency: expected at least 1, got 0"):
+        asyncio.run(run_attempts(CoinRunner(), tasks, Served("m", "w"), 1, tmp_path / "log", concurrency=0))
+
+
+def test_solved_is_the_verifiers_word_not_a_full_reward(tasks, tmp_path):
+    verdict = replace(Reward(1.0), value=0.97)
+    rollout = Rollout("a", "terminal", "f", 0, 0, 0, reward=verdict)
+    assert verdict.solved
+    assert not Reward(0.97).solved
+    assert rollout_metrics([rollout])["pass@1"] == 1.0
+    names = ("checkpoint", "weights", "task_id", "task", "environment", "family", "harness")
+    row = attempt_of(rollout, dict.fromkeys(names, "a") | {"seed": 0})
+    assert (row.reward, row.solved) == (0.97, True)
+    summary = summarise([row])
+    assert (summary["pass@1"], summary["mean_reward"], summary["false_success_rate"]) == (1.0, 0.97, 0.0)
 
 
 def test_an_infrastructure_failure_is_no_score_and_is_tried_again(tasks, tmp_path):

@@ -34,6 +34,7 @@ def test_an_advantage_is_the_reward_minus_the_mean_of_the_others(rewards: list[f
 
 def test_advantages_are_not_divided_by_the_standard_deviation() -> None:
     assert rloo_advantages([1.0, 0.0, 0.0, 0.0]) == pytest.approx([1.0, -1 / 3, -1 / 3, -1 / 3])
+    assert rloo_advantages([0.99**9] * 8) == [0.0] * 8  # to the last bit: a rounding error would be a signal
     assert rloo_advantages([0.01, 0.0]) == pytest.approx([0.01, -0.01])
 
 

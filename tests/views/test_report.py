@@ -87,5 +87,12 @@ def test_a_missing_source_is_named_with_the_command_that_makes_it(run_dir: Path)
         write_report(run_dir)
 
 
+def test_stages_that_were_run_one_by_one_are_reported_without_their_times(run_dir: Path) -> None:
+    (run_dir / "stages.json").unlink()
+    write_report(run_dir)
+    assert json.loads((run_dir / "report.json").read_text())["seconds"] == {}
+    assert (run_dir / "report.html").stat().st_size > 10_000
+
+
 def test_a_running_mean_looks_back_only() -> None:
     assert running_mean([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
