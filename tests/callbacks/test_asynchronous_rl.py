@@ -56,6 +56,7 @@ class Running:
     def __init__(self, server: Sidecar) -> None:
         self.url = server.url
         self.check_alive = server.check_alive
+        self.max_model_len = server.max_model_len
         self.vocab_size: int | None = None
 
     def start(self) -> None: ...
