@@ -12,6 +12,7 @@ needs neither.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,10 @@ TRAINING = {
 
 UTILITIES: dict[str, tuple[str, str]] = {  # name: (module:function, one line)
     "tasks": ("north_lightning.tasks.build:build_task_sets", "generate the quickstart's task sets"),
+    "tasks check": (
+        "north_lightning.tasks.check:check_tasks",
+        "DIR...: which directories are Harbor tasks, or why not",
+    ),
     "trajectories": (
         "north_lightning.rollout.trajectories:record_trajectories",
         "record verified SFT data in the sandbox",
@@ -39,6 +44,9 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name: (module:function, one line)
     "recipe": ("north_lightning.recipe:run_recipe", "run a list of these commands, one after another"),
 }
 
+POSITIONAL = {"tasks check": "directories"}
+"""Commands whose leading words are a list, and the parameter they are for."""
+
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
 
 
@@ -46,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. ``NORTH_DEBUG=1`` shows the traceback of our own errors too."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else "--help"
+    if " ".join(arguments[:2]) in UTILITIES:
+        command, arguments = " ".join(arguments[:2]), arguments[1:]
     try:
         if command in ("-h", "--help"):
             print(overview())
@@ -108,6 +118,8 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     from north_lightning.parser import NorthParser
 
     location, description = UTILITIES[command]
+    if command in POSITIONAL:
+        arguments = _named(arguments, POSITIONAL[command])
     module_name, function_name = location.split(":")
     function = getattr(importlib.import_module(module_name), function_name)
     prog = f"python -m north_lightning {command}"
@@ -119,6 +131,13 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
         parser_class=NorthParser,
         as_positional=False,
     )
+
+
+def _named(arguments: Sequence[str], parameter: str) -> list[str]:
+    """``DIR DIR --key value`` as ``--parameter=[...] --key value``."""
+    num_words = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    words = [f"--{parameter}={json.dumps(list(arguments[:num_words]))}"] if num_words else []
+    return [*words, *arguments[num_words:]]
 
 
 def add_plugins_to_path() -> None:
