@@ -3,8 +3,8 @@
 In: a task and a sandbox. Out: a session that carries the calls of a turn out in order. A call that does not fit its
 tool is answered by an error (the ``invalid`` tool), it is never the end; the same call three times in a row is.
 
-Where it differs from OpenCode: prompts, descriptions and sentences are our own. ``task`` (a second agent), ``skill`` and
-``webfetch`` are in the list of tools, as published, but answer that they are switched off: no second model and no
+Where it differs from OpenCode: prompts, descriptions and sentences are our own. ``task`` (a second agent), ``skill``
+and ``webfetch`` are in the list of tools, as published, but answer that they are switched off: no second model and no
 network in a sandbox. Of the lenient ways in which ``edit`` finds its text three are here (see ``replaced``). At three
 equal calls OpenCode asks its user; with nobody to ask the attempt ends as it stands.
 """

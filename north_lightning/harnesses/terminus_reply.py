@@ -113,7 +113,11 @@ def _read(text: str) -> Reply:
 
 def _object_of(text: str, warnings: list[Note]) -> dict[str, Any]:
     """The first object in ``text`` that closes, checked."""
-    start, end = _span(text)
+    try:
+        start, end = _span(text)
+    except _UnreadableError:
+        warnings.append(Note("no_json", "There is no JSON object that closes"))
+        raise
     if text[:start].strip():
         warnings.append(Note("text_before", "There is text before the JSON object"))
     if text[end:].strip():

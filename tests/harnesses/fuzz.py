@@ -206,7 +206,7 @@ class KeptSandbox(Sandbox):
         return await self.sandbox.run(command, timeout_s)
 
     async def snapshot(self, destination: Path) -> None:
-        destination.mkdir()
+        await asyncio.to_thread(destination.mkdir)
 
     async def close(self) -> None: ...
 

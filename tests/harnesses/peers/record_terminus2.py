@@ -1,7 +1,8 @@
 """Asks Terminus 2's own parser how it reads our replies; its loop caps every duration at a minute.
 
     pip download --no-deps harbor==0.25.0, unpack, and then
-    python record_terminus2.py harbor/agents/terminus_2/terminus_json_plain_parser.py tests/harnesses/peers/terminus2.json
+    cd tests/harnesses/peers
+    python record_terminus2.py .../harbor/agents/terminus_2/terminus_json_plain_parser.py terminus2.json
 
 Kept: commands, completion, whether there is an error, and how many warnings. Not its wording.
 """
