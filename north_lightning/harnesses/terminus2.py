@@ -24,6 +24,7 @@ from north_lightning.sandbox import Terminal, TerminalClosedError
 from north_lightning.types import AssistantAction, Message, Prompt, Step, Task
 
 ROWS = 40
+HISTORY_ROWS = 10_000  # what the terminal keeps; beyond it nobody knows what is new
 SCREEN = "Current Terminal Screen:\n"
 NEW_OUTPUT = "New Terminal Output:\n"
 FIRST_SCREEN = SCREEN + "$" + "\n" * ROWS
@@ -100,9 +101,10 @@ class Terminus2Session(HarnessSession):
     async def observation(self) -> str:
         """What is new since the last call, from the last line shown before on; the screen if nothing is, or if the
         earlier text is gone (a cleared or full-screen terminal)."""
-        whole = "".join(f"{line}\n" for line in await self.terminal.lines(history=True))
+        lines = await self.terminal.lines(history=True)
+        whole = "".join(f"{line}\n" for line in lines)
         shown, self._shown = self._shown, whole
-        new = None if shown is None else new_part(whole, shown)
+        new = None if shown is None or len(lines) >= HISTORY_ROWS else new_part(whole, shown)
         if new is not None and new.strip():
             text = NEW_OUTPUT + new
         else:

@@ -71,9 +71,16 @@ def test_a_reply_that_cannot_be_read_is_invalid_and_answered(play):
 
 
 def test_floods_and_bytes_that_are_no_text_are_cut_to_the_cap(play):
-    [flood, odd] = play(Terminus2Harness(), reply("seq 100000\n", duration=20), reply("printf '\\xff\\xfe'\n"))
+    [flood, odd, more] = play(
+        Terminus2Harness(),
+        reply("seq 9000\n", duration=20),
+        reply("printf '\\xff\\xfe'\n"),
+        reply("seq 100000\n", duration=20),
+    )
+    assert more.message.startswith("Current Terminal Screen:\n")
+    assert more.message.rstrip("\n").endswith("\n100000\n$")
     assert 9_900 < len(flood.message.encode()) < 10_200
-    assert flood.message.rstrip("\n").endswith("100000\n$")
+    assert flood.message.rstrip("\n").endswith("\n9000\n$")
     odd.message.encode()
 
 
