@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,10 @@ TRAINING = {
 
 UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:function, one line)
     "tasks": ("north_lightning.tasks.build:build_task_sets", "generate the quickstart's task sets"),
+    "tasks check": (
+        "north_lightning.tasks.check:check_tasks",
+        "DIR...: which directories are Harbor tasks, or why not",
+    ),
     "trajectories": (
         "north_lightning.rollout.trajectories:record_trajectories",
         "record verified SFT data in the sandbox",
@@ -42,6 +47,9 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
     "doctor": ("north_lightning.doctor:doctor", "check that this machine can run everything"),
     "recipe": ("north_lightning.recipe:run_recipe", "run a list of these commands, one after another"),
 }
+
+POSITIONAL = {"tasks check": "directories"}
+"""Commands whose leading words are a list, and the parameter they are for."""
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
 
@@ -127,6 +135,8 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     from north_lightning.parser import NorthParser
 
     location, description = UTILITIES[command]
+    if command in POSITIONAL:
+        arguments = _named(arguments, POSITIONAL[command])
     module_name, function_name = location.split(":")
     function = getattr(importlib.import_module(module_name), function_name)
     parser = NorthParser(prog=f"python -m north_lightning {command}", description=description)
@@ -144,6 +154,13 @@ def _underscored(argument: str) -> str:
     """``--gpu-memory=80`` as ``--gpu_memory=80``: the commands' arguments are parameters of functions."""
     name, equals, value = argument.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
+
+
+def _named(arguments: Sequence[str], parameter: str) -> list[str]:
+    """``DIR DIR --key value`` as ``--parameter=[...] --key value``."""
+    num_words = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    words = [f"--{parameter}={json.dumps(list(arguments[:num_words]))}"] if num_words else []
+    return [*words, *arguments[num_words:]]
 
 
 def add_plugins_to_path() -> None:

@@ -26,7 +26,12 @@ class TaskError(NorthError):
 
 
 class InvalidActionError(NorthError):
-    """The model's turn is not a valid action. This is the model's failure: it scores 0 and is trained on."""
+    """The model's turn is not a valid action. This is the model's failure: it is trained on, and it scores 0 unless the
+    harness lets the model try again. ``num_calls`` well-formed calls were in the turn; ids count on from there."""
+
+    def __init__(self, message: str, num_calls: int = 0) -> None:
+        super().__init__(message)
+        self.num_calls = num_calls
 
 
 class TreeTooLargeError(NorthError):

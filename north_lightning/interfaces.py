@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from north_lightning.errors import InvalidActionError
+
 
 # ---- SFT data ------------------------------------------------------------------------------------------------------
 
@@ -192,6 +194,13 @@ class HarnessSession(ABC):
     async def act(self, action: AssistantAction) -> Step:
         """Carry out one validated action; ``InvalidActionError`` where the harness forbids it (two calls, ...)."""
 
+    async def reject(self, error: InvalidActionError) -> Step | None:
+        """The turn was no valid action: what the model is told, or None to end the attempt with reward 0.
+
+        The rejected turn stays in the context of a model that is trained: its tokens were sampled.
+        """
+        return None
+
     @abstractmethod
     async def close(self) -> None:
         """End what the session started (not the sandbox). May be called twice."""
@@ -201,6 +210,8 @@ class Harness(ABC):
     """Prompt, tools, observations and end of an agent loop. Picklable, stateless: sessions hold the state."""
 
     name: str
+    forgets_rejected_turns: bool = False
+    """Whether a server is not shown again a turn that was rejected (published behaviour of some agents)."""
 
     @abstractmethod
     def prompt(self, task: Task, variation: int = 0) -> Prompt:

@@ -25,7 +25,7 @@ NOT_SAMPLED = -1
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort"]
-StopReason = Literal["finished", "invalid_action", "max_turns", "length", "context"]
+StopReason = Literal["finished", "invalid_action", "max_turns", "length", "context", "loop"]
 
 
 # ---- conversations -------------------------------------------------------------------------------------------------
@@ -85,9 +85,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A harness's answer to one action: results to show the model, and whether the attempt is over."""
+    """A harness's answer to one turn: what to show the model, and whether the attempt is over.
+
+    ``results`` answer the calls of the turn; ``message`` is said as the user (a harness without tools, or a turn that
+    was no valid action). One of them, unless ``done``.
+    """
 
     results: tuple[ToolResult, ...] = ()
+    message: str = ""
     done: bool = False
 
 

@@ -22,6 +22,7 @@ from north_lightning.chat.render import (
     generation_prompt,
     render_calls,
     render_conversation,
+    text_turn,
     to_json,
     tool_result_turn,
 )
@@ -36,8 +37,8 @@ _CALL_KEYS = ["tool_call_id", "tool_name", "parameters"]
 class ActionFormatError(InvalidActionError):
     """A sampled turn that is no valid action; ``kind`` says in which way."""
 
-    def __init__(self, kind: ActionErrorKind, message: str) -> None:
-        super().__init__(f"{kind}: {message}")
+    def __init__(self, kind: ActionErrorKind, message: str, num_calls: int = 0) -> None:
+        super().__init__(f"{kind}: {message}", num_calls)
         self.kind: ActionErrorKind = kind
 
 
@@ -89,6 +90,10 @@ class ChatFormat:
         """What follows a sampled turn with tool calls: their results, then the opening of the next turn."""
         return self._encode([*tool_result_turn(results), *generation_prompt(self.reasoning)])
 
+    def encode_user_message(self, text: str) -> list[int]:
+        """What follows a sampled turn that is answered by the user: the text, then the opening of the next turn."""
+        return self._encode([*text_turn(Message("user", text)), *generation_prompt(self.reasoning)])
+
     def encode_action(self, action: AssistantAction) -> list[int]:
         """The ids a model would sample for ``action``, eos included: what a scripted policy plays."""
         message = Message("assistant", action.content, action.reasoning, action.tool_calls)
@@ -123,7 +128,7 @@ class ChatFormat:
             return AssistantAction(reasoning=reasoning, content=text)
         calls = parse_calls(text, next_call_id)
         for call in calls:
-            self._validate(call, tools)
+            self._validate(call, tools, len(calls))
         return AssistantAction(reasoning=reasoning, tool_calls=calls)
 
     def _split(self, token_ids: Sequence[int]) -> tuple[str, str, str]:
@@ -159,13 +164,14 @@ class ChatFormat:
             _reject("expected text, got a spelled-out control marker")
         return text
 
-    def _validate(self, call: ToolCall, tools: Sequence[ToolSpec]) -> None:
+    def _validate(self, call: ToolCall, tools: Sequence[ToolSpec], num_calls: int) -> None:
         tool = next((tool for tool in tools if tool.name == call.name), None)
         if tool is None:
-            raise ActionFormatError("unknown_tool", f"expected one of {[t.name for t in tools]}, got {call.name!r}")
+            expected = [tool.name for tool in tools]
+            raise ActionFormatError("unknown_tool", f"expected one of {expected}, got {call.name!r}", num_calls)
         error = best_match(self._validator(tool).iter_errors(call.arguments))
         if error is not None:
-            raise ActionFormatError("schema", f"{call.name}: {error.json_path}: {error.message}")
+            raise ActionFormatError("schema", f"{call.name}: {error.json_path}: {error.message}", num_calls)
 
     def _validator(self, tool: ToolSpec) -> Draft202012Validator:
         key = to_json(tool.parameters)

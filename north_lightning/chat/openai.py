@@ -1,4 +1,4 @@
-"""Messages in the shape of OpenAI's chat API to ours, and a count of what had to be changed.
+"""Messages in the shape of OpenAI's chat API to ours, with a count of what had to be changed, and back.
 
 In: dictionaries from a JSON file or a server. Out: ``Message`` values that the renderer accepts, or ``DataError`` with
 the index of the message. It does not render and does not renumber call ids (``render`` does).
@@ -66,6 +66,28 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise DataError(f"{where}: expected an object, got {value!r}"[:200])
     return value
+
+
+def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as a chat server takes them: arguments as JSON text, reasoning as ``reasoning_content``."""
+    converted = []
+    for message in messages:
+        row: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.reasoning:
+            row["reasoning_content"] = message.reasoning
+        if message.tool_calls:
+            row["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments), ensure_ascii=False)},
+                }
+                for call in message.tool_calls
+            ]
+        if message.tool_call_id is not None:
+            row["tool_call_id"] = message.tool_call_id
+        converted.append(row)
+    return converted
 
 
 def _text(content: Any, where: str) -> str:

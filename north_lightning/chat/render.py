@@ -51,7 +51,7 @@ def render_conversation(
                 index += 1
             segments += tool_result_turn(results)
             continue
-        segments += assistant_turn(message, reasoning) if message.role == "assistant" else _text_turn(message)
+        segments += assistant_turn(message, reasoning) if message.role == "assistant" else text_turn(message)
         index += 1
     _check_against_melody(segments, messages, tools, platform_instruction)
     return segments
@@ -100,6 +100,11 @@ def assistant_turn(message: Message, reasoning: bool) -> list[Segment]:
         raise DataError("assistant reasoning: expected none with reasoning off, got some; strip it or turn it on")
     segments += [_control(start, True), Segment(text, False, True), _control(end, True)]
     return [*segments, _control(controls.END_TURN, True)]
+
+
+def text_turn(message: Message) -> list[Segment]:
+    """A turn of the user or the system."""
+    return _framed(controls.USER if message.role == "user" else controls.SYSTEM, message.content)
 
 
 def render_calls(calls: Sequence[ToolCall]) -> str:
@@ -168,10 +173,6 @@ def _platform_turn(tools: Sequence[ToolSpec], platform_instruction: str) -> list
     opening = platform_instruction + "\n\n" if platform_instruction else ""
     text = opening + "# Available Tools\n```json\n[\n" + ",\n".join(lines) + "\n]\n```"
     return [_control(controls.BOS), *_framed(controls.SYSTEM, text)]
-
-
-def _text_turn(message: Message) -> list[Segment]:
-    return _framed(controls.USER if message.role == "user" else controls.SYSTEM, message.content)
 
 
 def _framed(role: str, text: str) -> list[Segment]:

@@ -16,7 +16,7 @@ from typing import Any
 from north_lightning.errors import DataError
 from north_lightning.interfaces import Harness
 from north_lightning.rollout.metrics import has_loop, is_solved, num_invalid_turns
-from north_lightning.rollout.runner import RolloutRunner
+from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.types import Rollout, Task
 
 
@@ -56,7 +56,7 @@ def attempt_of(rollout: Rollout, identity: dict[str, Any]) -> Attempt:
         solved=is_solved(rollout),
         stop_reason=rollout.stop_reason,
         turns=len(rollout.turns),
-        generated_tokens=rollout.num_sampled_tokens,
+        generated_tokens=sum(turn.end - turn.start for turn in rollout.turns),
         invalid_turns=num_invalid_turns(rollout),
         looped=has_loop(rollout),
         duration_s=round(rollout.duration_s, 3),
@@ -122,9 +122,9 @@ def harness_digest(harness: Harness) -> str:
     return f"{harness.name}-{sha256(repr(_settings_of(harness)).encode()).hexdigest()[:8]}"
 
 
-def settings_digest(runner: RolloutRunner) -> str:
+def settings_digest(runner: AttemptRunner) -> str:
     """Of how a runner samples, limits and scores attempts, harnesses apart; the first 8 hex digits of a SHA-256."""
-    parts = (runner.params, runner.max_context_tokens, runner.chat.reasoning, runner.vary_prompts, runner.timeouts)
+    parts = (*runner.sampling, runner.vary_prompts, runner.timeouts)
     used = (_settings_of(runner.verifier), _settings_of(runner.sandboxes))
     return sha256(repr((parts, used)).encode()).hexdigest()[:8]
 

@@ -15,9 +15,10 @@ from rich.table import Table
 
 from north_lightning.errors import CheckpointError, ConfigError
 from north_lightning.evaluation.attempts import Attempt
-from north_lightning.evaluation.each import attempt_with_each
+from north_lightning.evaluation.each import attempt_with_each, attempt_with_servers
 from north_lightning.evaluation.serve import SidecarFactory
 from north_lightning.evaluation.summary import breakdown, compare, summarise
+from north_lightning.rollout import ChatServer
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.tasks import load_task_sets
 
@@ -33,38 +34,49 @@ TABLE_ROWS = (
 
 
 def evaluate(
-    checkpoints: dict[str, Path],
     task_sets: list[Path],
     output_dir: Path,
     rollouts: RolloutSettings,
-    sidecar: SidecarFactory,
+    checkpoints: dict[str, Path] | None = None,
+    sidecar: SidecarFactory | None = None,
+    servers: dict[str, ChatServer] | None = None,
     num_samples: int = 8,
     concurrency: int = 64,
     seed: int = 0,
     baseline: str | None = None,
 ) -> None:
-    """Evaluate checkpoints over task sets, with paired comparisons against a baseline.
+    """Evaluate checkpoints, and models behind OpenAI-compatible servers, with paired comparisons against a baseline.
 
     Args:
-        checkpoints: Name -> checkpoint directory, all of one shape and tokenizer.
         task_sets: Directories of held-out tasks, or listings.
         output_dir: Where attempts and summary are written; an earlier evaluation there is continued.
         rollouts: How attempts are made.
-        sidecar: The vLLM server.
+        checkpoints: Name -> checkpoint directory, all of one shape and tokenizer.
+        sidecar: The vLLM server that serves the checkpoints.
+        servers: Name -> an OpenAI-compatible server, asked by chat completions.
         num_samples: Attempts per task, each with its own seed.
         concurrency: Attempts at a time.
         seed: Of the first sample; the others count up.
-        baseline: The checkpoint the others are compared with.
+        baseline: The checkpoint or server the others are compared with.
     """
-    if baseline is not None and baseline not in checkpoints:
-        raise ConfigError(f"baseline: expected one of {', '.join(checkpoints)}, got {baseline!r}")
+    checkpoints, servers = checkpoints or {}, servers or {}
+    names = [*checkpoints, *servers]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"checkpoints and servers: expected one or more, each with its own name, got {names}")
+    if baseline is not None and baseline not in names:
+        raise ConfigError(f"baseline: expected one of {', '.join(names)}, got {baseline!r}")
     for name, path in checkpoints.items():
         if not (path / "config.json").exists():
             raise CheckpointError(f"checkpoints.{name}: {path} is not a checkpoint directory (no config.json)")
     output_dir.mkdir(parents=True, exist_ok=True)
     logs = output_dir / "attempts.jsonl", output_dir / "vllm.log"
     tasks = load_task_sets(task_sets)
-    results = attempt_with_each(checkpoints, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed)
+    results: dict[str, list[Attempt]] = {}
+    if checkpoints:
+        if sidecar is None:
+            raise ConfigError("sidecar: expected a vLLM server to serve the checkpoints, got none")
+        results |= attempt_with_each(checkpoints, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed)
+    results |= attempt_with_servers(servers, tasks, rollouts, logs[0], num_samples, concurrency, seed)
     summary = _summary(results, baseline)
     (output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     _print(summary, baseline)

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from north_lightning.evaluation.attempts import Attempt, weights_digest
 from north_lightning.evaluation.evaluate import Served, run_attempts
 from north_lightning.evaluation.serve import SidecarFactory, checkpoint_server
-from north_lightning.rollout.runner import RolloutRunner
+from north_lightning.rollout import ChatServer
+from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.types import Task
 
@@ -46,8 +47,28 @@ def attempt_with_each(
     return results
 
 
+def attempt_with_servers(
+    servers: Mapping[str, ChatServer],
+    tasks: Sequence[Task],
+    rollouts: RolloutSettings,
+    log: Path,
+    num_samples: int,
+    concurrency: int,
+    seed: int,
+) -> dict[str, list[Attempt]]:
+    """The same for models behind OpenAI-compatible servers; an attempt is known by the model's name and the URL."""
+    if servers:
+        rollouts.prepare(tasks)
+    results: dict[str, list[Attempt]] = {}
+    for name, server in servers.items():
+        served = Served(name, f"{server.model} at {server.url}")
+        runner = rollouts.make_chat_runner(server)
+        results[name] = _attempt(runner, tasks, served, num_samples, log, concurrency, seed)
+    return results
+
+
 def _attempt(
-    runner: RolloutRunner,
+    runner: AttemptRunner,
     tasks: Sequence[Task],
     served: Served,
     num_samples: int,
@@ -71,6 +92,6 @@ def _attempt(
             try:
                 return await run_attempts(runner, tasks, served, num_samples, log, concurrency, seed, show)
             finally:
-                await runner.sampler.close()
+                await runner.close()
 
         return asyncio.run(attempt_all())

@@ -23,7 +23,7 @@ from north_lightning.evaluation.attempts import (
     settings_digest,
     task_digest,
 )
-from north_lightning.rollout.runner import RolloutRunner
+from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.types import Task
 
 
@@ -36,7 +36,7 @@ class Served:
 
 
 async def run_attempts(
-    runner: RolloutRunner,
+    runner: AttemptRunner,
     tasks: Sequence[Task],
     served: Served,
     num_samples: int,
@@ -84,7 +84,7 @@ async def run_attempts(
     return attempts
 
 
-def _identity(runner: RolloutRunner, task: Task, served: Served) -> dict[str, Any]:
+def _identity(runner: AttemptRunner, task: Task, served: Served) -> dict[str, Any]:
     return {
         "checkpoint": served.checkpoint,
         "weights": served.weights,

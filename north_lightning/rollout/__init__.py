@@ -2,6 +2,7 @@
 
 from north_lightning.rollout.advantages import rloo_advantages
 from north_lightning.rollout.attempt import Policy, Script, ScriptedPolicy, record_scripted, script_of_calls
+from north_lightning.rollout.chat_policy import ChatServer
 from north_lightning.rollout.producer import FailurePolicy, ProducerSpec, RolloutProducer
 from north_lightning.rollout.queue import WindowedFIFOQueue
 from north_lightning.rollout.runner import RolloutRunner
@@ -9,6 +10,7 @@ from north_lightning.rollout.schedule import TaskSchedule
 from north_lightning.rollout.stages import Timeouts
 
 __all__ = [
+    "ChatServer",
     "FailurePolicy",
     "Policy",
     "ProducerSpec",

@@ -26,6 +26,7 @@ from north_lightning.errors import (
     VerifierError,
 )
 from north_lightning.interfaces import Harness, HarnessSession, RewardVerifier, Sandbox, SandboxProvider
+from north_lightning.rollout.circles import MAX_SAME_TURNS, CircleDetector
 from north_lightning.rollout.stages import Timeouts, clean_up, within
 from north_lightning.sandbox.scratch import Scratch
 from north_lightning.types import (
@@ -34,10 +35,10 @@ from north_lightning.types import (
     Prompt,
     Reward,
     Rollout,
+    Step,
     StopReason,
     Task,
     ToolCall,
-    ToolResult,
 )
 
 Script = Callable[[Sequence[Message]], Awaitable[AssistantAction]]
@@ -55,6 +56,9 @@ class AttemptEnds(Exception):
 class Policy(ABC):
     """Says what the assistant does. One object per attempt; calls come in the order of the conversation."""
 
+    can_forget = False
+    """Whether a turn may be taken out of the messages; sampled tokens stay where they are."""
+
     @abstractmethod
     def begin(self, prompt: Prompt) -> None:
         """The opening messages and tools."""
@@ -65,8 +69,8 @@ class Policy(ABC):
         turn."""
 
     @abstractmethod
-    def observe(self, results: Sequence[ToolResult]) -> None:
-        """What the last action gave; called only if another turn follows. ``AttemptEnds`` if it does not fit."""
+    def observe(self, step: Step) -> None:
+        """What the last turn gave; called only if another turn follows. ``AttemptEnds`` if it does not fit."""
 
     def reject(self, error: InvalidActionError) -> Message | None:
         """The last turn was not a valid action; returns what was said, for people, if it is not in the messages yet."""
@@ -86,7 +90,7 @@ class ScriptedPolicy(Policy):
         calls = tuple(replace(call, id=str(next_call_id + i)) for i, call in enumerate(action.tool_calls))
         return replace(action, tool_calls=calls)
 
-    def observe(self, results: Sequence[ToolResult]) -> None: ...
+    def observe(self, step: Step) -> None: ...
 
 
 def script_of_calls(calls: Sequence[tuple[str, dict[str, object]]], answer: str = "Done.") -> Script:
@@ -111,12 +115,15 @@ class AttemptLoop:
         verifier: What scores the result.
         image_of: The directory a task's ``/work`` starts from.
         timeouts: Limits of every stage.
+        max_same_turns: An attempt that makes so many turns in a row with the same calls and the same results is ended
+            with the stop reason ``loop`` and verified as it stands; 0 never ends one.
     """
 
     sandboxes: SandboxProvider
     verifier: RewardVerifier
     image_of: Callable[[Task], Path]
     timeouts: Timeouts = field(default_factory=Timeouts)
+    max_same_turns: int = MAX_SAME_TURNS
 
     async def run(self, task: Task, harness: Harness, policy: Policy, rollout: Rollout, variation: int) -> None:
         """Fill ``messages``, ``stop_reason``, ``reward`` and ``duration_s`` of ``rollout``.
@@ -150,7 +157,7 @@ class AttemptLoop:
             opening = harness.open(task, sandbox)
             session = await within(limits.open_s, SandboxError, f"opening harness {harness.name!r}", opening)
             try:
-                stop_reason = await self._converse(task, policy, session, rollout)
+                stop_reason = await self._converse(task, harness, policy, session, rollout)
             finally:
                 await clean_up(limits.close_s, f"closing harness {harness.name!r}", session.close())
             if stop_reason != "invalid_action":
@@ -170,37 +177,62 @@ class AttemptLoop:
             opening.add_done_callback(_close_if_opened)
             raise
 
-    async def _converse(self, task: Task, policy: Policy, session: HarnessSession, rollout: Rollout) -> StopReason:
+    async def _converse(
+        self, task: Task, harness: Harness, policy: Policy, session: HarnessSession, rollout: Rollout
+    ) -> StopReason:
         next_call_id = 0
+        circle = CircleDetector(self.max_same_turns)
         for turns_left in reversed(range(task.max_turns)):
             try:
-                action = await policy.act(rollout.messages, next_call_id)
-                rollout.messages.append(
-                    Message("assistant", action.content, action.reasoning, tool_calls=action.tool_calls)
-                )
-                step = await within(self.timeouts.act_s, InfrastructureError, "the harness", session.act(action))
+                step, num_calls = await self._turn(harness, policy, session, rollout, next_call_id)
             except AttemptEnds as end:
                 return end.stop_reason
-            except InvalidActionError as error:
-                said = policy.reject(error)
-                if said is not None:
-                    rollout.messages.append(said)
-                rollout.reward = Reward(0.0, {"invalid_action": str(error)})
+            if step is None:
                 return "invalid_action"
-            next_call_id += len(action.tool_calls)
+            next_call_id += num_calls
             rollout.messages.extend(
                 Message("tool", result.content, tool_call_id=result.tool_call_id) for result in step.results
             )
             if step.done:
                 return "finished"
-            if not step.results:
-                raise InfrastructureError("the harness: expected results or the end after an action, got neither")
+            if bool(step.results) == bool(step.message):
+                raise InfrastructureError("the harness: expected results, or a message, or the end after a turn")
+            if step.message:
+                rollout.messages.append(Message("user", step.message))
+            if circle.closes(rollout.messages):
+                return "loop"
             if turns_left:
                 try:
-                    policy.observe(step.results)
+                    policy.observe(step)
                 except AttemptEnds as end:
                     return end.stop_reason
         return "max_turns"
+
+    async def _turn(
+        self, harness: Harness, policy: Policy, session: HarnessSession, rollout: Rollout, next_call_id: int
+    ) -> tuple[Step | None, int]:
+        """What one turn gave, and how many calls it made; None if it was not valid and ends the attempt."""
+        num_messages = len(rollout.messages)
+        try:
+            action = await policy.act(rollout.messages, next_call_id)
+            rollout.messages.append(
+                Message("assistant", action.content, action.reasoning, tool_calls=action.tool_calls)
+            )
+            step = await within(self.timeouts.act_s, InfrastructureError, "the harness", session.act(action))
+            return step, len(action.tool_calls)
+        except InvalidActionError as error:
+            said = policy.reject(error)
+            if said is not None:
+                rollout.messages.append(said)
+            answer = await within(self.timeouts.act_s, InfrastructureError, "the harness", session.reject(error))
+            if answer is None:
+                rollout.reward = Reward(0.0, {"invalid_action": str(error)})
+                return None, 0
+            if policy.can_forget and harness.forgets_rejected_turns:
+                del rollout.messages[num_messages:]
+                return answer, 0
+            num_calls = sum(len(message.tool_calls) for message in rollout.messages[num_messages:])
+            return answer, max(error.num_calls, num_calls)
 
     async def _verify(self, task: Task, rollout: Rollout, workdir: Path) -> Reward:
         name = type(self.verifier).__name__

@@ -143,7 +143,7 @@ class _Worker:
         for job in self._jobs:
             job.cancel()
         await asyncio.gather(beating, *self._jobs, return_exceptions=True)
-        await self._runner.sampler.close()
+        await self._runner.close()
         self._sender.shutdown(wait=False, cancel_futures=True)
 
     def _receive(self) -> None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,8 +39,8 @@ from north_lightning.types import (
     RolloutGroup,
     Sample,
     SamplingParams,
+    Step,
     Task,
-    ToolResult,
     ToolSpec,
     Turn,
 )
@@ -115,8 +116,11 @@ class SampledPolicy(Policy):
         self._unparsed = []
         return action
 
-    def observe(self, results: Sequence[ToolResult]) -> None:
-        token_ids = self._chat.encode_tool_results(results)
+    def observe(self, step: Step) -> None:
+        if step.results:
+            token_ids = self._chat.encode_tool_results(step.results)
+        else:
+            token_ids = self._chat.encode_user_message(step.message)
         if len(self._rollout.token_ids) + len(token_ids) >= self._max_context_tokens:
             raise AttemptEnds("context")
         self._append_context(token_ids)
@@ -153,84 +157,55 @@ class SampledPolicy(Policy):
         rollout.turns.append(Turn(start, len(rollout.token_ids), sample.finish_reason))
 
 
-class RolloutRunner:
-    """Samples attempts at tasks.
+class AttemptRunner(ABC):
+    """Makes attempts at tasks with some model; what the model is, is said by ``make_policy``.
 
     Args:
-        chat: The chat format of the served model.
-        sampler: Token ids in, token ids out.
         sandboxes: Where commands run.
         harnesses: Environment of a task -> the agent loop for it.
         verifier: What scores an attempt.
         image_of: The directory a task's ``/work`` starts from.
-        max_turn_tokens: Longest turn.
-        max_context_tokens: Longest rollout, prompt and observations included.
-        temperature: Of sampling.
-        top_p: Of sampling.
         vary_prompts: Every group gets its own wording of the prompt (all attempts of a group share it); otherwise the
             first wording is used throughout.
         timeouts: Limits of every stage.
-        record_routing: Keep the experts that the sampler visits, for router replay.
         max_attempts: Tries per rollout when infrastructure fails.
         retry_delay_s: Pause before the second try; doubles with every further one.
     """
 
     def __init__(
         self,
-        chat: ChatFormat,
-        sampler: Sampler,
         sandboxes: SandboxProvider,
         harnesses: Mapping[str, Harness],
         verifier: RewardVerifier,
         image_of: Callable[[Task], Path],
-        max_turn_tokens: int,
-        max_context_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
         vary_prompts: bool = True,
         timeouts: Timeouts | None = None,
-        record_routing: bool = False,
         max_attempts: int = 3,
         retry_delay_s: float = 0.5,
     ) -> None:
         if max_attempts < 1:
             raise ConfigError(f"max_attempts: expected at least 1, got {max_attempts}")
-        self.chat = chat
-        self.sampler = sampler
         self.harnesses = harnesses
-        self.params = SamplingParams(max_turn_tokens, temperature, top_p, tuple(chat.stop_token_ids))
-        self.max_context_tokens = max_context_tokens
         self.vary_prompts = vary_prompts
         self.timeouts = timeouts or Timeouts()
-        self.record_routing = record_routing
         self.max_attempts = max_attempts
         self.retry_delay_s = retry_delay_s
         self.sandboxes = sandboxes
         self.verifier = verifier
         self._loop = AttemptLoop(sandboxes, verifier, image_of, self.timeouts)
 
-    async def run_group(self, task: Task, group_id: int, group_size: int, seed: int) -> RolloutGroup:
-        """``group_size`` concurrent attempts with their advantages. One that fails cancels the others.
+    @property
+    @abstractmethod
+    def sampling(self) -> tuple[object, ...]:
+        """What decides how the model samples: part of the identity of an attempt."""
 
-        Raises:
-            InfrastructureError: an attempt failed ``max_attempts`` times; the whole group is worthless, because a
-                missing reward would bias the others' baseline.
-        """
-        if group_size < 2:
-            raise ConfigError(
-                f"group_size: expected at least 2 (each attempt is the others' baseline), got {group_size}"
-            )
-        attempts = [asyncio.ensure_future(self.run(task, group_id, index, seed)) for index in range(group_size)]
-        try:
-            rollouts = await asyncio.gather(*attempts)
-        finally:
-            for attempt in attempts:
-                attempt.cancel()
-            await asyncio.gather(*attempts, return_exceptions=True)
-        group = RolloutGroup(group_id, task.id, task.environment, rollouts)
-        for rollout, advantage in zip(rollouts, rloo_advantages(group.rewards), strict=True):
-            rollout.advantage = advantage
-        return group
+    @abstractmethod
+    def make_policy(self, rollout: Rollout) -> Policy:
+        """The model in one attempt, which is recorded in ``rollout``."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release connections."""
 
     async def run(self, task: Task, group_id: int, index: int, seed: int) -> Rollout:
         """One attempt. The same (seed, group_id, index) asks the sampler with the same seeds.
@@ -263,7 +238,58 @@ class RolloutRunner:
             )
         rollout_seed = derive_seed(seed, "rollout", group_id, index)
         rollout = Rollout(task.id, task.environment, task.family, group_id, index, rollout_seed)
-        policy = SampledPolicy(
+        policy = self.make_policy(rollout)
+        variation = derive_seed(seed, "variation", group_id) if self.vary_prompts else 0
+        await self._loop.run(task, harness, policy, rollout, variation)
+        return rollout
+
+
+class RolloutRunner(AttemptRunner):
+    """Samples attempts at tasks, token by token.
+
+    Args:
+        chat: The chat format of the served model.
+        sampler: Token ids in, token ids out.
+        sandboxes: Where commands run.
+        harnesses: Environment of a task -> the agent loop for it.
+        verifier: What scores an attempt.
+        image_of: The directory a task's ``/work`` starts from.
+        max_turn_tokens: Longest turn.
+        max_context_tokens: Longest rollout, prompt and observations included.
+        temperature: Of sampling.
+        top_p: Of sampling.
+        record_routing: Keep the experts that the sampler visits, for router replay.
+        further: ``vary_prompts``, ``timeouts``, ``max_attempts``, ``retry_delay_s`` of ``AttemptRunner``.
+    """
+
+    def __init__(
+        self,
+        chat: ChatFormat,
+        sampler: Sampler,
+        sandboxes: SandboxProvider,
+        harnesses: Mapping[str, Harness],
+        verifier: RewardVerifier,
+        image_of: Callable[[Task], Path],
+        max_turn_tokens: int,
+        max_context_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        record_routing: bool = False,
+        **further: Any,
+    ) -> None:
+        super().__init__(sandboxes, harnesses, verifier, image_of, **further)
+        self.record_routing = record_routing
+        self.chat = chat
+        self.sampler = sampler
+        self.params = SamplingParams(max_turn_tokens, temperature, top_p, tuple(chat.stop_token_ids))
+        self.max_context_tokens = max_context_tokens
+
+    @property
+    def sampling(self) -> tuple[object, ...]:
+        return (self.params, self.max_context_tokens, self.chat.reasoning)
+
+    def make_policy(self, rollout: Rollout) -> Policy:
+        return SampledPolicy(
             self.chat,
             self.sampler,
             self.params,
@@ -272,9 +298,32 @@ class RolloutRunner:
             rollout,
             self.record_routing,
         )
-        variation = derive_seed(seed, "variation", group_id) if self.vary_prompts else 0
-        await self._loop.run(task, harness, policy, rollout, variation)
-        return rollout
+
+    async def close(self) -> None:
+        await self.sampler.close()
+
+    async def run_group(self, task: Task, group_id: int, group_size: int, seed: int) -> RolloutGroup:
+        """``group_size`` concurrent attempts with their advantages. One that fails cancels the others.
+
+        Raises:
+            InfrastructureError: an attempt failed ``max_attempts`` times; the whole group is worthless, because a
+                missing reward would bias the others' baseline.
+        """
+        if group_size < 2:
+            raise ConfigError(
+                f"group_size: expected at least 2 (each attempt is the others' baseline), got {group_size}"
+            )
+        attempts = [asyncio.ensure_future(self.run(task, group_id, index, seed)) for index in range(group_size)]
+        try:
+            rollouts = await asyncio.gather(*attempts)
+        finally:
+            for attempt in attempts:
+                attempt.cancel()
+            await asyncio.gather(*attempts, return_exceptions=True)
+        group = RolloutGroup(group_id, task.id, task.environment, rollouts)
+        for rollout, advantage in zip(rollouts, rloo_advantages(group.rewards), strict=True):
+            rollout.advantage = advantage
+        return group
 
 
 def _check_sample(sample: Sample, max_tokens: int) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 from north_lightning.chat import ChatFormat, NorthTokenizer
 from north_lightning.errors import ConfigError
 from north_lightning.interfaces import Harness, RewardVerifier, SandboxProvider
+from north_lightning.rollout.chat_policy import ChatRunner, ChatServer
 from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.rollout.stages import Timeouts
 from north_lightning.sampling.client import VLLMSampler
 from north_lightning.sandbox.scratch import delete_stale_scratch
 from north_lightning.tasks import image_of
-from north_lightning.types import Task
+from north_lightning.types import SamplingParams, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,4 +96,17 @@ class RolloutSettings(AttemptSettings):
             self.top_p,
             timeouts=self.timeouts,
             record_routing=record_routing,
+        )
+
+    def make_chat_runner(self, server: ChatServer) -> ChatRunner:
+        """A runner for the model behind an OpenAI-compatible server."""
+        return ChatRunner(
+            server,
+            SamplingParams(self.max_turn_tokens, self.temperature, self.top_p),
+            self.max_context_tokens,
+            sandboxes=self.sandboxes,
+            harnesses=self.harnesses,
+            verifier=self.verifier,
+            image_of=image_of,
+            timeouts=self.timeouts,
         )

@@ -9,6 +9,7 @@ stale command can be taken for a finished one. Does not know tools, tasks or obs
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 from collections import deque
@@ -129,13 +130,43 @@ class Terminal:
             await self._raise_closed()
         return await self._answer(pending, typed if not was_ready else "", show_screen=not submits or self.timed_out)
 
-    async def screen(self) -> str:
-        """The screen's lines, without blank lines at its end; empty once the shell has ended."""
+    async def press(self, keystrokes: str, duration_s: float) -> None:
+        """Send keystrokes as they are, and return once a prompt is back and quiet, or after ``duration_s``.
+
+        The name of a key alone presses that key; no Enter is added, and an empty text only waits. Nothing is returned:
+        ``lines`` shows what the terminal shows. Raises as ``send`` does.
+        """
+        if self.closed:
+            await self._raise_closed()
+        pane = self._pane
+        pane.take()
+        num_prompts, was_ready = pane.num_prompts, pane.is_ready
+        submits = "\n" in keystrokes or "\r" in keystrokes or keystrokes in _SUBMITTING_KEYS
+        if _KEY.fullmatch(keystrokes):
+            self._control(f"send-keys -t {_PANE} -- {quoted(keystrokes)}")
+        elif keystrokes:
+            self._control(f"send-keys -l -t {_PANE} -- {quoted(keystrokes)}")
+        if keystrokes:
+            pane.begin_typing(submits=submits)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(duration_s):
+                if submits or not was_ready:
+                    await self._prompt_after(num_prompts, needs_quiet=True)
+                await self._quiet()
+        if self.closed and self._sandbox_died():
+            await self._raise_closed()
+
+    async def lines(self, *, history: bool) -> list[str]:
+        """All rows of the screen, blank ones too, after what has scrolled off with ``history``; none once closed."""
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                return "\n".join(await self._control(f"capture-pane -p -t {_PANE}")).rstrip()
+                return await self._control(f"capture-pane -p {'-S - ' if history else ''}-t {_PANE}")
         except TimeoutError:
             raise SandboxError(f"tmux did not answer within {_START_TIMEOUT_S} s") from None
+
+    async def screen(self) -> str:
+        """The screen's lines, without blank lines at its end; empty once the shell has ended."""
+        return "\n".join(await self.lines(history=False)).rstrip()
 
     async def close(self) -> None:
         """End the session. May be called twice; the sandbox stays open."""

@@ -1,0 +1,56 @@
+"""Harbor task directories: what is one, and what is said of those that are not.
+
+The verdicts expected here are Harbor's own (0.25.0, ``Task.is_valid_dir`` and ``Task``), recorded by
+``record_harbor_verdicts.py`` for the same directories.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harbor_directories import DIRECTORIES, write_directory
+
+from north_lightning.errors import TaskError
+from north_lightning.tasks.check import check_task, read_config
+
+VERDICTS = json.loads((Path(__file__).parent / "harbor_verdicts.json").read_text())
+
+
+@pytest.mark.parametrize("name", DIRECTORIES)
+def test_the_verdict_on_a_directory_is_harbors(name, tmp_path):
+    directory = write_directory(name, tmp_path)
+    if VERDICTS[name]:
+        check_task(directory)
+    else:
+        with pytest.raises(TaskError, match=r"\w"):
+            check_task(directory)
+
+
+def test_older_spellings_mean_what_harbor_takes_them_for(tmp_path):
+    environment = read_config(write_directory("older spellings", tmp_path)).environment
+    assert (environment.memory_mb, environment.storage_mb, environment.network_mode) == (2048, 512, "no-network")
+    assert read_config(write_directory("version 1.0", tmp_path / "b")).schema_version == "1.0"
+
+
+def test_the_command_says_per_directory_ok_or_the_reason(tmp_path):
+    good = write_directory("version 1.0", tmp_path / "good")
+    bad = write_directory("no instruction", tmp_path / "bad")
+    command = [sys.executable, "-m", "north_lightning", "tasks", "check", str(good), str(bad), str(tmp_path / "gone")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        f"{good}: ok",
+        f"{bad}: instruction.md: not found",
+        f"{tmp_path / 'gone'}: task.toml: not found",
+        "1 of 3 ok",
+    ]
+    assert done.returncode == 1
+    assert "2 of 3" in done.stderr
+
+
+def test_a_field_that_is_wrong_is_named(tmp_path):
+    directory = write_directory("version 1.0", tmp_path)
+    (directory / "task.toml").write_text("[verifier]\ntimeout_sec = 'soon'\n[environment]\ncpus = nan\n")
+    with pytest.raises(TaskError, match=r"verifier.timeout_sec: .*number.*environment.cpus: .*finite"):
+        check_task(directory)
