@@ -40,10 +40,12 @@ class ExplainingParser(ArgumentParser):
         """What every config passes through, files and nested blocks alike.
 
         jsonargparse (4.53) merges configs leaf by leaf, so that an empty block (``max_step: {}``) is gone before it
-        looks for unknown keys. Under an unknown key it becomes a leaf here, which is found.
+        looks for unknown keys. Under an unknown key it becomes a leaf here, which is found. A parser of subcommands
+        knows no keys and leaves this to theirs.
         """
         known = {action.dest for action in self._actions if not any(o.endswith(".help") for o in action.option_strings)}
-        _keep_empty_blocks(cfg, parent_key, known)
+        if "subcommand" not in known:
+            _keep_empty_blocks(cfg, parent_key, known)
         return super()._apply_actions(cfg, parent_key, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -97,7 +99,8 @@ def suggest(message: str, parser: ArgumentParser) -> str:
 
 
 def _keys_of(parser: ArgumentParser, with_subcommands: bool) -> list[str]:
-    keys = [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    options = [option for action in parser._actions for option in action.option_strings]
+    keys = [option[2:] for option in options if option.startswith("--") and not option.endswith(".help")]
     for action in parser._actions if with_subcommands else ():
         for subparser in (action.choices or {}).values() if isinstance(action.choices, dict) else ():
             keys += _keys_of(subparser, with_subcommands=False)
