@@ -23,6 +23,7 @@ from north_lightning.model.config import NorthConfig
 from north_lightning.planning import TrainingSetup, estimate_memory
 
 ROOT = Path(__file__).parents[2]
+RECIPES = sorted(p for p in (ROOT / "configs" / "north_mini").glob("*.yaml") if not p.stem.startswith("data_"))
 WORKLOADS = {  # config: vocabulary, width, expert width, layers, heads, kv heads, head width, experts, top-k
     "weights and moments": (NorthConfig(1000, 384, 256, 9, 4, 2, 64, 32, 4, sliding_window=127), 512),
     "activations": (NorthConfig(1000, 128, 64, 9, 4, 2, 32, 16, 8, sliding_window=127), 6144),
@@ -101,7 +102,7 @@ def main() -> None:
             f"largest part {largest} {parts[largest]:.0f} MB",
             flush=True,
         )
-    commands = {path.stem: time_command(path) for path in sorted((ROOT / "configs" / "north_mini").glob("*.yaml"))}
+    commands = {path.stem: time_command(path) for path in RECIPES}
     for name, times in commands.items():
         print(f"estimate {name:12s} {times['wall_s']:.2f} s on the wall, {times['cpu_s']:.2f} s of CPU time")
     report = {

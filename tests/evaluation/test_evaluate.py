@@ -3,7 +3,6 @@
 import asyncio
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -26,9 +25,8 @@ class CoinRunner:
 
     def __init__(self, broken: set[str] = frozenset(), temperature: float = 1.0, verifier=None) -> None:
         self.harnesses = {"terminal": ReActTerminalHarness()}
-        self.chat = SimpleNamespace(reasoning=False)
-        self.params = SamplingParams(16, temperature, 1.0, ())
-        self.max_context_tokens, self.vary_prompts, self.timeouts = 64, True, Timeouts()
+        self.sampling = (SamplingParams(16, temperature, 1.0, ()), 64, False)
+        self.vary_prompts, self.timeouts = True, Timeouts()
         self.verifier, self.sandboxes = verifier or UnitTestVerifier(), BubblewrapProvider()
         self.broken = broken
         self.asked: list[tuple[str, int]] = []

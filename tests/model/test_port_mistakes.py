@@ -72,7 +72,7 @@ def positions_run_on(model: NorthModel, monkeypatch: pytest.MonkeyPatch) -> Nort
 def sequential_block(model: NorthModel, monkeypatch: pytest.MonkeyPatch) -> NorthModel:
     """x + attention(n(x)), then + mlp(n(that))."""
 
-    def forward(self, x, row, routing=None):
+    def forward(self, x, row, *routing):
         x = x + self.attention(self.norm(x), row)
         return x + self.mlp(self.norm(x))
 
@@ -81,7 +81,7 @@ def sequential_block(model: NorthModel, monkeypatch: pytest.MonkeyPatch) -> Nort
 
 
 def softmax_router(model: NorthModel, monkeypatch: pytest.MonkeyPatch) -> NorthModel:
-    def forward(self, x):
+    def forward(self, x, *routed):
         logits = torch.nn.functional.linear(x, self.weight)
         best, expert_ids = logits.topk(self.num_experts_per_tok)
         return logits, best.softmax(-1), expert_ids

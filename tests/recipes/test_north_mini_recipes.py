@@ -90,7 +90,7 @@ EDITS: dict[str, Callable[[dict[str, Any]], None]] = {
 
 
 def test_every_recipe_is_here() -> None:
-    assert EDITS.keys() == {path.stem for path in RECIPES.glob("*.yaml")}
+    assert EDITS.keys() == {path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith("data_")}
 
 
 @pytest.mark.parametrize("name", EDITS)
