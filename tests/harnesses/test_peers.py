@@ -111,7 +111,7 @@ def test_opencodes_tools_have_the_published_names_order_and_schemas():
     assert tools_of(OpenCodeHarness()) == OPENCODE["tools"]
 
 
-# Differences that are known: the closing line of an output that was cut, and how several matches in one file are listed.
+# Known differences: the closing line of an output that was cut, and how several matches in one file are listed.
 KNOWN_TO_DIFFER = {"commands", "matches"}
 
 
