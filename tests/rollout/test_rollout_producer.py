@@ -263,9 +263,10 @@ def test_an_interrupt_leaves_the_process_running_and_its_programs_interruptible(
 
 
 TRAINER = """
-import sys, time
+import signal, sys, time
 from functools import partial
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 sys.path.insert(0, {here!r})
 from rollout_fakes import child_runner, make_task
 from north_lightning.rollout import ProducerSpec, RolloutProducer, WindowedFIFOQueue
