@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from north_lightning.errors import DataError
-from north_lightning.types import Message, Role, ToolCall
+from north_lightning.types import Message, Role, ToolCall, ToolSpec
 
 _ROLES: dict[str, Role] = {
     "assistant": "assistant",
@@ -88,6 +88,17 @@ def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
             row["tool_call_id"] = message.tool_call_id
         converted.append(row)
     return converted
+
+
+def tools_to_openai(tools: Sequence[ToolSpec]) -> list[dict[str, Any]]:
+    """Tools as a chat server takes them."""
+    return [
+        {
+            "type": "function",
+            "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
+        }
+        for tool in tools
+    ]
 
 
 def _text(content: Any, where: str) -> str:

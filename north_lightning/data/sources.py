@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from north_lightning.chat import to_openai, tools_to_openai
 from north_lightning.data.records import Shard, decode, read_records
 from north_lightning.errors import DataError
 from north_lightning.interfaces import ConversationImporter
@@ -192,33 +193,9 @@ def _string(value: Any, where: str, required: bool = False) -> str:
 
 def sample_to_json(sample: Conversation) -> dict[str, Any]:
     """The canonical object of one line; labels that are empty are left out."""
-    record: dict[str, Any] = {"messages": [_message_to_json(message) for message in sample.messages]}
+    record: dict[str, Any] = {"messages": to_openai(sample.messages)}
     if sample.tools:
-        record["tools"] = [
-            {
-                "type": "function",
-                "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
-            }
-            for tool in sample.tools
-        ]
+        record["tools"] = tools_to_openai(sample.tools)
     if sample.verified is not None:
         record["verified"] = sample.verified
     return record | {label: getattr(sample, label) for label in _LABELS if getattr(sample, label)}
-
-
-def _message_to_json(message: Message) -> dict[str, Any]:
-    record: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning:
-        record["reasoning_content"] = message.reasoning
-    if message.tool_calls:
-        record["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments), ensure_ascii=False)},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        record["tool_call_id"] = message.tool_call_id
-    return record

@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from north_lightning.chat import to_openai
+from north_lightning.chat import to_openai, tools_to_openai
 from north_lightning.errors import ConfigError, InvalidActionError, SamplerError
 from north_lightning.rollout.attempt import AttemptEnds, Policy
 from north_lightning.rollout.runner import AttemptRunner
@@ -126,13 +126,7 @@ class ChatCompletionsPolicy(Policy):
         self._unread = ""
 
     def begin(self, prompt: Prompt) -> None:
-        self._tools = [
-            {
-                "type": "function",
-                "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
-            }
-            for tool in prompt.tools
-        ]
+        self._tools = tools_to_openai(prompt.tools)
 
     async def act(self, messages: Sequence[Message], next_call_id: int) -> AssistantAction:
         if self._num_tokens >= self._max_context_tokens:
