@@ -31,6 +31,8 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name: (module:function, one line)
         "north_lightning.rollout.trajectories:record_trajectories",
         "record verified SFT data in the sandbox",
     ),
+    "data report": ("north_lightning.views.data_report:report_data", "one page about an SFT mix: shares, filters, rows"),
+    "data preview": ("north_lightning.views.data_preview:preview_data", "a packed row in the terminal, by what is trained"),
     "tokenizer": ("north_lightning.data.tokenizer:train_tokenizer_command", "train a small model's tokenizer"),
     "calibrate": ("north_lightning.evaluation.calibrate:calibrate", "measure pass@k and step budgets before RL"),
     "test": ("north_lightning.evaluation.command:evaluate", "evaluate checkpoints on held-out tasks"),
@@ -44,19 +46,18 @@ EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. ``NORTH_DEBUG=1`` shows the traceback of our own errors too."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = arguments[0] if arguments else "--help"
+    command, arguments = split_command(list(sys.argv[1:] if arguments is None else arguments))
     try:
         if command in ("-h", "--help"):
             print(overview())
         elif command in UTILITIES:
             add_plugins_to_path()
-            run_utility(command, arguments[1:])
+            run_utility(command, arguments)
         elif command in TRAINING:
             add_plugins_to_path()
             from north_lightning.lightning_cli import run_training
 
-            return run_training(arguments)
+            return run_training([command, *arguments])
         else:
             raise UnknownCommandError(command)
     except Exception as error:
@@ -68,6 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPT
     return 0
+
+
+def split_command(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command, of one word or two, and what follows it."""
+    for num_words in (2, 1):
+        command = " ".join(arguments[:num_words])
+        if command in (*UTILITIES, *TRAINING):
+            return command, arguments[num_words:]
+    return (arguments or ["--help"])[0], arguments[1:]
 
 
 def deliberate_error(error: BaseException | None) -> NorthError | None:

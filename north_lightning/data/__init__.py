@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from north_lightning.data.filters import SampleFilter
-from north_lightning.data.mixing import DeficitMixer
+from north_lightning.data.mixing import MixedRows, SampleWindow
 from north_lightning.data.packing import BestFitPacker
 from north_lightning.data.sources import Conversation, read_samples, write_samples
+from north_lightning.data.stream import StepStream
 
 if TYPE_CHECKING:
     from north_lightning.data.rollouts import RolloutDataModule, RolloutStep
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
 __all__ = [
     "BestFitPacker",
     "Conversation",
-    "DeficitMixer",
+    "MixedRows",
     "RolloutDataModule",
     "RolloutStep",
     "SFTDataModule",
     "SFTSource",
     "SampleFilter",
+    "SampleWindow",
+    "StepStream",
     "read_samples",
     "write_samples",
 ]

@@ -20,6 +20,8 @@ from north_lightning.chat.controls import CONTROL_TOKENS, RESERVED_TOKENS
 from north_lightning.data.sources import Conversation
 from north_lightning.types import Message, ToolCall
 
+NUM_EXAMPLES = 5
+
 Check = Callable[[Conversation], bool]
 """Whether a conversation has the fault."""
 
@@ -125,6 +127,7 @@ class SampleFilter:
         self._checks = {reason: CHECKS[reason] for reason in (CHECKS if reasons is None else reasons)}
         self.kept = 0
         self.dropped: Counter[str] = Counter()
+        self.examples: dict[str, list[dict[str, str]]] = {}
 
     def __call__(self, samples: Iterable[Conversation]) -> Iterator[Conversation]:
         for sample in samples:
@@ -133,4 +136,11 @@ class SampleFilter:
                 self.kept += 1
                 yield sample
             else:
-                self.dropped[reason] += 1
+                self.count(sample, reason, (self._checks[reason].__doc__ or "").partition("\n")[0])
+
+    def count(self, sample: Conversation, reason: str, detail: str) -> None:
+        """Count ``sample`` as dropped; the first few of every reason are kept as examples."""
+        self.dropped[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < NUM_EXAMPLES:
+            examples.append({"source": sample.source, "task_id": sample.task_id, "detail": detail[:300]})
