@@ -31,8 +31,14 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name: (module:function, one line)
         "north_lightning.rollout.trajectories:record_trajectories",
         "record verified SFT data in the sandbox",
     ),
-    "data report": ("north_lightning.views.data_report:report_data", "one page about an SFT mix: shares, filters, rows"),
-    "data preview": ("north_lightning.views.data_preview:preview_data", "a packed row in the terminal, by what is trained"),
+    "data report": (
+        "north_lightning.views.data_report:report_data",
+        "one page about an SFT mix",
+    ),
+    "data preview": (
+        "north_lightning.views.data_preview:preview_data",
+        "a packed row in the terminal, in colours",
+    ),
     "tokenizer": ("north_lightning.data.tokenizer:train_tokenizer_command", "train a small model's tokenizer"),
     "calibrate": ("north_lightning.evaluation.calibrate:calibrate", "measure pass@k and step budgets before RL"),
     "test": ("north_lightning.evaluation.command:evaluate", "evaluate checkpoints on held-out tasks"),

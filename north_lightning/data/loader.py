@@ -101,8 +101,8 @@ class SFTLoader:
         """Continue after the last batch given; ``DataError`` where that cannot be the same stream."""
         if state["stream"] != self._stream.fingerprint:
             raise DataError(
-                "resume: expected the data, row_tokens, shares, seed and rows per optimizer step of the checkpoint, got "
-                "others; restore them, or start a new stage from the checkpoint's weights"
+                "resume: expected the data, row_tokens, shares, seed and rows per optimizer step of the checkpoint, "
+                "got others; restore them, or start a new stage from the checkpoint's weights"
             )
         if state["unfinished_batches"]:
             raise DataError(

@@ -1,7 +1,8 @@
 """Supervised fine-tuning: cross entropy of the trained tokens.
 
 In: ``PackedBatch``es. Out: an optimizer step on the mean over *all* trained tokens of the step, or over all its
-conversations, whatever micro-batches and ranks they lie in. Not here: which tokens are trained (``chat``), which samples meet in a batch (``data``).
+conversations, whatever micro-batches and ranks they lie in. Not here: which tokens are trained (``chat``), which
+samples meet in a batch (``data``).
 """
 
 from __future__ import annotations

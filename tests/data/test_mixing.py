@@ -142,7 +142,9 @@ def test_long_last_goes_from_short_to_long_in_every_round():
 
 def test_orders_differ_by_seed_by_source_and_by_round():
     samples = [[(2, 1)] * 50, [(2, 1)] * 50]
-    draws = [[number for _ in range(6) for number in next(rows)] for rows in (mixed(samples, seed=s)[0] for s in (0, 1))]
+    draws = [
+        [number for _ in range(6) for number in next(rows)] for rows in (mixed(samples, seed=s)[0] for s in (0, 1))
+    ]
     assert draws[0] != draws[1]
     of_a = [number for number in draws[0] if number < 50]
     of_b = [number - 50 for number in draws[0] if number >= 50]

@@ -39,7 +39,9 @@ def tiny(config: Path, folder: Path, tokenizer_dir: Path) -> SFTDataModule:
     sources = {}
     for rank, (name, source) in enumerate(settings["sources"].items()):
         samples = [sample(name, number, 4 + (number * 7 + rank) % 30) for number in range(60 + 15 * rank)]
-        faulty = Conversation((Message("user", "ask"), Message("assistant", " blank ")), source=name, task_id="faulty-1")
+        faulty = Conversation(
+            (Message("user", "ask"), Message("assistant", " blank ")), source=name, task_id="faulty-1"
+        )
         write_samples(folder / f"{name}.jsonl", [*samples, faulty, sample(name, 9, 3000)])
         sources[name] = SFTSource(**{**source, "files": [folder / f"{name}.jsonl"], "max_epochs": None})
     return SFTDataModule(tokenizer_dir, sources, row_tokens=2048)
@@ -92,7 +94,9 @@ def test_the_shipped_mixes_are_those_of_the_recipe(stage: str, groups: dict[str,
     for source in sources.values():
         shares[source["group"]] += source["share"]
     assert shares == pytest.approx(groups)
-    agentic = sum(source["share"] for name, source in sources.items() if source["group"] == sources["swe_agent"]["group"])
+    agentic = sum(
+        source["share"] for name, source in sources.items() if source["group"] == sources["swe_agent"]["group"]
+    )
     agentic -= sources.get("competitive", {"share": 0})["share"] if stage == "stage2" else 0
     assert sources["swe_agent"]["share"] / agentic == pytest.approx(0.5)
     assert (sources["mini_swe_agent"]["share"] + sources["opencode"]["share"]) / agentic == pytest.approx(0.06)
