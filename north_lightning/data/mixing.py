@@ -47,10 +47,9 @@ class SampleWindow:
     """
 
     def __init__(
-        self, name: str, numbers: Sequence[int], lengths: np.ndarray, size: int, seed: int, order: Order
+        self, name: str, numbers: Sequence[int] | np.ndarray, lengths: np.ndarray, size: int, seed: int, order: Order
     ) -> None:
-        self._numbers = np.asarray(numbers, dtype=np.int64)
-        self._keys = (lengths[self._numbers].astype(np.int64) << _NUMBER_BITS) | self._numbers
+        self._numbers, self._lengths = np.asarray(numbers, dtype=np.int64), lengths
         self._size, self._seed, self._order = size, [seed, zlib.crc32(name.encode())], order
         self._round, self._position = 0, 0
         self._round_keys = self._shuffle()
@@ -98,15 +97,20 @@ class SampleWindow:
         return {"round": self._round, "position": self._position, "held": held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._round, self._position = int(state["round"]), int(state["position"])
-        self._round_keys = self._shuffle()
-        of_number = dict(zip(self._numbers.tolist(), self._keys.tolist(), strict=True))
-        self._by_age = deque(of_number[number] for number in state["held"])
+        if int(state["round"]) != self._round:
+            self._round = int(state["round"])
+            self._round_keys = self._shuffle()
+        self._position = int(state["position"])
+        self._by_age = deque(self._keys_of(np.array(state["held"], dtype=np.int64)).tolist())
         self._by_length, self._gone = sorted(self._by_age), set()
 
     def _shuffle(self) -> np.ndarray:
-        keys = self._keys[np.random.default_rng([*self._seed, self._round]).permutation(len(self._keys))]
+        shuffled = np.random.default_rng([*self._seed, self._round]).permutation(self._numbers)
+        keys = self._keys_of(shuffled)
         return keys if self._order == "random" else keys[np.argsort(keys >> _NUMBER_BITS, kind="stable")]
+
+    def _keys_of(self, numbers: np.ndarray) -> np.ndarray:
+        return (self._lengths[numbers].astype(np.int64) << _NUMBER_BITS) | numbers
 
     def _refill(self) -> None:
         """In portions: sorting one in costs less than inserting its samples one by one."""

@@ -1,7 +1,7 @@
 """``python -m north_lightning data preview``: a packed row in the terminal, coloured by what is trained.
 
 In: the data of a training config. Out: the documents of one row as the model will see them, control tokens included.
-What the model learns to produce is green on dark; everything else is grey.
+What the model learns to produce is green; everything else is grey.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def print_row(
     )
     for source, (start, end) in zip(batch.sources, pairwise(batch.cu_seqlens.tolist()), strict=True):
         token_ids, mask = batch.token_ids[start:end].tolist(), batch.loss_mask[start:end].tolist()
-        console.print(Rule(f"{source}: {len(token_ids)} tokens, {sum(mask)} trained", align="left"))
+        console.print(Rule(f"{source}: {len(token_ids)} tokens, {sum(mask)} trained", align="left", style=CONTEXT))
         console.print(colour(token_ids[:max_tokens], mask[:max_tokens], tokenizer))
         if max_tokens is not None and len(token_ids) > max_tokens:
             console.print(f"... {len(token_ids) - max_tokens} more tokens")

@@ -146,24 +146,26 @@ def _draw(data: SFTDataModule, planned: Pass, summary: Mapping[str, Any]) -> lis
         bars.append(("target", [row["target"] for row in summary["sources"]]))
     bars.append(("in the rows", [row["achieved"] for row in summary["sources"]]))
     lengths, trained = data.store.lengths, data.store.trained_tokens
-    source_of = np.array(data.store.sources)
+    groups = {name: source.group or name for name, source in data.sources.items()}
+    group_of = np.array([groups[source] for source in data.store.sources])
 
-    def by_source(values: np.ndarray, weights: np.ndarray) -> list[tuple[str, Sequence[float], Sequence[float]]]:
-        return [(name, values[source_of == name].tolist(), weights[source_of == name].tolist()) for name in names]
+    def by_group(values: np.ndarray, weights: np.ndarray) -> list[tuple[str, Sequence[float], Sequence[float]]]:
+        members = {group: group_of == group for group in dict.fromkeys(groups.values())}
+        return [(group, values[which].tolist(), weights[which].tolist()) for group, which in members.items()]
 
     placed = planned.times_placed
     return [
         ("mix of trainable tokens", bar_chart(names, bars, xlabel="share of trainable tokens")),
         (
             "lengths of the samples in a pass",
-            histogram(by_source(lengths, placed), xlabel="tokens of a sample", ylabel="samples"),
+            histogram(by_group(lengths, placed), xlabel="tokens of a sample", ylabel="samples"),
         ),
         (
             "where the tokens are",
-            histogram(by_source(lengths, placed * lengths), xlabel="tokens of a sample", ylabel="tokens"),
+            histogram(by_group(lengths, placed * lengths), xlabel="tokens of a sample", ylabel="tokens"),
         ),
         (
             "where the trainable tokens are",
-            histogram(by_source(lengths, placed * trained), xlabel="tokens of a sample", ylabel="trainable tokens"),
+            histogram(by_group(lengths, placed * trained), xlabel="tokens of a sample", ylabel="trainable tokens"),
         ),
     ]

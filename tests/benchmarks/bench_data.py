@@ -1,6 +1,6 @@
 """The SFT data pipeline: how exact its mix is, how full its rows, how fast it prepares, whether it resumes exactly.
 
-    python tests/benchmarks/bench_data.py [--conversations 24] [--kills 50] [--trl FOLDER] [--output runs/bench/data.json]
+    python tests/benchmarks/bench_data.py [--conversations 24] [--kills 50] [--trl FOLDER]
 
 Mixture and packing: synthetic lengths, log-normal and cut at the row as a length filter does. Preparation: the same
 trajectories of 100 to 200 turns through ours and through TRL's ``SFTTrainer._prepare_dataset``, in one process, taking
@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -253,9 +254,8 @@ def prepare_trl(trl_parts, tokenizer_dir, conversations, row_tokens):
 
 def template_with_generation():
     """Our template with the marks that transformers makes assistant masks from."""
-    start = '{%- if message.tool_calls -%}\n{{- "<|START_ACTION|>[\\n" -}}'
     opening = "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_THINKING|>\n{{- message.reasoning_content"
-    assert start in CHAT_TEMPLATE and opening in CHAT_TEMPLATE
+    assert opening in CHAT_TEMPLATE
     marked = CHAT_TEMPLATE.replace(opening, opening.replace("\n{{-", "{%- generation -%}{{-"), 1)
     ending = "{%- endif -%}\n<|END_OF_TURN_TOKEN|>\n{%- elif message.role"
     assert ending in marked
@@ -344,8 +344,8 @@ def small_store(num_samples=1200):
     store, sources = TokenStore(), {"a": [], "b": [], "c": []}
     for number in range(num_samples):
         name = "abc"[number % 3]
-        length = int(generator.lognormal(5.5, 0.8).clip(8, 2048))
-        mask = [False] + (generator.random(length - 1) < 0.5).tolist()
+        length = int(np.clip(generator.lognormal(5.5, 0.8), 8, 2048))
+        mask = [False, *(generator.random(length - 1) < 0.5).tolist()]
         mask[-1] = True
         store.add(TokenizedSample(generator.integers(10, 8000, length).tolist(), mask, name))
         sources[name].append(number)
@@ -413,7 +413,7 @@ def kills(num_kills):
         results[f"{num_workers} workers"] = {
             "kills": num_kills,
             "steps": len(digests),
-            "changes_of_data_parallel_size": sum(a != b for a, b in zip(splits, splits[1:], strict=False)),
+            "changes_of_data_parallel_size": sum(a != b for a, b in pairwise(splits)),
             "identical": digests == whole,
             "sha256_of_all": hashlib.sha256("".join(digests).encode()).hexdigest(),
         }

@@ -191,6 +191,57 @@ def test_another_split_of_the_same_step_continues_the_same_stream(make):
     assert flat(rest) == uninterrupted[4:]
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_that_work_ahead_change_neither_the_rows_nor_the_state(make, num_workers):
+    data = make((3.0, 1.0))
+    expected = list(loader_of(data, 2))
+    loader = loader_of(data, 2, num_workers=num_workers)
+    begun = iter(loader)
+    first = [next(begun) for _ in range(6)]
+    state = loader.state_dict()
+    del begun
+    resumed = loader_of(data, 1, world_size=2, rank=1)
+    resumed.load_state_dict(state)
+    assert flat(first) == flat(expected[:6])
+    assert flat(resumed) == flat(expected[7::2])
+
+
+def test_batches_count_the_conversations_of_the_whole_step(make):
+    batches = list(loader_of(make(), 3))
+    for step in range(0, len(batches), 3):
+        rows = batches[step : step + 3]
+        assert {row.num_documents for row in rows} == {sum(len(row.sources) for row in rows)}
+        for row in rows:
+            masks = [mask for _, mask in documents([row])]
+            assert row.trained_per_document.tolist() == [sum(mask) for mask in masks]
+
+
+def test_max_samples_takes_a_part_of_a_source_chosen_by_the_seed(tmp_path, tokenizer_dir):
+    write_samples(tmp_path / "chat.jsonl", [plain(i) for i in range(30)])
+    chosen = []
+    for seed in (0, 0, 1):
+        source = SFTSource([tmp_path / "chat.jsonl"], max_samples=10)
+        data = SFTDataModule(tokenizer_dir, {"chat": source}, 600, seed=seed)
+        data.setup("fit")
+        chosen.append(sorted(tokens for tokens, _ in documents(data.train_dataloader())))
+        assert data.reports["chat"].dropped == {"max_samples": 20}
+        assert len(chosen[-1]) >= 10
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"max_epochs": 2.0}, "expected shares beside it"),
+        ({"max_epochs": 0.0, "share": 1.0}, "max_epochs: expected more than 0"),
+        ({"max_samples": 0}, "max_samples: expected more than 0"),
+    ],
+)
+def test_caps_that_cannot_work_are_refused(tmp_path, tokenizer_dir, source, message):
+    with pytest.raises(ConfigError, match=message):
+        SFTDataModule(tokenizer_dir, {"a": SFTSource([], **source)}, 100)
+
+
 def test_shares_of_trainable_tokens_hold_and_are_reported(make):
     data = make((3.0, 1.0))
     assert data.shares == {"chat": 0.75, "agent": 0.25}
