@@ -45,7 +45,7 @@ class SFTModule(NorthModule):
         if not torch.isfinite(loss):
             raise TrainingError(f"step {self.global_step} was not taken: the loss is {loss.item()}")
         self._losses.add(batch, -logprobs.detach())
-        self._conversation_loss += float(loss)
+        self._conversation_loss += float(loss.detach())
         return loss * self.gradient_scale()
 
     def _token_weights(self, batch: PackedBatch) -> Tensor:
