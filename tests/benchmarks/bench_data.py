@@ -447,7 +447,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--trl", type=Path, default=None, help="folder with trl, datasets and what they need")
+    parser.add_argument(
+        "--trl",
+        type=Path,
+        default=None,
+        help="folder named site-packages (dill asks for that name) with trl, datasets and what they need",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/bench/data.json"))
     arguments = parser.parse_args()
     report = {"cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
