@@ -62,7 +62,7 @@ class StepStream:
         self,
         lengths: Sequence[int] | np.ndarray,
         trained_tokens: Sequence[int] | np.ndarray,
-        sources: Mapping[str, Sequence[int]],
+        sources: Mapping[str, Sequence[int]] | Mapping[str, np.ndarray],
         shares: Mapping[str, float] | None,
         row_tokens: int,
         seed: int,
