@@ -11,6 +11,7 @@ needs neither.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import json
@@ -18,6 +19,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from north_lightning.errors import ConfigError, NorthError
 
@@ -37,6 +39,8 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
         "north_lightning.rollout.trajectories:record_trajectories",
         "record verified SFT data in the sandbox",
     ),
+    "data report": ("north_lightning.views.data_report:report_data", "one page about the SFT mix of a training config"),
+    "data preview": ("north_lightning.views.data_preview:preview_data", "a packed row in the terminal, in colours"),
     "tokenizer": ("north_lightning.data.tokenizer:train_tokenizer_command", "train a small model's tokenizer"),
     "data filter": ("north_lightning.data.prepare:filter_data", "raw trajectories to samples fit for SFT"),
     "data blocklist": ("north_lightning.data.block_lists:write_block_list", "a benchmark's list for decontamination"),
@@ -50,6 +54,12 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
 
 POSITIONAL = {"tasks check": "directories"}
 """Commands whose leading words are a list, and the parameter they are for."""
+
+TAKES_TRAINING_CONFIG = ("data report", "data preview")
+"""Commands about the ``data`` of a config of ``fit``."""
+
+OTHER_SECTIONS = ("seed_everything", "trainer", "model")
+"""Of a config of ``fit``: what says nothing about its data."""
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
 
@@ -144,10 +154,11 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     if not reads_config_itself:
         parser.add_argument("--config", action=ActionConfigFile, help="YAML file of arguments.")
     parser.add_function_arguments(function, as_group=False, as_positional=False, sub_configs=True)
+    if command in TAKES_TRAINING_CONFIG:
+        for section in OTHER_SECTIONS:
+            parser.add_argument(f"--{section}", type=Any, help=argparse.SUPPRESS)
     values = parser.instantiate(parser.parse_args([_underscored(argument) for argument in arguments]))
-    if not reads_config_itself:
-        values.pop("config")
-    function(**values)
+    function(**{name: value for name, value in values.items() if name in inspect.signature(function).parameters})
 
 
 def _underscored(argument: str) -> str:

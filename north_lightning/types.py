@@ -255,6 +255,8 @@ class PackedBatch:
     loss_mask: Tensor  # [T] bool, False at the first token of every document
     num_trained_tokens: int  # of the whole optimizer step's batch: the denominator of the loss
     sources: list[str] = field(default_factory=list)  # [N]
+    num_documents: int = 0  # of the whole optimizer step's batch: the denominator of a mean over conversations
+    trained_per_document: Tensor | None = None  # [N] int64, wherever the document's tokens are computed
 
 
 @dataclass(slots=True)

@@ -99,6 +99,20 @@ def test_every_shipped_config_says_what_it_is_for_and_parses(
     assert yaml.safe_load(out)
 
 
+@pytest.mark.parametrize("command", cli.TAKES_TRAINING_CONFIG)
+@pytest.mark.parametrize("config", ["north_mini/sft_stage1", "quickstart/sft_stage2"])
+def test_commands_about_data_take_the_config_that_is_trained_with(
+    command: str, config: str, run_cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path = ROOT / f"configs/{config}.yaml"
+    code, out, err = run_cli(*command.split(), "--config", str(path), "--print_config")
+    assert code == 0, err
+    sources = yaml.safe_load(path.read_text())["data"]["init_args"]["sources"]
+    assert yaml.safe_load(out)["data"]["init_args"]["sources"].keys() == sources.keys()
+    assert "beam" in run_cli(*command.split(), "--config", str(path), "--data.beam", "1")[2]
+
+
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 

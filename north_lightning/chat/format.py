@@ -74,10 +74,13 @@ class ChatFormat:
         """A whole conversation for SFT; the mask covers exactly what the assistant has to produce."""
         token_ids: list[int] = []
         loss_mask: list[bool] = []
-        for segment in self.segments(messages, tools):
+        segments = self.segments(messages, tools)
+        for segment in segments:
             if segment.trained and not segment.is_control:
                 self._refuse_markers(segment.text)
-            ids = self._encode_segment(segment)
+        encoded = iter(self.tokenizer.encode_texts([s.text for s in segments if not s.is_control]))
+        for segment in segments:
+            ids = self.tokenizer.control_ids(segment.text) if segment.is_control else next(encoded)
             token_ids += ids
             loss_mask += [segment.trained] * len(ids)
         return TokenizedSample(token_ids, loss_mask, source)
@@ -108,7 +111,7 @@ class ChatFormat:
         return self.tokenizer.encode_text(segment.text)
 
     def _refuse_markers(self, text: str) -> None:
-        for name in controls.CONTROL_TOKENS:
+        for name in controls.CONTROL_TOKENS if "<" in text else ():
             if name in text:
                 raise DataError(f"assistant text: expected no control markers, got {name}; no server could parse it")
 

@@ -100,6 +100,16 @@ class NorthTokenizer:
             start = cut
         return ids + self._raw(text[start:])
 
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode_text`` of many texts, on all cores."""
+        is_plain = [self._markers.search(text) is None for text in texts]
+        plain = [text for text, without_markers in zip(texts, is_plain, strict=True) if without_markers]
+        encoded = iter(self._tokenizer.encode_batch_fast(plain, add_special_tokens=False))
+        return [
+            next(encoded).ids if without_markers else self.encode_text(text)
+            for text, without_markers in zip(texts, is_plain, strict=True)
+        ]
+
     def control_ids(self, name: str) -> tuple[int, ...]:
         """Ids of a control token: one id, or the fixed sequence of a marker that the vocabulary does not hold."""
         return self._controls[name]

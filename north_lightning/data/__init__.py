@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from north_lightning.data.filters import SampleFilter
-from north_lightning.data.mixing import DeficitMixer
+from north_lightning.data.mixing import MixedRows, SampleWindow
 from north_lightning.data.packing import BestFitPacker
 from north_lightning.data.records import Shard
 from north_lightning.data.sources import SampleReader, read_samples, write_samples
+from north_lightning.data.stream import StepStream
 from north_lightning.types import Conversation
 
 if TYPE_CHECKING:
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
 __all__ = [
     "BestFitPacker",
     "Conversation",
-    "DeficitMixer",
+    "MixedRows",
     "RolloutDataModule",
     "RolloutStep",
     "SFTDataModule",
     "SFTSource",
     "SampleFilter",
     "SampleReader",
+    "SampleWindow",
     "Shard",
+    "StepStream",
     "read_samples",
     "write_samples",
 ]

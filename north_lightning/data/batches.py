@@ -1,4 +1,4 @@
-"""Documents to tensors: packed rows for SFT and for RL, and moving them to a device."""
+"""Rollouts to packed rows, and moving packed rows to a device. (Rows for SFT are made by ``store``.)"""
 
 from __future__ import annotations
 
@@ -10,23 +10,12 @@ import torch
 from torch import Tensor
 
 from north_lightning.errors import DataError
-from north_lightning.types import PackedBatch, Rollout, RolloutBatch, TokenizedSample
+from north_lightning.types import PackedBatch, Rollout, RolloutBatch
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 Batch = TypeVar("Batch", bound=PackedBatch)
-
-
-def pack_samples(samples: Sequence[TokenizedSample], num_trained_tokens: int) -> PackedBatch:
-    """One row of SFT documents; ``num_trained_tokens`` is the whole optimizer step's."""
-    return PackedBatch(
-        token_ids=torch.tensor([token for sample in samples for token in sample.token_ids], dtype=torch.int64),
-        cu_seqlens=_boundaries([len(sample.token_ids) for sample in samples]),
-        loss_mask=torch.tensor([trained for sample in samples for trained in sample.loss_mask], dtype=torch.bool),
-        num_trained_tokens=num_trained_tokens,
-        sources=[sample.source for sample in samples],
-    )
 
 
 def pack_rollouts(rollouts: Sequence[Rollout], num_trained_tokens: int) -> RolloutBatch:

@@ -1,12 +1,12 @@
-"""The endless sequence of packed rows of a training run, by number.
+"""The endless sequence of optimizer steps of a training run, as rows of sample numbers.
 
-In: how long every sample is, how many of its tokens are trained, which source it belongs to, shares. Out: for any row
-number the samples in it; the same on every rank and in every run with the same arguments. It holds indices, never
-tokens.
+In: how long every sample is, how many of its tokens are trained, which source it belongs to, shares. Out: step after
+step of packed rows; the same on every rank and in every run with the same arguments, and after a resume. It holds
+numbers, never tokens.
 
-Rows come pass by pass. A pass draws as many trainable tokens as all samples together have: without shares that is every
-sample exactly once; with shares, small sources repeat and large ones are not exhausted. The samples of a pass are
-packed, and its rows shuffled so that the fullest and the emptiest do not end up together.
+A pass is what Lightning calls an epoch. Without shares it is every sample exactly once, all sources side by side. With
+shares it is as many trainable tokens as all samples have, or as many as ``max_epochs`` of the scarcest source allow;
+small sources repeat in it and large ones are not used up.
 """
 
 from __future__ import annotations
@@ -14,101 +14,154 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from north_lightning.data.mixing import DeficitMixer
-from north_lightning.data.packing import BestFitPacker
+from north_lightning.data.mixing import MixedRows, Order, SampleWindow
 from north_lightning.errors import DataError
 
+WINDOW = 4096
+"""Keys that a sliding layer of North sees, its own included."""
 
-class RowStream:
-    """``stream[row]`` is the list of sample numbers in that row, for any row from 0 on; going forward is cheap.
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The first pass, planned."""
+
+    num_rows: int
+    utilisation: float  # tokens over the room in its rows
+    trained_tokens: dict[str, int]  # placed, by source
+    shares: dict[str, float]  # of the trainable tokens, by source
+    step_distances: dict[str, float]  # how far a single step's own share is from that, on average, by source
+    times_placed: np.ndarray  # [S] of every sample
+
+
+class StepStream:
+    """``next_step()`` is the rows of one optimizer step, as lists of sample numbers.
+
+    Within a step the rows that cost most attention come first, so that rows which ranks compute side by side cost about
+    the same, however many ranks there are.
 
     Args:
         lengths: tokens of each sample [S]; none longer than ``row_tokens``.
-        trained_tokens: trainable tokens of each sample [S].
+        trained_tokens: trainable tokens of each sample [S]; at least 1.
         sources: for each source the numbers of its samples.
         shares: of trainable tokens, for each source; None takes everything exactly once per pass.
         row_tokens: the most tokens in a row.
+        rows_per_step: rows of an optimizer step, over all micro-batches and ranks.
         seed: decides every order.
-        buffer_samples: documents the packer chooses from.
+        buffer_samples: samples of each source that are held to choose from.
+        order: ``long_last`` goes through every source from short to long samples.
+        max_epochs: for some sources, how often a pass may go through them.
     """
 
     def __init__(
         self,
-        lengths: Sequence[int],
-        trained_tokens: Sequence[int],
-        sources: Mapping[str, Sequence[int]],
+        lengths: Sequence[int] | np.ndarray,
+        trained_tokens: Sequence[int] | np.ndarray,
+        sources: Mapping[str, Sequence[int]] | Mapping[str, np.ndarray],
         shares: Mapping[str, float] | None,
         row_tokens: int,
         seed: int,
-        buffer_samples: int = 4096,
+        rows_per_step: int = 1,
+        buffer_samples: int = 256,
+        order: Order = "random",
+        max_epochs: Mapping[str, float] | None = None,
     ) -> None:
-        if not lengths:
+        self._lengths = np.asarray(lengths, dtype=np.int64)
+        self._trained = np.asarray(trained_tokens, dtype=np.int64)
+        if not len(self._lengths):
             raise DataError("training data: expected at least one sample after filters, found none")
-        assert max(lengths) <= row_tokens, "samples longer than a row are dropped before"
-        self._lengths, self._trained_tokens = lengths, trained_tokens
-        self._row_tokens, self._seed, self._buffer_samples = row_tokens, seed, buffer_samples
-        # Without shares all sources form one pool: proportional, and nothing is drawn twice.
-        self._pools = {"": list(range(len(lengths)))} if shares is None else {s: list(sources[s]) for s in shares}
-        self._shares = {"": 1.0} if shares is None else dict(shares)
-        self.sources = sources
-        self._start_over()
-        self.rows_per_pass = len(self._rows)
-        self.utilisation = self._packer.utilisation
-        self.pass_shares = self._count_shares()
+        assert self._lengths.max() <= row_tokens, "samples longer than a row are dropped before"
+        assert self._trained.min() >= 1, "samples with nothing to train are dropped before"
+        self.sources = {name: np.asarray(numbers, dtype=np.int64) for name, numbers in sources.items()}
+        self.row_tokens, self.rows_per_step = row_tokens, rows_per_step
+        self._seed, self._buffer_samples, self._order = seed, buffer_samples, order
+        supply = {name: int(self._trained[numbers].sum()) for name, numbers in self.sources.items()}
+        self._repeat = shares is not None
+        self._shares: Mapping[str, float] = supply if shares is None else shares
+        self._trained_list = self._trained.tolist()  # reading one number of an array is slow
+        self._costs = attention_cost(self._lengths).tolist()
+        self._rows = self._make_rows()
+        self.pass_tokens = _tokens_of_pass(supply, self._rows.shares, max_epochs or {} if self._repeat else {})
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Names everything that decides the stream: equal fingerprints, equal rows."""
-        names = {name: list(map(int, numbers)) for name, numbers in self._pools.items()}
-        facts = [self._row_tokens, self._seed, self._buffer_samples, self._shares, names]
-        content = json.dumps([*facts, list(self._lengths), list(self._trained_tokens)])
-        return hashlib.sha256(content.encode()).hexdigest()
+        """Names everything that decides the stream: equal fingerprints, equal steps."""
+        facts = [self.row_tokens, self.rows_per_step, self._seed, self._buffer_samples, self._order, self._repeat]
+        digest = hashlib.sha256(json.dumps([facts, dict(self._shares), self.pass_tokens]).encode())
+        for values in (self._lengths, self._trained, *self.sources.values()):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
-    def __getitem__(self, row: int) -> list[int]:
-        if row < self._first_row:
-            self._start_over()
-        while row >= self._first_row + len(self._rows):
-            self._first_row += len(self._rows)
-            self._plan_pass(self._pass + 1)
-        return self._rows[row - self._first_row]
+    def next_step(self) -> list[list[int]]:
+        """The rows of the next optimizer step, the costliest first."""
+        rows = [self._next_row() for _ in range(self.rows_per_step)]
+        if self.rows_per_step > 1:
+            rows.sort(key=lambda row: sum(map(self._costs.__getitem__, row)), reverse=True)
+        return rows
 
-    def count_trained(self, row: int) -> int:
-        """Trainable tokens of a row."""
-        return sum(self._trained_tokens[sample] for sample in self[row])
+    def count_trained(self, rows: Sequence[Sequence[int]]) -> int:
+        """Trainable tokens of rows."""
+        return sum(self._trained_list[number] for row in rows for number in row)
 
-    def _start_over(self) -> None:
-        trained = {name: [self._trained_tokens[i] for i in numbers] for name, numbers in self._pools.items()}
-        self._mixer = DeficitMixer(trained, self._shares, self._seed)
-        self._first_row = 0
-        self._plan_pass(0)
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next step continues."""
+        return self._rows.state_dict()
 
-    def _plan_pass(self, number: int) -> None:
-        self._pass = number
-        self._packer = BestFitPacker(self._row_tokens, self._buffer_samples)
-        rows = list(self._packer.pack((sample, self._lengths[sample]) for sample in self._draw_pass()))
-        order = np.random.default_rng([self._seed, number]).permutation(len(rows))
-        self._rows = [rows[position] for position in order]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._rows.load_state_dict(state)
 
-    def _draw_pass(self) -> list[int]:
-        """Samples until as many trainable tokens are drawn, over all passes, as that many times the data has."""
-        if len(self._pools) == 1:
-            ((name, numbers),) = self._pools.items()
-            return [numbers[self._mixer.draw()[1]] for _ in numbers]
-        goal = (self._pass + 1) * sum(self._trained_tokens[i] for numbers in self._pools.values() for i in numbers)
-        drawn = []
-        while sum(self._mixer.drawn_tokens.values()) < goal:
-            name, index = self._mixer.draw()
-            drawn.append(self._pools[name][index])
-        return drawn
+    def plan_pass(self) -> Pass:
+        """The first pass, row by row; the stream stays where it is."""
+        rows = self._make_rows()
+        placed: list[list[int]] = [[0] * len(rows.shares)]  # at the end of each step
+        numbers: list[int] = []
+        while sum(rows.placed_tokens.values()) < self.pass_tokens:
+            numbers += next(rows)
+            if rows.num_rows % self.rows_per_step == 0:
+                placed.append(list(rows.placed_tokens.values()))
+        return Pass(
+            num_rows=rows.num_rows,
+            utilisation=rows.num_tokens / (rows.num_rows * self.row_tokens),
+            trained_tokens=dict(rows.placed_tokens),
+            shares=rows.achieved_shares,
+            step_distances=dict(zip(rows.shares, _mean_distances(placed, list(rows.shares.values())), strict=True)),
+            times_placed=np.bincount(numbers, minlength=len(self._lengths)),
+        )
 
-    def _count_shares(self) -> dict[str, float]:
-        owner = {number: name for name, numbers in self.sources.items() for number in numbers}
-        tokens = dict.fromkeys(self.sources, 0)
-        for row in self._rows:
-            for sample in row:
-                tokens[owner[sample]] += self._trained_tokens[sample]
-        total = sum(tokens.values())
-        return {name: count / total if total else 0.0 for name, count in tokens.items()}
+    def _next_row(self) -> list[int]:
+        row = next(self._rows, None)
+        if row is None:
+            self._rows.begin_round()
+            row = next(self._rows)
+        return row
+
+    def _make_rows(self) -> MixedRows:
+        windows = {
+            name: SampleWindow(name, self.sources[name], self._lengths, self._buffer_samples, self._seed, self._order)
+            for name in self._shares
+        }
+        return MixedRows(windows, self._trained_list, self._shares, self.row_tokens, self._repeat)
+
+
+def attention_cost(lengths: np.ndarray) -> np.ndarray:
+    """What attention over a document of each length costs, in pairs of tokens for four layers of North: one sees all
+    tokens before, three see ``WINDOW``."""
+    return lengths * (lengths + 3 * np.minimum(lengths, WINDOW))
+
+
+def _tokens_of_pass(supply: Mapping[str, int], shares: Mapping[str, float], max_epochs: Mapping[str, float]) -> int:
+    allowed = [max_epochs[name] * supply[name] / shares[name] for name in max_epochs]
+    return int(min([sum(supply.values()), *allowed]))
+
+
+def _mean_distances(placed: list[list[int]], shares: list[float]) -> list[float]:
+    steps = np.diff(np.array(placed), axis=0)  # [steps, sources]
+    if not len(steps):
+        return [0.0] * len(shares)
+    distances = np.abs(steps / steps.sum(1, keepdims=True) - np.array(shares))
+    return [float(distance) for distance in distances.mean(0)]

@@ -1,8 +1,16 @@
 """Objectives as pure functions on tensors: per-token log-probabilities, cross entropy, CISPO."""
 
 from north_lightning.losses.cispo import CISPOLoss
-from north_lightning.losses.cross_entropy import cross_entropy_sum
+from north_lightning.losses.cross_entropy import conversation_mean_weights, cross_entropy_sum, token_mean_weights
 from north_lightning.losses.logprobs import token_logprobs, trained_positions
 from north_lightning.losses.metrics import combine_metrics
 
-__all__ = ["CISPOLoss", "combine_metrics", "cross_entropy_sum", "token_logprobs", "trained_positions"]
+__all__ = [
+    "CISPOLoss",
+    "combine_metrics",
+    "conversation_mean_weights",
+    "cross_entropy_sum",
+    "token_logprobs",
+    "token_mean_weights",
+    "trained_positions",
+]

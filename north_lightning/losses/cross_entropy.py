@@ -1,8 +1,9 @@
-"""Token cross entropy, summed. Dividing by the number of trained tokens of the optimizer step is the caller's part."""
+"""Token cross entropy, summed, and the weights that turn the sum into the mean of an optimizer step."""
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from north_lightning.losses.logprobs import token_logprobs
@@ -27,3 +28,31 @@ def cross_entropy_sum(
     """
     logprobs, _ = token_logprobs(hidden, weight, targets, logit_scale, chunk_tokens=chunk_tokens)
     return -logprobs.sum(), -logprobs.detach()
+
+
+def token_mean_weights(loss_mask: Bool[Tensor, " T"], num_trained_tokens: int) -> Float[Tensor, " R"]:
+    """Weights of the trained tokens for the mean over all trained tokens of the optimizer step: all the same."""
+    return torch.full((int(loss_mask.sum()),), 1 / num_trained_tokens, device=loss_mask.device)
+
+
+def conversation_mean_weights(
+    loss_mask: Bool[Tensor, " T"],
+    cu_seqlens: Int[Tensor, " N1"],
+    trained_per_document: Int[Tensor, " N"],
+    num_documents: int,
+) -> Float[Tensor, " R"]:
+    """Weights of the trained tokens for the mean over conversations of each one's mean over its trained tokens.
+
+    Every conversation counts the same, however long it is; the token mean lets long ones decide.
+
+    Args:
+        loss_mask: the trained tokens that are computed here.
+        cu_seqlens: bounds of the documents, from 0 to T.
+        trained_per_document: each document's trained tokens, those that are computed elsewhere included.
+        num_documents: of the whole optimizer step, over all rows and ranks.
+
+    Returns:
+        [R] weights in the order of the trained tokens. They sum to 1 over the whole step.
+    """
+    document = torch.bucketize(loss_mask.nonzero()[:, 0], cu_seqlens[1:].long(), right=True)  # [R]
+    return 1 / (trained_per_document[document].float() * num_documents)

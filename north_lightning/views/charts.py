@@ -6,6 +6,7 @@ In: series of (x, y). Out: SVG text. No data is read or chosen here.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,6 +79,29 @@ def bar_chart(labels: Sequence[str], groups: Sequence[tuple[str, Sequence[float]
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel(xlabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    _legend_above(axes)
+    return _svg(figure)
+
+
+def histogram(groups: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, xlabel: str, ylabel: str) -> str:
+    """SVG of stacked bars over a logarithmic axis, one colour a group: its name, its values, their weights."""
+    figure = Figure(figsize=(5.4, 3.0), layout="constrained")
+    axes = figure.add_subplot()
+    values = [value for _, of_group, _ in groups for value in of_group]
+    low, high = math.log10(max(min(values), 1)), math.log10(max(values))
+    bounds = [10 ** (low + (high + 1e-9 - low) * step / 30) for step in range(31)]
+    axes.hist(
+        [list(of_group) for _, of_group, _ in groups],
+        bins=bounds,
+        weights=[list(weights) for _, _, weights in groups],
+        stacked=True,
+        label=[name for name, _, _ in groups],
+        color=[COLOURS[number % len(COLOURS)] for number in range(len(groups))],
+    )
+    axes.set_xscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
     axes.spines[["top", "right"]].set_visible(False)
     _legend_above(axes)
     return _svg(figure)

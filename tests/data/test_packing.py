@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from north_lightning.data import BestFitPacker
-from north_lightning.data.stream import RowStream
-from north_lightning.errors import ConfigError, DataError
+from north_lightning.errors import ConfigError
 
 
 @settings(deadline=None, max_examples=200)
@@ -63,75 +62,3 @@ def test_settings_and_documents_that_cannot_work_are_refused():
         BestFitPacker(1, 0)
     with pytest.raises(ValueError, match="document 3"):
         BestFitPacker(1).add(3, 0)
-
-
-# ---- the stream of rows -------------------------------------------------------------------------------------------
-
-samples = st.lists(st.tuples(st.integers(2, 30), st.integers(1, 29)), min_size=2, max_size=40)
-
-
-def stream(samples, shares=None, seed=0):
-    lengths = [length for length, _ in samples]
-    trained = [min(trained, length - 1) for length, trained in samples]
-    sources = {"a": range(0, len(samples), 2), "b": range(1, len(samples), 2)}
-    return RowStream(lengths, trained, sources, shares, 64, seed, 16)
-
-
-@settings(deadline=None, max_examples=50)
-@given(samples=samples, seed=st.integers(0, 5))
-def test_without_shares_the_first_pass_holds_every_sample_exactly_once(samples, seed):
-    rows = stream(samples, seed=seed)
-    indices = [index for row in range(rows.rows_per_pass) for index in rows[row]]
-    assert sorted(indices) == list(range(len(samples)))
-
-
-@settings(deadline=None, max_examples=50)
-@given(samples=samples, order=st.permutations(range(12)), weight=st.sampled_from([None, 0.2, 3.0]))
-def test_a_row_is_the_same_in_whatever_order_rows_are_asked_for(samples, order, weight):
-    shares = None if weight is None else {"a": weight, "b": 1.0}
-    forward = stream(samples, shares)
-    expected = [forward[row] for row in range(12)]
-    other = stream(samples, shares)
-    assert {row: other[row] for row in order} == dict(enumerate(expected))
-    assert forward.fingerprint == other.fingerprint
-
-
-def test_rows_are_shuffled_so_that_the_leftovers_do_not_come_last():
-    """Pairs of 40 and 24 fill a row; unshuffled, the rows of a lone 40 would all end the epoch."""
-    made = [(40, 1) if index % 4 else (24, 1) for index in range(200)]
-    rows = RowStream([length for length, _ in made], [1] * 200, {"a": range(200)}, None, 64, seed=0)
-    fill = [sum(made[index][0] for index in rows[row]) for row in range(rows.rows_per_pass)]
-    packed = BestFitPacker(64).pack((index, length) for index, (length, _) in enumerate(made))
-    assert [sum(made[index][0] for index in row) for row in packed][-30:] == [40] * 30
-    assert set(fill[:30]) == set(fill[-30:]) == {40, 64}
-
-
-def test_shares_hold_over_many_passes_and_a_pass_is_as_long_as_the_data():
-    generator = np.random.default_rng(1)
-    made = [(int(length), int(length) - 1) for length in generator.integers(2, 60, 400)]
-    rows = stream(made, {"a": 0.9, "b": 0.1})
-    tokens = [0, 0]
-    for row in range(5 * rows.rows_per_pass):
-        for index in rows[row]:
-            tokens[index % 2] += made[index][1]
-    assert tokens[0] / sum(tokens) == pytest.approx(0.9, abs=0.01)
-    assert sum(tokens) == pytest.approx(5 * sum(trained for _, trained in made), rel=0.01)
-    assert rows.pass_shares["a"] == pytest.approx(0.9, abs=0.01)
-
-
-def test_fingerprint_changes_with_whatever_changes_the_stream():
-    base = [(10, 3), (20, 5), (30, 9)]
-    prints = {
-        stream(base).fingerprint,
-        stream(base, seed=1).fingerprint,
-        stream([*base, (4, 1)]).fingerprint,
-        stream([(10, 4), *base[1:]]).fingerprint,
-        stream(base, {"a": 1.0, "b": 1.0}).fingerprint,
-        stream(base, {"a": 2.0, "b": 1.0}).fingerprint,
-    }
-    assert len(prints) == 6
-
-
-def test_a_stream_without_samples_is_refused():
-    with pytest.raises(DataError, match="at least one sample"):
-        RowStream([], [], {}, None, 64, 0)

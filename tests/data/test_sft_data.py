@@ -9,7 +9,7 @@ import torch
 
 from north_lightning.chat import ChatFormat, NorthTokenizer, train_tokenizer
 from north_lightning.data import Conversation, SFTDataModule, SFTSource, write_samples
-from north_lightning.data.sft import SFTLoader
+from north_lightning.data.loader import SFTLoader
 from north_lightning.errors import ConfigError, DataError
 from north_lightning.losses import cross_entropy_sum, trained_positions
 from north_lightning.types import Message, ToolCall, ToolSpec
@@ -64,6 +64,10 @@ def flat(batches):
     return [(b.token_ids.tolist(), b.cu_seqlens.tolist(), b.loss_mask.tolist(), b.num_trained_tokens) for b in batches]
 
 
+def loader_of(data, accumulate=1, world_size=1, rank=0, num_workers=0):
+    return SFTLoader(data.store, data.make_stream(accumulate * world_size), accumulate, world_size, rank, num_workers)
+
+
 def documents(batches):
     for batch in batches:
         bounds = batch.cu_seqlens.tolist()
@@ -80,7 +84,7 @@ def test_without_shares_every_document_is_in_exactly_one_row_as_chat_encodes_it(
         expected[tuple(encoded.token_ids), tuple(encoded.loss_mask)] += 1
     batches = list(data.train_dataloader())
     assert Counter(documents(batches)) == expected
-    assert data.report.num_samples == {"chat": 40, "agent": 25}
+    assert {name: report.num_samples for name, report in data.reports.items()} == {"chat": 40, "agent": 25}
     assert sum(len(b.sources) for b in batches) == 65
     assert Counter(name for b in batches for name in b.sources) == {"chat": 40, "agent": 25}
 
@@ -105,7 +109,7 @@ def test_order_depends_on_the_seed_and_on_nothing_else(make):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resume_continues_bit_for_bit_after_every_step_and_across_epochs(make, shares, accumulate):
     data = make(shares, row_tokens=1500)
-    loader = SFTLoader(data._samples, data._stream, accumulate)
+    loader = loader_of(data, accumulate)
     epochs, states = [], {0: loader.state_dict()}
     for _ in range(3):
         for batch in loader:
@@ -115,8 +119,11 @@ def test_resume_continues_bit_for_bit_after_every_step_and_across_epochs(make, s
     uninterrupted = flat(epochs)
     length = len(loader)
     fresh = make(shares, row_tokens=1500)
+    around_the_epochs = {0, accumulate, length - accumulate, length, length + accumulate, 2 * length}
     for position, state in states.items():
-        resumed = SFTLoader(fresh._samples, fresh._stream, accumulate)
+        if position not in around_the_epochs:
+            continue
+        resumed = loader_of(fresh, accumulate)
         resumed.load_state_dict(state)
         remaining = [batch for _ in range(3 - (position - 1) // length if position else 3) for batch in resumed]
         expected = uninterrupted[position:]
@@ -139,7 +146,8 @@ def test_state_is_small_and_made_of_primitives(make):
 
     loader = make().train_dataloader()
     next(iter(loader))
-    assert len(json.dumps(loader.state_dict())) < 200
+    assert json.loads(json.dumps(loader.state_dict())) == loader.state_dict()
+    assert len(json.dumps(loader.state_dict())) < 1000
 
 
 def test_resume_with_other_data_or_settings_is_refused(make):
@@ -151,16 +159,16 @@ def test_resume_with_other_data_or_settings_is_refused(make):
 
 def test_resume_inside_an_optimizer_step_is_refused(make):
     data = make()
-    loader = SFTLoader(data._samples, data._stream, accumulate=2)
+    loader = loader_of(data, 2)
     next(iter(loader))
     with pytest.raises(DataError, match="between optimizer steps"):
-        SFTLoader(data._samples, data._stream, accumulate=2).load_state_dict(loader.state_dict())
+        loader_of(data, 2).load_state_dict(loader.state_dict())
 
 
 def test_ranks_and_accumulation_split_the_same_steps_with_the_same_denominator(make):
     data = make()
-    alone = list(SFTLoader(data._samples, data._stream, accumulate=4))
-    two = [list(SFTLoader(data._samples, data._stream, 2, world_size=2, rank=rank)) for rank in (0, 1)]
+    alone = list(loader_of(data, 4))
+    two = [list(loader_of(data, 2, world_size=2, rank=rank)) for rank in (0, 1)]
     interleaved = [batch for pair in zip(*two, strict=True) for batch in pair]
     assert flat(interleaved) == flat(alone)
     for step in range(0, len(alone), 4):
@@ -170,29 +178,80 @@ def test_ranks_and_accumulation_split_the_same_steps_with_the_same_denominator(m
 
 def test_another_split_of_the_same_step_continues_the_same_stream(make):
     data = make()
-    loader = SFTLoader(data._samples, data._stream, accumulate=4)
+    loader = loader_of(data, 4)
     uninterrupted = flat(loader)
-    loader = SFTLoader(data._samples, data._stream, accumulate=4)
+    loader = loader_of(data, 4)
     iterator = iter(loader)
     for _ in range(4):
         next(iterator)
-    ranks = [SFTLoader(data._samples, data._stream, 2, world_size=2, rank=rank) for rank in (0, 1)]
+    ranks = [loader_of(data, 2, world_size=2, rank=rank) for rank in (0, 1)]
     for rank in ranks:
         rank.load_state_dict(loader.state_dict())
     rest = [batch for pair in zip(*map(list, ranks), strict=True) for batch in pair]
     assert flat(rest) == uninterrupted[4:]
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_that_work_ahead_change_neither_the_rows_nor_the_state(make, num_workers):
+    data = make((3.0, 1.0))
+    expected = list(loader_of(data, 2))
+    loader = loader_of(data, 2, num_workers=num_workers)
+    begun = iter(loader)
+    first = [next(begun) for _ in range(6)]
+    state = loader.state_dict()
+    del begun
+    resumed = loader_of(data, 1, world_size=2, rank=1)
+    resumed.load_state_dict(state)
+    assert flat(first) == flat(expected[:6])
+    assert flat(resumed) == flat(expected[7::2])
+
+
+def test_batches_count_the_conversations_of_the_whole_step(make):
+    batches = list(loader_of(make(), 3))
+    for step in range(0, len(batches), 3):
+        rows = batches[step : step + 3]
+        assert {row.num_documents for row in rows} == {sum(len(row.sources) for row in rows)}
+        for row in rows:
+            masks = [mask for _, mask in documents([row])]
+            assert row.trained_per_document.tolist() == [sum(mask) for mask in masks]
+
+
+def test_max_samples_takes_a_part_of_a_source_chosen_by_the_seed(tmp_path, tokenizer_dir):
+    write_samples(tmp_path / "chat.jsonl", [plain(i) for i in range(30)])
+    chosen = []
+    for seed in (0, 0, 1):
+        source = SFTSource([tmp_path / "chat.jsonl"], max_samples=10)
+        data = SFTDataModule(tokenizer_dir, {"chat": source}, 600, seed=seed)
+        data.setup("fit")
+        chosen.append(sorted(tokens for tokens, _ in documents(data.train_dataloader())))
+        assert data.reports["chat"].dropped == {"max_samples": 20}
+        assert len(chosen[-1]) >= 10
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"max_epochs": 2.0}, "expected shares beside it"),
+        ({"max_epochs": 0.0, "share": 1.0}, "max_epochs: expected more than 0"),
+        ({"max_samples": 0}, "max_samples: expected more than 0"),
+    ],
+)
+def test_caps_that_cannot_work_are_refused(tmp_path, tokenizer_dir, source, message):
+    with pytest.raises(ConfigError, match=message):
+        SFTDataModule(tokenizer_dir, {"a": SFTSource([], **source)}, 100)
+
+
 def test_shares_of_trainable_tokens_hold_and_are_reported(make):
     data = make((3.0, 1.0))
-    assert data.report.target_shares == {"chat": 0.75, "agent": 0.25}
+    assert data.shares == {"chat": 0.75, "agent": 0.25}
     trained = Counter()
     for batch in data.train_dataloader():
         bounds = batch.cu_seqlens.tolist()
         for name, start, end in zip(batch.sources, bounds, bounds[1:], strict=False):
             trained[name] += int(batch.loss_mask[start:end].sum())
     total = sum(trained.values())
-    assert data.report.achieved_shares["chat"] == pytest.approx(trained["chat"] / total, abs=1e-9)
+    assert data.make_stream(1).plan_pass().shares["chat"] == pytest.approx(trained["chat"] / total, abs=1e-9)
     assert trained["chat"] / total == pytest.approx(0.75, abs=0.03)
 
 
@@ -201,8 +260,10 @@ def test_too_long_and_faulty_samples_are_dropped_and_counted(tmp_path, tokenizer
     write_samples(tmp_path / "mixed.jsonl", [plain(0), plain(1, 500), bad, plain(2)])
     data = SFTDataModule(tokenizer_dir, {"a": SFTSource([tmp_path / "mixed.jsonl"])}, 200)
     data.setup("fit")
-    assert data.report.dropped == {"a/too_long": 1, "a/erroneous_whitespace": 1}
-    assert data.report.num_samples == {"a": 2}
+    assert data.reports["a"].dropped == {"too_long": 1, "erroneous_whitespace": 1}
+    assert data.reports["a"].num_samples == 2
+    assert data.reports["a"].num_read == 4
+    assert data.reports["a"].examples["too_long"][0]["detail"].endswith("a row has 200")
 
 
 def test_a_source_without_usable_samples_is_refused_with_the_reasons(tmp_path, tokenizer_dir):

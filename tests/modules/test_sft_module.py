@@ -1,6 +1,7 @@
 """SFTModule: optimizer steps equal a hand-written loop, and a resumed run equals one that was never interrupted."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,9 @@ def parameters_of(module: SFTModule) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
-def written_by_hand(inputs: Path, batches: list[PackedBatch], micro_batches: int) -> dict[str, torch.Tensor]:
+def written_by_hand(
+    inputs: Path, batches: list[PackedBatch], micro_batches: int, loss_mean: str = "tokens"
+) -> dict[str, torch.Tensor]:
     """The same training without Lightning or anything of ours but the model: whole logits, one sum, one division."""
     seed_everything(3, verbose=False)
     model = NorthModel(NorthConfig.load(inputs / "model.json"))
@@ -57,8 +60,12 @@ def written_by_hand(inputs: Path, batches: list[PackedBatch], micro_batches: int
         for batch in batches[step * micro_batches : (step + 1) * micro_batches]:
             logits = model(batch.token_ids, batch.cu_seqlens) @ model.embedding_weight.T
             logprobs = logits[:-1].log_softmax(-1).gather(-1, batch.token_ids[1:, None])[:, 0]
-            total = total - logprobs[batch.loss_mask[1:]].sum()
-            count += int(batch.loss_mask.sum())
+            if loss_mean == "tokens":
+                total = total - logprobs[batch.loss_mask[1:]].sum()
+                count += int(batch.loss_mask.sum())
+            for start, end in pairwise(batch.cu_seqlens.tolist()) if loss_mean == "conversations" else ():
+                total = total - logprobs[start : end - 1][batch.loss_mask[start + 1 : end]].mean()
+                count += 1
         (total / count).backward()
         norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters()))
         for parameter in model.parameters():
@@ -69,13 +76,13 @@ def written_by_hand(inputs: Path, batches: list[PackedBatch], micro_batches: int
     return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_sft_equals_a_hand_written_loop(inputs: Path, tmp_path: Path, micro_batches: int) -> None:
-    module, data = make_module(inputs), make_data(inputs)
+@pytest.mark.parametrize(("micro_batches", "loss_mean"), [(1, "tokens"), (2, "tokens"), (2, "conversations")])
+def test_sft_equals_a_hand_written_loop(inputs: Path, tmp_path: Path, micro_batches: int, loss_mean: str) -> None:
+    module, data = make_module(inputs, loss_mean=loss_mean), make_data(inputs)
     trainer = quiet_trainer(tmp_path, max_steps=4, accumulate_grad_batches=micro_batches)
     trainer.fit(module, datamodule=data)
     loader = iter(data.train_dataloader())
-    reference = written_by_hand(inputs, [next(loader) for _ in range(4 * micro_batches)], micro_batches)
+    reference = written_by_hand(inputs, [next(loader) for _ in range(4 * micro_batches)], micro_batches, loss_mean)
     for name, parameter in parameters_of(module).items():
         torch.testing.assert_close(parameter, reference[name], rtol=0, atol=1e-6)
 

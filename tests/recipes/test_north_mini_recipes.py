@@ -51,9 +51,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("sft_stage1", "sft_stage2"):
         shutil.copytree(released, folder / "runs" / "north_mini" / stage / "checkpoint")
     data = folder / "data" / "north_mini"
-    data.mkdir(parents=True)
-    for name in ("general", "code", "agentic", "terminal", "swe"):
-        shutil.copy(inputs / "names.jsonl", data / f"{name}.jsonl")
+    for recipe in ("sft_stage1", "sft_stage2", "lora_1gpu"):
+        for source in yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())["data"]["init_args"]["sources"].values():
+            for file in source["files"]:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(inputs / "names.jsonl", folder / file)
     for index in range(2):
         write_task(terminal_task(index, 0, "train"), data / "tasks" / "terminal")
         write_task(software_task(index, 0, "train"), data / "tasks" / "swe")
