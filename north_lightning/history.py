@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from north_lightning.errors import DataError
+
 HISTORY = "history.jsonl"
 
 History = list[dict[str, Any]]
@@ -16,11 +18,17 @@ History = list[dict[str, Any]]
 
 
 def read_history(path: Path) -> History:
-    """The lines of a ``history.jsonl``; a last line that a crash cut off is left out."""
+    """The lines of a ``history.jsonl``; a last line that a crash cut off is left out.
+
+    Raises:
+        DataError: another line is damaged; names it.
+    """
+    texts = path.read_text().splitlines()
     lines: History = []
-    for text in path.read_text().splitlines():
+    for number, text in enumerate(texts, 1):
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+        except json.JSONDecodeError as error:
+            if number < len(texts):
+                raise DataError(f"{path}:{number}: expected a JSON object, got {text[:80]!r} ({error})") from error
     return lines

@@ -33,7 +33,10 @@ class NorthTokenizer:
         self.directory = Path(directory)
         path = self.directory / "tokenizer.json"
         if not path.is_file():
-            raise TokenizerError(f"tokenizer: expected the file {path}, found none; train one or copy the model's")
+            raise TokenizerError(
+                f"tokenizer: expected the file {path}, found none; copy the model's, or train one:"
+                " python -m north_lightning tokenizer --config ..."
+            )
         content = path.read_bytes()
         self.fingerprint = hashlib.sha256(content).hexdigest()
         try:

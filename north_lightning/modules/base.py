@@ -83,7 +83,10 @@ class NorthModule(LightningModule):
         if (checkpoint is None) == (config is None):
             raise ConfigError(f"model: expected either checkpoint or config, got {checkpoint=!s}, {config=!s}")
         if checkpoint is not None and not (checkpoint / "config.json").is_file():
-            raise CheckpointError(f"model.checkpoint: expected a folder with a config.json, got '{checkpoint}'")
+            raise CheckpointError(
+                f"model.checkpoint: expected a folder with a config.json, got '{checkpoint}'; a stage writes one if"
+                " HFCheckpoint is among its callbacks: run the stage before this one first"
+            )
         if config is not None and not config.is_file():
             raise ConfigError(f"model.config: expected a file, got '{config}'")
         if max_grad_norm <= 0:

@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -28,6 +27,7 @@ import psutil
 
 from north_lightning.errors import ConfigError, SidecarError, TokenizerError
 from north_lightning.sampling.vllm_plugin import BACKEND
+from north_lightning.sandbox.scratch import Scratch
 
 HOST = "127.0.0.1"
 POLL_INTERVAL_S = 0.1
@@ -91,7 +91,7 @@ class Sidecar:
         self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
         self._answered = -ENGINE_INTERVAL_S
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None  # vLLM leaves sockets behind
+        self._scratch: Scratch | None = None  # vLLM leaves sockets behind
 
     @property
     def url(self) -> str:
@@ -117,7 +117,7 @@ class Sidecar:
         self._check_checkpoint()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._port = self._port or _free_port()
-        self._scratch = tempfile.TemporaryDirectory(prefix="north-sidecar-")
+        self._scratch = Scratch("sidecar")
         started = time.monotonic()
         _say(f"starting (log: {self.log_path})")
         with self.log_path.open("ab") as log:
@@ -126,7 +126,7 @@ class Sidecar:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment() | {"TMPDIR": self._scratch.name},
+                env=self._environment() | {"TMPDIR": str(self._scratch.path)},
                 start_new_session=True,
             )
         try:
@@ -171,7 +171,7 @@ class Sidecar:
         self._process.wait()
         self._process = None
         if self._scratch is not None:
-            self._scratch.cleanup()
+            self._scratch.delete()
 
     def __enter__(self) -> Sidecar:
         self.start()

@@ -12,7 +12,7 @@ from small_runs import quiet_trainer, write_run_inputs
 from north_lightning.callbacks import HFCheckpoint, JSONLHistory, RunLock, RunSummary, StopAtLoss, Throughput
 from north_lightning.chat import NorthTokenizer
 from north_lightning.data import SFTDataModule, SFTSource
-from north_lightning.errors import ConfigError
+from north_lightning.errors import ConfigError, DataError
 from north_lightning.history import read_history
 from north_lightning.model import load_checkpoint
 from north_lightning.modules import SFTModule
@@ -105,6 +105,12 @@ def test_the_history_drops_steps_that_a_resumed_run_repeats(tmp_path: Path) -> N
     history = read_history(tmp_path / "history.jsonl")
     assert [(line["step"], line["loss"]) for line in history] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 33.0)]
     assert history[-1]["lag"] is None
+
+
+def test_a_damaged_line_before_the_last_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_text('{"step": 0}\n{"step": 1, "lo\n{"step": 2}\n')
+    with pytest.raises(DataError, match=r"history\.jsonl:2: expected a JSON object"):
+        read_history(tmp_path / "history.jsonl")
 
 
 def test_the_summary_says_why_training_ended(inputs: Path, tmp_path: Path) -> None:

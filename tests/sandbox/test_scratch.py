@@ -15,8 +15,9 @@ from north_lightning.verifiers import UnitTestVerifier
 
 OWNER = """
 import sys
-from north_lightning.sandbox.scratch import Scratch
-for kind in ("attempt", "verify"):
+from typing import get_args
+from north_lightning.sandbox.scratch import Kind, Scratch
+for kind in get_args(Kind):
     scratch = Scratch(kind)
     (scratch.path / "work").mkdir()
     (scratch.path / "work" / "file").write_text("left behind")
@@ -60,19 +61,19 @@ def test_the_next_run_deletes_what_a_killed_process_left_and_nothing_of_a_living
 ) -> None:
     killed, living = start_owner(temporary), start_owner(temporary)
     try:
-        assert len(list(temporary.glob("north-*/work/file"))) == 4
+        assert len(list(temporary.glob("north-*/work/file"))) == 6
         delete_stale_scratch()
-        assert len(list(temporary.glob("north-*/work/file"))) == 4
+        assert len(list(temporary.glob("north-*/work/file"))) == 6
         killed.kill()
         killed.wait()
         settings.prepare([])
-        left = sorted(path.name.rsplit("-", 1)[0] for path in temporary.glob("north-[av]*"))
-        assert left == ["north-attempt", "north-verify"]
+        left = sorted(path.parent.name.rsplit("-", 1)[0] for path in temporary.glob("north-*/work"))
+        assert left == ["north-attempt", "north-sidecar", "north-verify"]
     finally:
         living.kill()
         living.wait()
     delete_stale_scratch()
-    assert list(temporary.glob("north-[av]*")) == []
+    assert list(temporary.glob("north-*/work")) == []
 
 
 def test_a_directory_without_a_lock_and_one_of_this_process_are_left_alone(temporary: Path) -> None:
