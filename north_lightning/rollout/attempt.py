@@ -11,7 +11,6 @@ limit and ends in a typed error, and the sandbox is closed however the attempt e
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +39,7 @@ from north_lightning.types import (
     Task,
     ToolCall,
 )
+from north_lightning.verifiers.checked import checked_reward
 
 Script = Callable[[Sequence[Message]], Awaitable[AssistantAction]]
 """A scripted policy: all messages so far (prompt, its own turns, tool results) -> the next action."""
@@ -237,16 +237,12 @@ class AttemptLoop:
     async def _verify(self, task: Task, rollout: Rollout, workdir: Path) -> Reward:
         name = type(self.verifier).__name__
         verifying = self.verifier.verify(task, rollout, workdir, self.sandboxes)
-        limit_s = self.timeouts.verify_s + (task.verifier_timeout_s or 0.0)
+        limit_s = self.timeouts.of_verifying(task)
         try:
             reward = await within(limit_s, VerifierError, f"verifier {name}", verifying)
         except InvalidActionError as error:
             raise VerifierError(f"verifier {name} raised InvalidActionError: {error}") from error
-        if not isinstance(reward, Reward):
-            raise VerifierError(f"verifier {name}: expected a Reward, got {type(reward).__name__}")
-        if not isinstance(reward.value, int | float) or not math.isfinite(reward.value):
-            raise VerifierError(f"verifier {name}: expected a finite number as value, got {reward.value!r}")
-        return Reward(float(reward.value), reward.details)
+        return checked_reward(reward, f"verifier {name}")
 
 
 async def record_scripted(

@@ -624,3 +624,13 @@ def test_a_recorded_trajectory_encodes_to_what_a_rollout_samples(chat: ChatForma
     rollout = run(make_runner(chat, sampler, vary_prompts=False).run(task, 0, 0, seed=0))
     sample = chat.encode_conversation(recorded.messages, EchoHarness().prompt(task).tools)
     assert (rollout.token_ids, rollout.loss_mask) == (sample.token_ids, sample.loss_mask)
+
+
+def test_what_a_scaled_verdict_says_of_solved_is_kept(chat: ChatFormat, task: Task) -> None:
+    async def scaled(rollout: Rollout) -> Reward:
+        return replace(Reward(1.0), value=0.5)
+
+    rollout = run(
+        make_runner(chat, RecordingSampler(chat, [answer()]), verifier=FakeVerifier(scaled)).run(task, 0, 0, 0)
+    )
+    assert (rollout.reward.value, rollout.reward.solved) == (0.5, True)
