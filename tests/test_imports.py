@@ -31,6 +31,7 @@ ORDER = [
     "planning",
     "views",
     "parser",
+    "conformance",
     "doctor",
     "recipe",
     "lightning_cli",
@@ -51,6 +52,8 @@ TORCH_FREE = [
     "north_lightning.doctor",
     "north_lightning.views.report",
     "north_lightning.planning.command",
+    "north_lightning.conformance.command",
+    "north_lightning.conformance.rewards",
 ]
 
 
