@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -55,7 +56,8 @@ def has_a_gradient(make: Make) -> None:
 def ignores_what_is_masked(make: Make) -> None:
     """Values outside of the mask, NaN included, change nothing."""
     inputs = batch()
-    changed = replace(inputs, **{name: _spoiled(getattr(inputs, name), inputs.loss_mask) for name in ALIGNED})
+    spoiled: dict[str, Any] = {name: _spoiled(getattr(inputs, name), inputs.loss_mask) for name in ALIGNED}
+    changed = replace(inputs, **spoiled)
     expected, got = make()(inputs).loss, make()(changed).loss
     if not torch.equal(expected, got):
         raise Broken(f"the loss was {expected.item()}, and {got.item()} with NaN outside of loss_mask")

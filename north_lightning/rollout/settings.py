@@ -50,6 +50,9 @@ class AttemptSettings:
         missing = {task.environment for task in tasks} - self.harnesses.keys()
         if missing:
             raise ConfigError(f"harnesses: expected one for every environment, none for {', '.join(sorted(missing))}")
+        stepwise = [task.id for task in tasks if task.steps]
+        if stepwise:
+            raise ConfigError(f"task_sets: expected tasks of one step, got several steps in {', '.join(stepwise[:5])}")
         self._check_limits(tasks)
 
     def _check_limits(self, tasks: Sequence[Task]) -> None:
