@@ -33,6 +33,10 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
         "north_lightning.tasks.check:check_tasks",
         "DIR...: which directories are Harbor tasks, or why not",
     ),
+    "tasks build": (
+        "north_lightning.factory.build:build_tasks",
+        "verified software tasks from PyPI releases and git repositories",
+    ),
     "plugins check": (
         "north_lightning.conformance.command:check_plugins",
         "FILE...: does a reward, loss or queue keep its interface's promises",

@@ -23,6 +23,7 @@ ORDER = [
     "tasks",
     "harnesses",
     "verifiers",
+    "factory",
     "sampling",
     "rollout",
     "modules",
@@ -52,6 +53,7 @@ TORCH_FREE = [
     "north_lightning.doctor",
     "north_lightning.views.report",
     "north_lightning.planning.command",
+    "north_lightning.factory.build",
     "north_lightning.conformance.command",
     "north_lightning.conformance.rewards",
 ]
