@@ -35,6 +35,14 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
         "north_lightning.tasks.check:check_tasks",
         "DIR...: which directories are Harbor tasks, or why not",
     ),
+    "tasks build": (
+        "north_lightning.factory.build:build_tasks",
+        "verified software tasks from PyPI releases and git repositories",
+    ),
+    "plugins check": (
+        "north_lightning.conformance.command:check_plugins",
+        "FILE...: does a reward, loss or queue keep its interface's promises",
+    ),
     "trajectories": (
         "north_lightning.rollout.trajectories:record_trajectories",
         "record verified SFT data in the sandbox",
@@ -52,7 +60,7 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
     "recipe": ("north_lightning.recipe:run_recipe", "run a list of these commands, one after another"),
 }
 
-POSITIONAL = {"tasks check": "directories"}
+POSITIONAL = {"tasks check": "directories", "plugins check": "files"}
 """Commands whose leading words are a list, and the parameter they are for."""
 
 TAKES_TRAINING_CONFIG = ("data report", "data preview")

@@ -23,6 +23,7 @@ ORDER = [
     "tasks",
     "harnesses",
     "verifiers",
+    "factory",
     "sampling",
     "rollout",
     "modules",
@@ -31,6 +32,7 @@ ORDER = [
     "planning",
     "views",
     "parser",
+    "conformance",
     "doctor",
     "recipe",
     "lightning_cli",
@@ -51,6 +53,9 @@ TORCH_FREE = [
     "north_lightning.doctor",
     "north_lightning.views.report",
     "north_lightning.planning.command",
+    "north_lightning.factory.build",
+    "north_lightning.conformance.command",
+    "north_lightning.conformance.rewards",
 ]
 
 

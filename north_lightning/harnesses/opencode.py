@@ -68,6 +68,10 @@ class OpenCodeHarness(Harness):
         self.max_output_bytes = max_output_bytes
         self.max_equal_calls = max_equal_calls
 
+    @property
+    def action_limit_s(self) -> float:
+        return self.command_timeout_s
+
     def prompt(self, task: Task, variation: int = 0) -> Prompt:
         system = pick(OPENCODE_SYSTEM, variation).format(directory=ROOT)
         return Prompt((Message("system", system), Message("user", task.instruction)), TOOLS)
