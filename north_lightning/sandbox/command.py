@@ -7,6 +7,7 @@ system-call filter, which bubblewrap reads to its end.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +74,16 @@ def make_launcher(
     seccomp: Path | None,
     mounts: Sequence[str],
     limits: Limits,
+    cgroups: Sequence[Path] = (),
 ) -> Launcher:
-    """How to run programs, as ``uid`` (None: the caller), on the files in ``directory/{work,tmp,home}``."""
+    """How to run programs, as ``uid`` (None: the caller), on the files in ``directory/{work,tmp,home}``.
+
+    ``cgroups`` are the files through which a process joins its control groups.
+    """
     outer = []
+    if cgroups:
+        joins = "".join(f"echo 0 >{shlex.quote(str(path))} && " for path in cgroups)
+        outer += ["/bin/sh", "-c", f'{joins}exec "$@"', "join"]
     if uid is not None:
         outer += [setpriv, f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
     outer += [bwrap, *_NAMESPACES, *_IDENTITY, *_LIFE]

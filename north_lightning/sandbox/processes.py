@@ -23,10 +23,30 @@ _STREAM_BYTES = 1 << 18
 _MAX_ERROR_BYTES = 4000
 
 
-class NamespaceProcess(Process):
-    """A program in its own process namespace; ``pid`` is bubblewrap's, whose only child is the namespace's init."""
+class SandboxProcess(Process):
+    """A program in its own process namespace: ``kill`` ends it with everything that it started."""
 
     was_killed = False  # by ``kill``: an exit code then says nothing about the program
+
+    async def end(self) -> int:
+        """Kill what still runs, let go of the pipes, and return the exit code."""
+        raise NotImplementedError
+
+    @property
+    def is_finished(self) -> bool:
+        """Ended, and read to the end."""
+        return self.returncode is not None and self.stdout is not None and self.stdout.at_eof()
+
+    def terminate(self) -> None:
+        """Same as ``kill``: an init gets no signal it has no handler for."""
+        self.kill()
+
+    def send_signal(self, signal: int) -> None:
+        raise NotImplementedError("a signal would not reach the program; only kill() works")
+
+
+class NamespaceProcess(SandboxProcess):
+    """``pid`` is bubblewrap's, whose only child is the namespace's init."""
 
     def kill(self) -> None:
         """Kill the namespace's init. The kernel then kills all the rest before ``wait`` returns: nothing survives.
@@ -39,23 +59,10 @@ class NamespaceProcess(Process):
                 _kill_child(self.pid, of=os.getpid())
 
     async def end(self) -> int:
-        """Kill what still runs, let go of the pipes, and return the exit code."""
         self.kill()
         exit_code = await self.wait()
         self._transport.close()  # type: ignore[attr-defined]
         return exit_code
-
-    @property
-    def is_finished(self) -> bool:
-        """Ended, and read to the end."""
-        return self.returncode is not None and self.stdout is not None and self.stdout.at_eof()
-
-    def terminate(self) -> None:
-        """Same as ``kill``: an init gets no signal it has no handler for."""
-        self.kill()
-
-    def send_signal(self, signal: int) -> None:
-        raise NotImplementedError("a signal would reach bubblewrap, not the program; only kill() works")
 
 
 def _kill_only_child(pid: int) -> bool:
