@@ -58,6 +58,13 @@ class NamespaceProcess(SandboxProcess):
             if not _kill_only_child(self.pid):
                 _kill_child(self.pid, of=os.getpid())
 
+    async def wait(self) -> int:
+        """The exit code. What a killed program wrote and nobody has read is thrown away: it would never end."""
+        pipe = self._transport.get_pipe_transport(1) if self.was_killed else None  # type: ignore[attr-defined]
+        if pipe is not None:
+            pipe.close()
+        return await super().wait()
+
     async def end(self) -> int:
         self.kill()
         exit_code = await self.wait()
