@@ -7,8 +7,8 @@ After a step: push, if it is due; then release the step's groups; then checkpoin
 that are freed before the push would be filled by groups sampled from the old weights, and the queue's bound on the lag
 would not hold; a checkpoint written before the release would train the groups a second time after a resume.
 
-Where several processes train, process 0 has the transport. All gather the weights, one parameter at a time, so that none
-holds the whole model; and all learn whether the push succeeded.
+Where several processes train, process 0 has the transport. All gather the weights, one parameter at a time, so that
+none holds the whole model; and all learn whether the push succeeded.
 """
 
 from __future__ import annotations
