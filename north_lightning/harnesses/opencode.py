@@ -31,6 +31,7 @@ from north_lightning.types import AssistantAction, Message, Prompt, Step, Task, 
 ROOT = "/work"
 SAVED = "/tmp/opencode/output"  # inside the sandbox: whole outputs that were too long to show
 NO_OUTPUT = "(no output)"
+WROTE, EDITED = "Wrote file successfully.", "Edit applied successfully."
 DEFAULT_LIMIT = 2000  # lines of one read
 MAX_LINE_CHARS = 2000
 MAX_MATCHES = 100
@@ -215,7 +216,7 @@ class OpenCodeSession(HarnessSession):
 
     async def _write(self, arguments: Mapping[str, Any]) -> str:
         await self._save(_absolute(arguments["filePath"]), arguments["content"])
-        return "Wrote file successfully."
+        return WROTE
 
     async def _edit(self, arguments: Mapping[str, Any]) -> str:
         path, old, new = _absolute(arguments["filePath"]), arguments["oldString"], arguments["newString"]
@@ -227,11 +228,11 @@ class OpenCodeSession(HarnessSession):
             if old:
                 raise ToolError(f"File {path} not found") from None
             await self._save(path, new)
-            return "Edit applied successfully."
+            return EDITED
         if not old:
             raise ToolError("oldString cannot be empty for a file that exists; use write to replace the whole file.")
         await self.files.write_file(path, replaced(text, old, new, bool(arguments.get("replaceAll"))).encode())
-        return "Edit applied successfully."
+        return EDITED
 
     # ---- search
 
