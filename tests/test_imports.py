@@ -28,6 +28,7 @@ ORDER = [
     "modules",
     "callbacks",
     "evaluation",
+    "synthesis",
     "planning",
     "views",
     "parser",
