@@ -5,8 +5,9 @@ tool is answered by an error (the ``invalid`` tool), it is never the end; the sa
 
 Where it differs from OpenCode: prompts, descriptions and sentences are our own. ``task`` (a second agent), ``skill``
 and ``webfetch`` are in the list of tools, as published, but answer that they are switched off: no second model and no
-network in a sandbox. Of the lenient ways in which ``edit`` finds its text three are here (see ``replaced``). At three
-equal calls OpenCode asks its user; with nobody to ask the attempt ends as it stands.
+network in a sandbox. Of the lenient ways in which ``edit`` finds its text three are here (see ``replaced``). ``grep``
+and ``glob`` list files by path, OpenCode as its search comes upon them. At three equal calls OpenCode asks its user;
+with nobody to ask the attempt ends as it stands.
 """
 
 from __future__ import annotations
@@ -258,10 +259,10 @@ class OpenCodeSession(HarnessSession):
             if path != last:
                 lines += [""] * bool(last) + [f"{path}:"]
                 last = path
-            lines.append(f"  Line {number}: {_clipped(text)}")
+            lines.append(f"  Line {number}: {_clipped(text)}\n")  # a blank line follows every match, as published
         if len(rows) > MAX_MATCHES:
             lines += ["", f"({len(rows) - MAX_MATCHES} more matches are not shown; search for something narrower)"]
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines)
 
 
 def replaced(text: str, old: str, new: str, replace_all: bool) -> str:

@@ -246,7 +246,7 @@ class AttemptLoop:
             raise VerifierError(f"verifier {name}: expected a Reward, got {type(reward).__name__}")
         if not isinstance(reward.value, int | float) or not math.isfinite(reward.value):
             raise VerifierError(f"verifier {name}: expected a finite number as value, got {reward.value!r}")
-        return Reward(float(reward.value), reward.details)
+        return replace(reward, value=float(reward.value))
 
 
 async def record_scripted(
