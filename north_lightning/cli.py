@@ -3,7 +3,7 @@
 In: ``sys.argv``. Out: an exit code (0; 1 for an error we raise on purpose, in one line; 2 for a mistake in the
 arguments or the config; 130 and 143 after an interrupt and a SIGTERM). Not here: what the commands do.
 
-``fit`` and ``validate`` are Lightning's and live in ``lightning_cli``, slow to import.
+``fit``, ``validate`` and ``predict`` are Lightning's and live in ``lightning_cli``, slow to import.
 Every other command is a row of ``UTILITIES``: a function whose parameters are the command's arguments (``--help``, and
 ``--config FILE.yaml`` for all of them at once). It is imported when it runs, and so without Lightning or torch if it
 needs neither.
@@ -26,7 +26,7 @@ from north_lightning.errors import ConfigError, NorthError
 TRAINING = {
     "fit": "train: an SFT stage or asynchronous RL",
     "validate": "the validation loss of a checkpoint",
-    "predict": "Lightning's predict loop, for modules of your own",
+    "predict": "sample trajectories of a served model, and keep what a verifier passes",
 }
 
 UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:function, one line)

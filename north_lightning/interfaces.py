@@ -61,7 +61,10 @@ class ConversationVariation(ABC):
 
     @abstractmethod
     def vary(self, sample: Conversation, seed: int) -> Conversation | None:
-        """The sample retold, the same for the same seed; None for a sample this variation does not know."""
+        """The sample retold, the same for the same seed; None for a sample this variation does not know.
+
+        ``RetellingError`` for one that it knows and cannot retell; the reason is counted and the sample stays.
+        """
 
 
 # ---- loss ----------------------------------------------------------------------------------------------------------

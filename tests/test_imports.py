@@ -29,6 +29,7 @@ ORDER = [
     "modules",
     "callbacks",
     "evaluation",
+    "synthesis",
     "planning",
     "views",
     "parser",

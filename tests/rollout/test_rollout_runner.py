@@ -528,6 +528,17 @@ def test_a_sandbox_that_opens_too_late_is_closed(chat: ChatFormat, task: Task) -
     assert sandboxes.open_now == set()
 
 
+def test_a_scaled_reward_still_counts_as_solved(chat: ChatFormat, task: Task) -> None:
+    async def judge(rollout: Rollout) -> Reward:
+        return replace(Reward(1.0), value=0.98)
+
+    rollout = run(
+        make_runner(chat, RecordingSampler(chat, [answer()]), verifier=FakeVerifier(judge)).run(task, 0, 0, 0)
+    )
+    assert rollout.reward is not None
+    assert (rollout.reward.value, rollout.reward.solved) == (0.98, True)
+
+
 def test_a_verifier_has_the_limit_of_its_task_beside_its_own(chat: ChatFormat, task: Task) -> None:
     async def judge(rollout: Rollout) -> Reward:
         await asyncio.sleep(FAST.verify_s + 0.2)
