@@ -83,6 +83,8 @@ def command_of(config: Path) -> str:
             return command
     if config.stem == "synthesise":
         return "predict"
+    if config.parent.name == "tasks":
+        return "tasks build"
     if config.parent.name == "north_mini" and not config.stem.startswith("data_"):
         return "fit"
     return config.stem.replace("_", " ")
