@@ -57,7 +57,7 @@ class SolverServer(ScriptedServer):
             self.attempts[task] += 1
             if self.attempts[task] == self.stalls.get(task):
                 self.stalled.set()
-                self.go_on.wait(60)
+                self.go_on.wait(180)
         gives_up = self.attempts[task] < self.first_success.get(task, 1)
         if turn >= len(steps) or gives_up:
             return {"content": "Done.", "reasoning_content": "Nothing is left."}
@@ -136,7 +136,7 @@ def test_a_killed_predict_goes_on_with_what_it_has_not_finished(tmp_path, tasks)
         config = write_config(tmp_path, server, concurrency=1)
         command = [sys.executable, "-m", "north_lightning", "predict", "--config", config]
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
-        assert server.stalled.wait(60)
+        assert server.stalled.wait(180)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         server.go_on.set()

@@ -106,9 +106,11 @@ def _retell(
 
 def _print(account: dict[str, Any], output_dir: Path) -> None:
     table = Table(
-        "source", "read", "broken", "kept", "dropped", title=f"{output_dir}/filter.json", title_justify="left"
+        "source", "read", "broken", "kept", "dropped", "retold", title=f"{output_dir}/filter.json", title_justify="left"
     )
     for name, counts in account["sources"].items():
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts["dropped"].items()))
-        table.add_row(name, *(str(counts[key]) for key in ("read", "broken", "kept")), reasons or "nothing")
+        told = ", ".join(f"{what} {count}" for what, count in sorted(counts["retold"].items()))
+        numbers = (str(counts[key]) for key in ("read", "broken", "kept"))
+        table.add_row(name, *numbers, reasons or "nothing", told or "nothing")
     Console(highlight=False).print(table)

@@ -142,8 +142,8 @@ class SWEAgent(Dialect):
             return Finish()
         if call.name == "bash":
             return Run(arguments["command"])
-        path = _absolute(arguments.get("path", ""))
-        match arguments.get("command"):
+        path = _absolute(arguments["path"])
+        match arguments["command"]:
             case "view":
                 first, last = arguments.get("view_range", (1, -1))
                 return View(path, first, None if last == -1 else last)
@@ -191,10 +191,12 @@ class OpenCode(Dialect):
 
     def read_call(self, call: ToolCall) -> Action:
         arguments = call.arguments
-        path = _absolute(arguments.get("filePath", ""))
+        if call.name == "bash":
+            return Run(arguments["command"], _absolute(arguments.get("workdir", WORK)))
+        if call.name not in ("read", "write", "edit"):
+            raise _no_counterpart(call.name)
+        path = _absolute(arguments["filePath"])
         match call.name:
-            case "bash":
-                return Run(arguments["command"], _absolute(arguments.get("workdir", WORK)))
             case "read":
                 first, limit = arguments.get("offset", 1), arguments.get("limit")
                 return View(path, first, None if limit is None else first + limit - 1)
@@ -204,7 +206,7 @@ class OpenCode(Dialect):
                 return Create(path, arguments["newString"])
             case "edit" if not arguments.get("replaceAll"):
                 return Replace(path, arguments["oldString"], arguments["newString"])
-        raise _no_counterpart(call.name)
+        raise _no_counterpart(f"{call.name} with replaceAll")
 
     def write(self, action: Action, reasoning: str = "") -> AssistantAction:
         match action:

@@ -13,12 +13,18 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 
-from north_lightning.errors import ConfigError, InvalidActionError, RetellingError
+from north_lightning.errors import (
+    ConfigError,
+    InfrastructureError,
+    InvalidActionError,
+    RetellingError,
+    SandboxUnavailableError,
+)
 from north_lightning.harnesses.actions import WORK, Action, Dialect, Finish, Outcome, ReadTurn, Run, dialect_of
 from north_lightning.harnesses.variation import find_instruction, mentioned
 from north_lightning.interfaces import ConversationVariation, Harness, Sandbox, SandboxProvider
@@ -27,9 +33,7 @@ from north_lightning.types import AssistantAction, Conversation, Message, Step, 
 
 _TREE = (
     "cd /work && find . \\( -name .git -o -name __pycache__ -o -name .pytest_cache \\) -prune -o "
-    "\\( -type f -printf '%p\\0' \\) | LC_ALL=C sort -z | xargs -0r sha256sum; "
-    "find . \\( -name .git -o -name __pycache__ -o -name .pytest_cache \\) -prune -o "
-    "-printf '%y %m %l %p\\n' | LC_ALL=C sort"
+    "-printf '%y %m %l %p\\n' -type f -exec sha256sum {} + | LC_ALL=C sort"
 )
 _TREE_TIMEOUT_S = 60.0
 _MOVES = re.compile(r"\s*cd\s+(?:--\s+)?([\w./~-]+)\s*(?:&&|;|\n|$)")
@@ -125,15 +129,21 @@ async def translate(
         wording: Of the target's prompt.
 
     Raises:
-        RetellingError: it cannot be told so; the reasons are ``no_counterpart``, ``not_reproduced``, ``other_result``,
-            ``other_files`` and those of ``actions``.
+        RetellingError: it cannot be told so; the reasons are ``no_counterpart``, ``unreadable_turn``,
+            ``not_reproduced``, ``other_result``, ``other_files``, and ``not_executed`` where a sandbox failed.
+        SandboxUnavailableError: commands cannot be isolated here.
     """
     turns = rewrite(sample.messages[num_opening:], dialect_of(source.name), dialect_of(target.name))
     exchanges = [exchange for _, turn in turns for exchange in turn]
-    theirs, ours = await asyncio.gather(
-        play(source, task, [one.theirs for one in exchanges], sandboxes),
-        play(target, task, [one.ours for one in exchanges], sandboxes),
-    )
+    try:
+        theirs, ours = await asyncio.gather(
+            play(source, task, [one.theirs for one in exchanges], sandboxes),
+            play(target, task, [one.ours for one in exchanges], sandboxes),
+        )
+    except SandboxUnavailableError:
+        raise
+    except InfrastructureError as error:
+        raise RetellingError("not_executed", str(error)) from error
     for exchange, their_seen, our_seen in zip(exchanges, theirs, ours, strict=True):
         check(exchange, their_seen[-1], our_seen[-1], dialect_of(source.name), dialect_of(target.name))
     prompt = target.prompt(task, wording)
@@ -149,7 +159,7 @@ Turns = list[tuple[str, list[Exchange]]]
 
 def rewrite(messages: Sequence[Message], source: Dialect, target: Dialect) -> Turns:
     """The turns of a trajectory in both harnesses' calls; nothing is executed yet."""
-    read = [(source.read(said), observed) for said, observed in _turns(messages)]
+    read = [(_read(said, source), observed) for said, observed in _turns(messages)]
     turns: Turns = []
     directory = WORK
     for number, (turn, observed) in enumerate(read):
@@ -168,6 +178,13 @@ def rewrite(messages: Sequence[Message], source: Dialect, target: Dialect) -> Tu
         if ending:
             break
     return turns
+
+
+def _read(said: Message, source: Dialect) -> ReadTurn:
+    try:
+        return source.read(said)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # what a call holds was written by a model
+        raise RetellingError("unreadable_turn", f"expected calls that fit their tools, got {said!r}"[:300]) from error
 
 
 def _turns(messages: Sequence[Message]) -> list[tuple[Message, list[str]]]:
@@ -242,9 +259,9 @@ async def play(
         await sandbox.close()
 
 
-async def _see(acting: object, sandbox: Sandbox) -> Seen:
+async def _see(acting: Awaitable[Step], sandbox: Sandbox) -> Seen:
     try:
-        step: Step = await acting  # type: ignore[misc]
+        step = await acting
     except InvalidActionError as error:
         step = Step(message=f"invalid: {error}")
     observation = step.results[0].content if step.results else step.message
