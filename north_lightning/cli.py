@@ -3,7 +3,7 @@
 In: ``sys.argv``. Out: an exit code (0; 1 for an error we raise on purpose, in one line; 2 for a mistake in the
 arguments or the config; 130 and 143 after an interrupt and a SIGTERM). Not here: what the commands do.
 
-``fit`` and ``validate`` are Lightning's and live in ``lightning_cli``, slow to import.
+``fit``, ``validate`` and ``predict`` are Lightning's and live in ``lightning_cli``, slow to import.
 Every other command is a row of ``UTILITIES``: a function whose parameters are the command's arguments (``--help``, and
 ``--config FILE.yaml`` for all of them at once). It is imported when it runs, and so without Lightning or torch if it
 needs neither.
@@ -26,7 +26,7 @@ from north_lightning.errors import ConfigError, NorthError
 TRAINING = {
     "fit": "train: an SFT stage or asynchronous RL",
     "validate": "the validation loss of a checkpoint",
-    "predict": "Lightning's predict loop, for modules of your own",
+    "predict": "sample trajectories of a served model, and keep what a verifier passes",
 }
 
 UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:function, one line)
@@ -34,6 +34,14 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
     "tasks check": (
         "north_lightning.tasks.check:check_tasks",
         "DIR...: which directories are Harbor tasks, or why not",
+    ),
+    "tasks build": (
+        "north_lightning.factory.build:build_tasks",
+        "verified software tasks from PyPI releases and git repositories",
+    ),
+    "plugins check": (
+        "north_lightning.conformance.command:check_plugins",
+        "FILE...: does a reward, loss or queue keep its interface's promises",
     ),
     "trajectories": (
         "north_lightning.rollout.trajectories:record_trajectories",
@@ -52,7 +60,7 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
     "recipe": ("north_lightning.recipe:run_recipe", "run a list of these commands, one after another"),
 }
 
-POSITIONAL = {"tasks check": "directories"}
+POSITIONAL = {"tasks check": "directories", "plugins check": "files"}
 """Commands whose leading words are a list, and the parameter they are for."""
 
 TAKES_TRAINING_CONFIG = ("data report", "data preview")

@@ -21,6 +21,14 @@ class DataError(NorthError, ValueError):
     """A sample or file that cannot be used; names file and line."""
 
 
+class RetellingError(NorthError):
+    """A trajectory that cannot be told in another harness's words; counted under ``reason``, and left as it is."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class TaskError(NorthError):
     """A task directory that is malformed."""
 

@@ -61,7 +61,10 @@ class ConversationVariation(ABC):
 
     @abstractmethod
     def vary(self, sample: Conversation, seed: int) -> Conversation | None:
-        """The sample retold, the same for the same seed; None for a sample this variation does not know."""
+        """The sample retold, the same for the same seed; None for a sample this variation does not know.
+
+        ``RetellingError`` for one that it knows and cannot retell; the reason is counted and the sample stays.
+        """
 
 
 # ---- loss ----------------------------------------------------------------------------------------------------------
@@ -213,6 +216,11 @@ class Harness(ABC):
     forgets_rejected_turns: bool = False
     """Whether a server is not shown again a turn that was rejected (published behaviour of some agents)."""
 
+    @property
+    def action_limit_s(self) -> float | None:
+        """Seconds that one command of an action may take before the harness itself ends it; None: not limited here."""
+        return None
+
     @abstractmethod
     def prompt(self, task: Task, variation: int = 0) -> Prompt:
         """The opening messages and tools; ``variation`` picks wording, so that a model reads instead of replaying."""
@@ -230,6 +238,10 @@ class RewardVerifier(ABC):
     ``workdir`` is a snapshot of the attempt's ``/work``, every agent process gone; ``sandboxes`` opens fresh sandboxes
     to grade in. Raise to say "not graded" (an infrastructure failure, never a 0).
     """
+
+    def limit_s(self, task: Task) -> float | None:
+        """Seconds after which this verifier itself ends the grading of ``task``; None: not limited here."""
+        return None
 
     @abstractmethod
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward: ...

@@ -1,4 +1,4 @@
-"""``fit`` and ``validate``: Lightning's CLI with the habits this package needs.
+"""``fit``, ``validate`` and ``predict``: Lightning's CLI with the habits this package needs.
 
 In: the command line. Out: a finished run, or an error of ``errors``. Not here: the parts that are composed; each is
 chosen in YAML by ``class_path``, by its short name if it belongs to this package.
@@ -21,11 +21,12 @@ refuse_cuda_torchvision()
 
 import torch  # noqa: E402
 from jsonargparse.typing import PositiveInt  # noqa: E402
-from lightning.pytorch import LightningDataModule  # noqa: E402
+from lightning.pytorch import LightningDataModule, LightningModule  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
 
-import north_lightning.data.sft  # noqa: E402, F401 (here and below: importing a class makes its short name known)
+import north_lightning.data.sft  # noqa: E402 (here and below: importing a class makes its short name known)
+import north_lightning.synthesis  # noqa: E402, F401
 from north_lightning.callbacks import RunLock, SaveOnTermination  # noqa: E402
 from north_lightning.errors import ConfigError  # noqa: E402
 from north_lightning.modules import NorthModule  # noqa: E402, and with it NorthStrategy's short name
@@ -45,7 +46,8 @@ class NorthCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's commands that fit here; ``test`` is a command of ``evaluation``, which trains nothing."""
-        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in ("fit", "validate")}
+        commands = ("fit", "validate", "predict")
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in commands}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -86,7 +88,7 @@ def run_training(arguments: Sequence[str]) -> int:
     sys.argv = [sys.argv[0], *arguments]  # Lightning warns when it is given both
     try:
         NorthCLI(
-            NorthModule,
+            LightningModule if arguments[0] == "predict" else NorthModule,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

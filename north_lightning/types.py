@@ -25,7 +25,7 @@ NOT_SAMPLED = -1
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort"]
-StopReason = Literal["finished", "invalid_action", "max_turns", "length", "context", "loop"]
+StopReason = Literal["finished", "invalid_action", "max_turns", "length", "context", "loop", "timeout"]
 
 
 # ---- conversations -------------------------------------------------------------------------------------------------
@@ -123,12 +123,25 @@ class TokenizedSample:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskStep:
+    """One step of a task that has several: its own instruction and tests, in the file system the step before left."""
+
+    name: str
+    instruction: str
+    directory: Path
+    min_reward: float | Mapping[str, float] | None = None
+    agent_timeout_s: float | None = None
+    verifier_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One Harbor task directory, read.
 
     ``environment`` names the kind of work (``terminal``, ``swe``) and so the harness; ``family`` the generator or
     benchmark it came from; ``max_turns`` is the step budget of an attempt; ``verifier_timeout_s`` limits one run of its
-    tests (None: the verifier's own limit).
+    tests (None: the verifier's own limit), ``agent_timeout_s`` the commands of an attempt together (what the sampler
+    takes is not the model's doing and does not count). ``verifier_env`` is set for ``test.sh``.
     """
 
     id: str
@@ -139,6 +152,9 @@ class Task:
     max_turns: int
     metadata: Mapping[str, Any] = field(default_factory=dict)
     verifier_timeout_s: float | None = None
+    agent_timeout_s: float | None = None
+    verifier_env: Mapping[str, str] = field(default_factory=dict)
+    steps: tuple[TaskStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,8 @@ def command_of(config: Path) -> str:
         command, *arguments = stage["command"].split()
         if str(config.relative_to(ROOT)) in arguments:
             return command
+    if config.stem == "synthesise":
+        return "predict"
     if config.parent.name == "north_mini" and not config.stem.startswith("data_"):
         return "fit"
     return config.stem.replace("_", " ")

@@ -23,14 +23,17 @@ ORDER = [
     "tasks",
     "harnesses",
     "verifiers",
+    "factory",
     "sampling",
     "rollout",
     "modules",
     "callbacks",
     "evaluation",
+    "synthesis",
     "planning",
     "views",
     "parser",
+    "conformance",
     "doctor",
     "recipe",
     "lightning_cli",
@@ -51,6 +54,9 @@ TORCH_FREE = [
     "north_lightning.doctor",
     "north_lightning.views.report",
     "north_lightning.planning.command",
+    "north_lightning.factory.build",
+    "north_lightning.conformance.command",
+    "north_lightning.conformance.rewards",
 ]
 
 

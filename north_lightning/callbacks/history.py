@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from north_lightning.data.batches import rows_at_once
+from north_lightning.data.rollouts import RolloutStep
 from north_lightning.history import HISTORY, read_history
 
 SUMMARY = "summary.json"
@@ -123,11 +124,11 @@ class RunSummary(Callback):
 
 
 class Throughput(Callback):
-    """Logs ``speed/tokens_per_s`` (of all tokens that pass through the model) and ``speed/step_s``. Where several rows
-    are worked on at a time, every one of them counts as long as this process's.
+    """Logs ``speed/tokens_per_s`` (of all tokens that pass through the model) and ``speed/step_s``.
 
-    The time of a step runs from the end of the one before, so waiting for data is part of it. Works on any batch that
-    has ``token_ids``, or ``micro_batches`` that have.
+    The time of a step runs from the end of the one before, so waiting for data is part of it. Works on ``RolloutStep``s
+    and on any batch that has ``token_ids``; where several of these are worked on at a time, every one of them counts as
+    long as this process's.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -138,8 +139,10 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
-        tokens = sum(row.token_ids.numel() for row in getattr(batch, "micro_batches", [batch]))
-        self._tokens += tokens * rows_at_once(trainer)[0]
+        if isinstance(batch, RolloutStep):
+            self._tokens += batch.num_tokens
+        else:
+            self._tokens += batch.token_ids.numel() * rows_at_once(trainer)[0]
         if trainer.global_step == self._step:
             return
         now = time.monotonic()

@@ -1,7 +1,7 @@
 """Keeps the rollout queue filled while training runs.
 
 In: tasks and how attempts at them are made. Out: groups in the data module's queue, and its statistics. Not here: the
-producer itself (``rollout``), which runs without Lightning too.
+producer itself (``rollout``), which runs without Lightning too. Where several processes train, process 0 produces.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from north_lightning.callbacks.sidecar import running_sidecar
 from north_lightning.callbacks.weight_sync import WeightSyncCallback
 from north_lightning.data.rollouts import RolloutDataModule
 from north_lightning.errors import ConfigError
+from north_lightning.interfaces import RolloutQueue
 from north_lightning.modules import CISPOModule
+from north_lightning.parallel import on_process_zero
 from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.tasks import load_task_sets
@@ -62,8 +64,7 @@ class RolloutProducerCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fail before anything is started if commands cannot be isolated or tasks cannot be read."""
         if stage == "fit":
-            self._tasks = load_task_sets(self.task_sets)
-            self.rollouts.prepare(self._tasks)
+            on_process_zero(self._prepare)
             self._check_sampling(pl_module)
             self._check_lengths(trainer)
             before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
@@ -76,21 +77,13 @@ class RolloutProducerCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, RolloutDataModule), f"expected a RolloutDataModule, got {type(data).__name__}"
-        self.rollouts.check_server(running_sidecar(trainer).max_model_len)
-        kept = Path(trainer.default_root_dir) / ROLLOUTS if self.keep_rollouts else None
-        self._producer = RolloutProducer(data.queue, self._spec(trainer, pl_module), self.failures, kept)
-        running_sidecar(trainer).stop_before(self._stop)
-        self._producer.start()
-        data.add_check(self._producer.check)
+        on_process_zero(lambda: self._start(trainer, pl_module, data))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert self._producer is not None
-        self._producer.check()
-        queue = trainer.datamodule.queue.stats()  # type: ignore[attr-defined]
-        pl_module.log_dict({f"queue/{name}": value for name, value in queue.items()})
-        pl_module.log_dict({f"producer/{name}": value for name, value in self._producer.stats().items()})
+        queue = trainer.datamodule.queue  # type: ignore[attr-defined]
+        pl_module.log_dict(on_process_zero(lambda: self._numbers(queue)))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stop()
@@ -100,6 +93,26 @@ class RolloutProducerCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
+
+    def _prepare(self) -> None:
+        self._tasks = load_task_sets(self.task_sets)
+        self.rollouts.prepare(self._tasks)
+
+    def _start(self, trainer: Trainer, module: LightningModule, data: RolloutDataModule) -> None:
+        self.rollouts.check_server(running_sidecar(trainer).max_model_len)
+        kept = Path(trainer.default_root_dir) / ROLLOUTS if self.keep_rollouts else None
+        self._producer = RolloutProducer(data.queue, self._spec(trainer, module), self.failures, kept)
+        running_sidecar(trainer).stop_before(self._stop)
+        self._producer.start()
+        data.add_check(self._producer.check)
+
+    def _numbers(self, queue: RolloutQueue) -> dict[str, float]:
+        """To log; raises what stopped the producer, if anything did."""
+        assert self._producer is not None
+        self._producer.check()
+        return {f"queue/{name}": value for name, value in queue.stats().items()} | {
+            f"producer/{name}": value for name, value in self._producer.stats().items()
+        }
 
     def _check_sampling(self, module: LightningModule) -> None:
         """The module computes log-probabilities of the distribution that is sampled from."""

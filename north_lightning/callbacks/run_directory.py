@@ -20,13 +20,13 @@ LOCK, INTERRUPTED = ".lock", "interrupted.ckpt"
 
 
 class RunLock(Callback):
-    """Refuses a second trainer in the same run folder. The kernel frees the lock of a process that died."""
+    """Refuses a second ``fit`` or ``predict`` in one run folder. The kernel frees the lock of a process that died."""
 
     def __init__(self) -> None:
         self._file: TextIO | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit" or not trainer.is_global_zero or self._file is not None:
+        if stage not in ("fit", "predict") or not trainer.is_global_zero or self._file is not None:
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The life cycle of the vLLM sidecar during training.
 
 In: the module's checkpoint. Out: a running server, stopped however training ends. Not here: the server (``sampling``).
+Where several processes train, process 0 has the only one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from north_lightning.errors import ConfigError
 from north_lightning.modules import NorthModule
+from north_lightning.parallel import on_process_zero
 from north_lightning.sampling.sidecar import Sidecar
 
 
@@ -48,9 +50,13 @@ class SidecarCallback(Callback):
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
         if pl_module.checkpoint is None:
             raise ConfigError("model.checkpoint: expected a folder, because the sidecar starts from it; got nothing")
-        assert pl_module.model is not None
-        sidecar = self._make(pl_module.checkpoint, Path(trainer.default_root_dir) / "sidecar.log")
-        sidecar.vocab_size = pl_module.model.config.vocab_size
+        on_process_zero(lambda: self._start(trainer, pl_module))
+
+    def _start(self, trainer: Trainer, module: NorthModule) -> None:
+        assert module.checkpoint is not None
+        assert module.model is not None
+        sidecar = self._make(module.checkpoint, Path(trainer.default_root_dir) / "sidecar.log")
+        sidecar.vocab_size = module.model.config.vocab_size
         self._sidecar = sidecar
         sidecar.start()
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -6,13 +6,16 @@ lag of each batch. Not here: how weights travel (``WeightTransport``).
 After a step: push, if it is due; then release the step's groups; then checkpoints are written. The order matters. Slots
 that are freed before the push would be filled by groups sampled from the old weights, and the queue's bound on the lag
 would not hold; a checkpoint written before the release would train the groups a second time after a resume.
+
+Where several processes train, process 0 has the transport. All gather the weights, one parameter at a time, so that
+none holds the whole model; and all learn whether the push succeeded.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,8 +24,9 @@ from north_lightning.callbacks.sidecar import running_sidecar
 from north_lightning.data.rollouts import RolloutDataModule, RolloutStep
 from north_lightning.errors import ConfigError, TrainingError, WeightPushError
 from north_lightning.interfaces import WeightTransport
-from north_lightning.model import named_hf_tensors
+from north_lightning.model import NorthModel, named_hf_tensors
 from north_lightning.modules import NorthModule
+from north_lightning.parallel import on_process_zero
 from north_lightning.sampling.transport import SharedMemoryTransport
 from north_lightning.types import NOT_SAMPLED, RolloutGroup
 
@@ -60,8 +64,8 @@ class WeightSyncCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume the sidecar serves what training began with: push what training has come to."""
-        self._transport = self._make_transport(running_sidecar(trainer).url)
         self._step = trainer.global_step
+        on_process_zero(lambda: self._open(running_sidecar(trainer).url))
         queue = _rollout_data(trainer).queue
         if self.max_policy_lag is None and hasattr(queue, "max_policy_lag"):
             self.max_policy_lag = queue.max_policy_lag(self.every_n_steps)
@@ -72,11 +76,7 @@ class WeightSyncCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: RolloutStep, batch_idx: int
     ) -> None:
-        lags = Counter[int]()
-        for group in batch.groups:
-            lags_of_group = self.policy_lags(group, trainer.global_step)
-            self._refuse_too_old(group, max(lags_of_group, default=0))
-            lags += lags_of_group
+        lags = on_process_zero(lambda: self._lags_of_all(batch.groups, trainer.global_step))
         total = sum(lags.values())
         pl_module.log("policy_lag/max", float(max(lags, default=0)))
         pl_module.log("policy_lag/mean", sum(lag * count for lag, count in lags.items()) / max(total, 1))
@@ -127,6 +127,14 @@ class WeightSyncCallback(Callback):
             lags[step - self.published_at[version]] += count
         return lags
 
+    def _lags_of_all(self, groups: list[RolloutGroup], step: int) -> Counter[int]:
+        lags = Counter[int]()
+        for group in groups:
+            lags_of_group = self.policy_lags(group, step)
+            self._refuse_too_old(group, max(lags_of_group, default=0))
+            lags += lags_of_group
+        return lags
+
     def _refuse_too_old(self, group: RolloutGroup, lag: int) -> None:
         if self.max_policy_lag is not None and lag > self.max_policy_lag:
             raise TrainingError(
@@ -136,14 +144,13 @@ class WeightSyncCallback(Callback):
 
     def _publish(self, trainer: Trainer, pl_module: NorthModule) -> float:
         """Push under the next version; seconds it took. A version counts only once the sampler has confirmed it."""
-        assert self._transport is not None
         assert pl_module.model is not None
         started = time.monotonic()
         # Known before the push: the sampler may answer with the new version before the push returns.
         self.published_at[self.version + 1] = trainer.global_step
         for attempt in range(self.num_retries + 1):
             try:
-                self._transport.push(named_hf_tensors(pl_module.model), self.version + 1)
+                self._push(pl_module.model, self.version + 1)
                 break
             except WeightPushError:
                 if attempt == self.num_retries:
@@ -151,11 +158,31 @@ class WeightSyncCallback(Callback):
         self.version += 1
         return time.monotonic() - started
 
+    def _push(self, model: NorthModel, version: int) -> None:
+        """Every process takes every tensor, to the last, also where the push fails half way: the others gather too."""
+        tensors = named_hf_tensors(model)
+
+        def push() -> None:
+            assert self._transport is not None
+            try:
+                self._transport.push(tensors, version)
+            finally:
+                _take_all(tensors)
+
+        on_process_zero(push, others=lambda: _take_all(tensors))
+
+    def _open(self, url: str) -> None:
+        self._transport = self._make_transport(url)
+
     def _close(self) -> None:
         close = getattr(self._transport, "close", None)
         if close is not None:
             close()
         self._transport = None
+
+
+def _take_all(tensors: Iterable[Any]) -> None:
+    deque(tensors, maxlen=0)
 
 
 def _rollout_data(trainer: Trainer) -> RolloutDataModule:

@@ -8,6 +8,7 @@ conversation that passed: about 1 KB each.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 
 from rensa import RMinHash, RMinHashLSH
 
@@ -15,6 +16,22 @@ from north_lightning.chat.render import to_json
 from north_lightning.data.block_lists import words_of
 from north_lightning.interfaces import ConversationFilter
 from north_lightning.types import Conversation
+
+
+class Identical(ConversationFilter):
+    """The very same messages again; what was thought counts. Put it last, as ``Duplicate``, of which it is a part."""
+
+    reason = "identical"
+
+    def __init__(self) -> None:
+        self._seen: dict[bytes, str] = {}
+
+    def find_fault(self, sample: Conversation) -> str | None:
+        digest = sha256(repr(sample.messages).encode(errors="backslashreplace")).digest()
+        if digest in self._seen:
+            return f"messages: those of kept sample {self._seen[digest]}"
+        self._seen[digest] = f"{len(self._seen) + 1} {sample.source}/{sample.task_id}"
+        return None
 
 
 class Duplicate(ConversationFilter):

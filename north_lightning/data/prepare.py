@@ -1,13 +1,14 @@
 """``python -m north_lightning data filter``: raw trajectories to samples fit to train on, and an account of the rest.
 
 In: sources, each with its files and format. Out: ``<output_dir>/<source>.jsonl`` of canonical samples, and
-``filter.json``: what was read, broken, kept and dropped, for which reasons, with examples. It streams: nothing but
-fingerprints is held in memory. Shares and packing are for ``mixing`` and ``packing``.
+``filter.json``: what was read, broken, kept, dropped and retold, for which reasons, with examples. It streams: nothing
+but fingerprints is held in memory. Shares and packing are for ``mixing`` and ``packing``.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from north_lightning.data.decontamination import all_leaks
 from north_lightning.data.dedup import Duplicate
 from north_lightning.data.filters import SampleFilter, default_filters
 from north_lightning.data.sources import SampleReader, write_samples
-from north_lightning.errors import ConfigError
+from north_lightning.errors import ConfigError, RetellingError
 from north_lightning.interfaces import ConversationFilter, ConversationImporter, ConversationVariation
 from north_lightning.types import Conversation
 
@@ -56,7 +57,7 @@ def filter_data(
         filters: What drops samples, in order; by default every filter that needs no setting.
         block_lists: Benchmarks to keep out: shipped lists (swe_bench, swe_bench_pro) or files from `data blocklist`.
         min_similarity: From which similarity on a conversation is a duplicate, of any source; null keeps duplicates.
-        variations: Each kept sample is retold by the first of these that knows it.
+        variations: Each kept sample is retold by the first of these that knows it and can.
         seed: Of the variations.
     """
     if not sources:
@@ -69,7 +70,8 @@ def filter_data(
         reader = SampleReader(source.files, source.importer, source.max_broken)
         fit = SampleFilter(checks)
         labelled = (sample if sample.source else replace(sample, source=name) for sample in reader)
-        retold = (_retell(sample, variations or [], seed + number) for number, sample in enumerate(fit(labelled)))
+        told: Counter[str] = Counter()
+        retold = (_retell(sample, variations or [], seed + number, told) for number, sample in enumerate(fit(labelled)))
         write_samples(output_dir / f"{name}.jsonl", retold)
         account["sources"][name] = {
             "read": reader.num_read,
@@ -77,6 +79,7 @@ def filter_data(
             "broken_records": reader.broken[:NUM_BROKEN_SHOWN],
             "kept": fit.kept,
             "dropped": dict(fit.dropped),
+            "retold": dict(told),
         }
         for reason, examples in fit.examples.items():
             account["examples"].setdefault(reason, []).extend(examples)
@@ -84,9 +87,21 @@ def filter_data(
     _print(account, output_dir)
 
 
-def _retell(sample: Conversation, variations: list[ConversationVariation], seed: int) -> Conversation:
-    told = (variation.vary(sample, seed) for variation in variations)
-    return next((one for one in told if one is not None), sample)
+def _retell(
+    sample: Conversation, variations: list[ConversationVariation], seed: int, told: Counter[str]
+) -> Conversation:
+    """The sample, retold if a variation can; ``told`` counts who did, and for which reason one could not."""
+    for variation in variations:
+        name = type(variation).__name__
+        try:
+            one = variation.vary(sample, seed)
+        except RetellingError as error:
+            told[f"not by {name}: {error.reason}"] += 1
+            continue
+        if one is not None:
+            told[f"by {name}"] += 1
+            return one
+    return sample
 
 
 def _print(account: dict[str, Any], output_dir: Path) -> None:

@@ -1,7 +1,10 @@
-"""Batches for reinforcement learning: groups out of the rollout queue, packed into rows.
+"""Batches for reinforcement learning: groups out of the rollout queue, packed into rows, dealt out to processes.
 
 In: a ``RolloutQueue`` that a producer fills. Out: one ``RolloutStep`` per optimizer step. The queue's order is its own;
 slots are freed by whoever trained the step (``RolloutDataModule.release``). Nothing here samples or scores.
+
+Where several processes train, the queue is process 0's: it takes and packs the groups of a step, and sends each process
+its rows. So what is counted over a step (its tokens, the baseline of a group) is counted once, over all of it.
 """
 
 from __future__ import annotations
@@ -9,17 +12,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from north_lightning.data.batches import move_batch, pack_rollouts
+from north_lightning.data.batches import move_batch, pack_rollouts, rows_at_once
 from north_lightning.data.packing import BestFitPacker
 from north_lightning.errors import ConfigError, DataError, InfrastructureError
 from north_lightning.interfaces import RolloutQueue
-from north_lightning.types import RolloutBatch, RolloutGroup
+from north_lightning.parallel import gather_objects, on_process_zero, scatter_from_process_zero
+from north_lightning.types import Rollout, RolloutBatch, RolloutGroup
 
 _log = logging.getLogger(__name__)
 
@@ -31,32 +36,46 @@ class RolloutStep:
     of every rollout.
 
     Attributes:
-        micro_batches: rows to compute, at least one; add up their losses, each already divided by
-            ``num_trained_tokens``, and step once.
-        groups: all groups taken, those without any signal included.
+        micro_batches: rows for this process to compute, at least one, as many on every process; add up their losses,
+            each already divided by ``num_trained_tokens``, and step once.
+        groups: all groups taken, those without any signal included; on process 0, which has the queue. None elsewhere.
         num_trained_tokens: sampled tokens of all groups, the denominator of every micro-batch's loss.
+        num_tokens: of all rows on all processes.
         wait_s: seconds the trainer waited for the groups.
     """
 
-    __slots__ = ("groups", "micro_batches", "num_trained_tokens", "wait_s")
+    __slots__ = ("groups", "micro_batches", "num_tokens", "num_trained_tokens", "wait_s")
 
     def __init__(
-        self, micro_batches: list[RolloutBatch], groups: list[RolloutGroup], num_trained_tokens: int, wait_s: float
+        self,
+        micro_batches: list[RolloutBatch],
+        groups: list[RolloutGroup],
+        num_trained_tokens: int,
+        num_tokens: int,
+        wait_s: float,
     ) -> None:
         self.micro_batches = micro_batches
         self.groups = groups
         self.num_trained_tokens = num_trained_tokens
+        self.num_tokens = num_tokens
         self.wait_s = wait_s
 
 
 def make_step(
-    groups: Sequence[RolloutGroup], max_row_tokens: int, wait_s: float = 0.0, skip_zero_advantage: bool = True
+    groups: Sequence[RolloutGroup],
+    max_row_tokens: int,
+    wait_s: float = 0.0,
+    skip_zero_advantage: bool = True,
+    num_at_once: int = 1,
 ) -> RolloutStep:
     """Pack the rollouts that have a gradient; count the tokens of all.
 
     Where the loss is zero without advantage (``PolicyLoss.is_zero_without_advantage``), a rollout with advantage 0 is
     not computed, but its sampled tokens are in the denominator as if it were. Where no rollout has a gradient the
     shortest one is computed all the same, so that a step always has a loss to differentiate.
+
+    The number of rows is a multiple of ``num_at_once``, the rows that are computed at a time; those of a time are of
+    like length. Rows are split for that, and where there is nothing to split, some train nothing.
 
     Raises:
         ConfigError: a rollout is longer than ``max_row_tokens``. Nothing is cut.
@@ -65,10 +84,10 @@ def make_step(
     rollouts = [rollout for group in groups for rollout in group.rollouts if rollout.token_ids]
     if not rollouts:
         raise DataError(f"groups {[group.group_id for group in groups]}: expected rollouts with tokens, got none")
-    longest = max(rollouts, key=lambda rollout: len(rollout.token_ids))
-    if len(longest.token_ids) > max_row_tokens:
+    longest = max(rollouts, key=_length)
+    if _length(longest) > max_row_tokens:
         raise ConfigError(
-            f"max_row_tokens: expected at least the longest rollout's {len(longest.token_ids)} tokens "
+            f"max_row_tokens: expected at least the longest rollout's {_length(longest)} tokens "
             f"({longest.task_id}), got {max_row_tokens}"
         )
     total = sum(rollout.num_sampled_tokens for rollout in rollouts)
@@ -77,20 +96,45 @@ def make_step(
         for rollout in rollouts
         if rollout.num_sampled_tokens and (rollout.advantage != 0.0 or not skip_zero_advantage)
     ]
-    computed = computed or [min(rollouts, key=lambda rollout: len(rollout.token_ids))]
+    computed = computed or [min(rollouts, key=_length)]
     # Longest first makes the packer's best fit best-fit-decreasing.
-    order = sorted(range(len(computed)), key=lambda i: -len(computed[i].token_ids))
-    rows = BestFitPacker(max_row_tokens, len(computed)).pack((i, len(computed[i].token_ids)) for i in order)
-    micro_batches = [pack_rollouts([computed[i] for i in row], total) for row in rows]
-    return RolloutStep(micro_batches, list(groups), total, wait_s)
+    order = sorted(range(len(computed)), key=lambda i: -_length(computed[i]))
+    packed = BestFitPacker(max_row_tokens, len(computed)).pack((i, _length(computed[i])) for i in order)
+    rows = _split_rows([[computed[i] for i in row] for row in packed], num_at_once)
+    micro_batches = [pack_rollouts(row, total) for row in rows]
+    num_idle = -len(rows) % num_at_once
+    micro_batches += [_train_nothing(pack_rollouts([min(computed, key=_length)], total))] * num_idle
+    num_tokens = sum(len(micro_batch.token_ids) for micro_batch in micro_batches)
+    return RolloutStep(micro_batches, list(groups), total, num_tokens, wait_s)
+
+
+def _length(rollout: Rollout) -> int:
+    return len(rollout.token_ids)
+
+
+def _split_rows(rows: list[list[Rollout]], num_at_once: int) -> list[list[Rollout]]:
+    """Halve the longest rows of several rollouts until the number of rows is a multiple; longest first."""
+
+    def length(row: list[Rollout]) -> int:
+        return sum(map(_length, row))
+
+    while len(rows) % num_at_once and (splittable := [row for row in rows if len(row) > 1]):
+        longest = max(splittable, key=length)
+        rows = [row for row in rows if row is not longest] + [longest[::2], longest[1::2]]
+    return rows if num_at_once == 1 else sorted(rows, key=length, reverse=True)
+
+
+def _train_nothing(row: RolloutBatch) -> RolloutBatch:
+    """A row for a process that has to take part in every collective while others still compute one."""
+    return replace(row, loss_mask=torch.zeros_like(row.loss_mask), advantages=torch.zeros_like(row.advantages))
 
 
 class RolloutDataModule(LightningDataModule):
     """Takes completed groups from the queue, one ``RolloutStep`` per optimizer step.
 
     Fetching alternates strictly with training, so nothing taken is untrained when a checkpoint is written. After the
-    optimizer step somebody calls ``release(step)``; without it the queue runs out of slots. One process only: the queue
-    lives in the trainer's memory.
+    optimizer step somebody calls ``release(step)``; without it the queue runs out of slots. Every process calls the
+    same methods; only process 0 uses its queue, and what goes wrong there is raised everywhere.
 
     Args:
         queue: where the producer puts groups.
@@ -131,21 +175,25 @@ class RolloutDataModule(LightningDataModule):
         self.poll_s = poll_s
         self.max_wait_s = max_wait_s
         self._checks: list[Callable[[], None]] = []
+        self._num_at_once = 1
+        self._row_of = [0]  # of each process: which of the rows that are computed at a time
 
     def add_check(self, check: Callable[[], None]) -> None:
-        """Have ``check`` called while waiting; it raises when waiting has become pointless (the producer died)."""
+        """Have process 0 call ``check`` while waiting; it raises when waiting has become pointless (the producer
+        died)."""
         self._checks.append(check)
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
         if stage != "fit" or trainer is None:
             return
-        for name, value in (
-            ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches),
-            ("number of ranks", trainer.world_size),
-        ):
-            if value != 1:
-                raise ConfigError(f"{name}: expected 1, because a batch is a whole optimizer step; got {value}")
+        if trainer.accumulate_grad_batches != 1:
+            raise ConfigError(
+                "trainer.accumulate_grad_batches: expected 1, because a batch is a whole optimizer step; "
+                f"got {trainer.accumulate_grad_batches}"
+            )
+        self._num_at_once, own = rows_at_once(trainer)
+        self._row_of = gather_objects(own)
 
     def train_dataloader(self) -> RolloutLoader:
         return RolloutLoader(self)
@@ -157,25 +205,45 @@ class RolloutDataModule(LightningDataModule):
 
     def release(self, step: RolloutStep) -> None:
         """The step was trained: free its groups' slots. Call once, after the optimizer step."""
-        self.queue.release([group.group_id for group in step.groups])
+        on_process_zero(lambda: self.queue.release([group.group_id for group in step.groups]))
 
     def state_dict(self) -> dict[str, Any]:
         """The queue, restored before training starts and so before a producer admits new groups.
 
         The position is in the loader's state, which Lightning saves and restores.
         """
-        return {"queue": self.queue.state_dict()}
+        return {"queue": self.queue.state_dict()} if self._has_queue else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.queue.load_state_dict(state_dict["queue"])
+        if self._has_queue:
+            self.queue.load_state_dict(state_dict["queue"])
+
+    @property
+    def _has_queue(self) -> bool:
+        return self.trainer is None or self.trainer.is_global_zero
 
     def take_step(self) -> RolloutStep:
-        """Wait for a batch of groups and pack it.
+        """Wait for a batch of groups and pack it; this process's part.
 
         Raises:
-            SIGTERMException: the process was told to end while waiting.
+            SIGTERMException: process 0 was told to end while waiting.
             InfrastructureError: nothing came for ``max_wait_s``; or whatever a check raises.
         """
+        step: RolloutStep | None = None
+
+        def take() -> tuple[int, tuple[int, int, float]]:
+            nonlocal step
+            step = self._take_whole_step()
+            return len(step.micro_batches), (step.num_trained_tokens, step.num_tokens, step.wait_s)
+
+        num_rows, numbers = on_process_zero(take)
+        own_rows = []
+        for first in range(0, num_rows, self._num_at_once):  # a few at a time: with routed experts they are large
+            rows = None if step is None else [step.micro_batches[first + index] for index in self._row_of]
+            own_rows.append(scatter_from_process_zero(rows))
+        return RolloutStep(own_rows, [] if step is None else step.groups, *numbers)
+
+    def _take_whole_step(self) -> RolloutStep:
         start = time.monotonic()
         reported = start
         while (groups := self.queue.take(self.groups_per_batch)) is None:
@@ -195,7 +263,7 @@ class RolloutDataModule(LightningDataModule):
             time.sleep(self.poll_s)
         loss = getattr(getattr(self.trainer, "lightning_module", None), "loss", None)
         skip = getattr(loss, "is_zero_without_advantage", False)
-        return make_step(groups, self.max_row_tokens, time.monotonic() - start, skip)
+        return make_step(groups, self.max_row_tokens, time.monotonic() - start, skip, self._num_at_once)
 
 
 class RolloutLoader:

@@ -89,6 +89,13 @@ def write_samples(path: Path | str, samples: Iterable[Conversation]) -> int:
     return count
 
 
+def append_sample(path: Path, sample: Conversation) -> None:
+    """Add a conversation to a file that grows while a run lives; a kill can tear its last line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(sample_to_json(sample), ensure_ascii=False) + "\n")
+
+
 # ---- JSON in -------------------------------------------------------------------------------------------------------
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from north_lightning.errors import DataError
 from north_lightning.interfaces import Harness
-from north_lightning.rollout.metrics import has_loop, is_solved, num_invalid_turns
+from north_lightning.rollout.metrics import is_solved, num_invalid_turns
 from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.types import Rollout, Task
+from north_lightning.verifiers.loops import has_loop
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ Not here: what the attempts say.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,7 +18,7 @@ from north_lightning.evaluation.serve import SidecarFactory, checkpoint_server
 from north_lightning.rollout import ChatServer
 from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.rollout.settings import RolloutSettings
-from north_lightning.types import Task
+from north_lightning.types import Rollout, Task
 
 
 def attempt_with_each(
@@ -43,7 +43,7 @@ def attempt_with_each(
         for name, path in checkpoints.items():
             server.serve(path)
             served = Served(name, weights_digest(path))
-            results[name] = _attempt(server.runner, tasks, served, num_samples, log, concurrency, seed)
+            results[name] = attempt_all(server.runner, tasks, served, num_samples, log, concurrency, seed)
     return results
 
 
@@ -63,11 +63,11 @@ def attempt_with_servers(
     for name, server in servers.items():
         served = Served(name, f"{server.model} at {server.url}")
         runner = rollouts.make_chat_runner(server)
-        results[name] = _attempt(runner, tasks, served, num_samples, log, concurrency, seed)
+        results[name] = attempt_all(runner, tasks, served, num_samples, log, concurrency, seed)
     return results
 
 
-def _attempt(
+def attempt_all(
     runner: AttemptRunner,
     tasks: Sequence[Task],
     served: Served,
@@ -75,8 +75,9 @@ def _attempt(
     log: Path,
     concurrency: int,
     seed: int,
+    on_rollout: Callable[[Rollout], None] = lambda rollout: None,
 ) -> list[Attempt]:
-    """``run_attempts`` under a progress bar that shows the pass rate so far."""
+    """``run_attempts`` under a progress bar that shows the pass rate so far; the runner is closed."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     solved = done = 0
     with Progress(*columns) as progress:
@@ -88,10 +89,10 @@ def _attempt(
             solved += attempt.solved
             progress.update(bar, advance=1, description=f"{served.checkpoint} pass@1 {solved / max(1, done):.1%}")
 
-        async def attempt_all() -> list[Attempt]:
+        async def attempt() -> list[Attempt]:
             try:
-                return await run_attempts(runner, tasks, served, num_samples, log, concurrency, seed, show)
+                return await run_attempts(runner, tasks, served, num_samples, log, concurrency, seed, show, on_rollout)
             finally:
                 await runner.close()
 
-        return asyncio.run(attempt_all())
+        return asyncio.run(attempt())

@@ -24,7 +24,7 @@ from north_lightning.evaluation.attempts import (
     task_digest,
 )
 from north_lightning.rollout.runner import AttemptRunner
-from north_lightning.types import Task
+from north_lightning.types import Rollout, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,13 @@ async def run_attempts(
     concurrency: int = 64,
     seed: int = 0,
     on_attempt: Callable[[Attempt], None] = lambda attempt: None,
+    on_rollout: Callable[[Rollout], None] = lambda rollout: None,
 ) -> list[Attempt]:
     """``num_samples`` attempts at every task, at most ``concurrency`` at a time; sample ``i`` has seed ``seed + i``.
 
     A draw is a function of the task and its seed, whatever else is attempted. Attempts at one task share their wording
-    of the prompt, and every checkpoint sees the same.
+    of the prompt, and every checkpoint sees the same. ``on_attempt`` is told every attempt, recorded ones too;
+    ``on_rollout`` gets every new rollout before its attempt is recorded, so that none recorded was not given to it.
     """
     for name, value in (("num_samples", num_samples), ("concurrency", concurrency)):
         if value < 1:
@@ -62,6 +64,7 @@ async def run_attempts(
             try:
                 rollout = await runner.run(task, group_id=int(identity["task"], 16), index=identity["seed"], seed=0)
                 attempt = attempt_of(rollout, identity)
+                on_rollout(rollout)
             except InfrastructureError as error:
                 attempt = Attempt(**identity, reward=None, error=f"{type(error).__name__}: {error}")
         append_attempts(log, [attempt])

@@ -5,9 +5,11 @@ from north_lightning.harnesses.opencode import OpenCodeHarness
 from north_lightning.harnesses.react_terminal import ReActTerminalHarness
 from north_lightning.harnesses.swe_agent import SWEAgentHarness
 from north_lightning.harnesses.terminus2 import Terminus2Harness
+from north_lightning.harnesses.translation import HarnessTranslation
 from north_lightning.harnesses.variation import HarnessVariation, VariedHarness
 
 __all__ = [
+    "HarnessTranslation",
     "HarnessVariation",
     "MiniSWEAgentHarness",
     "OpenCodeHarness",

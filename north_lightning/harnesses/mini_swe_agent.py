@@ -81,6 +81,10 @@ class MiniSWEAgentHarness(Harness):
         self.max_output_chars = max_output_chars
         self.max_format_errors = max_format_errors
 
+    @property
+    def action_limit_s(self) -> float:
+        return self.command_timeout_s
+
     def prompt(self, task: Task, variation: int = 0) -> Prompt:
         user = pick(MINI_USER, variation).format(task=task.instruction, marker=MARKER)
         return Prompt((Message("system", pick(MINI_SYSTEM, variation)), Message("user", user)), (BASH,))

@@ -5,8 +5,9 @@ tool is answered by an error (the ``invalid`` tool), it is never the end; the sa
 
 Where it differs from OpenCode: prompts, descriptions and sentences are our own. ``task`` (a second agent), ``skill``
 and ``webfetch`` are in the list of tools, as published, but answer that they are switched off: no second model and no
-network in a sandbox. Of the lenient ways in which ``edit`` finds its text three are here (see ``replaced``). At three
-equal calls OpenCode asks its user; with nobody to ask the attempt ends as it stands.
+network in a sandbox. Of the lenient ways in which ``edit`` finds its text three are here (see ``replaced``). ``grep``
+and ``glob`` list files by path, OpenCode as its search comes upon them. At three equal calls OpenCode asks its user;
+with nobody to ask the attempt ends as it stands.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from north_lightning.types import AssistantAction, Message, Prompt, Step, Task, 
 ROOT = "/work"
 SAVED = "/tmp/opencode/output"  # inside the sandbox: whole outputs that were too long to show
 NO_OUTPUT = "(no output)"
+WROTE, EDITED = "Wrote file successfully.", "Edit applied successfully."
 DEFAULT_LIMIT = 2000  # lines of one read
 MAX_LINE_CHARS = 2000
 MAX_MATCHES = 100
@@ -67,6 +69,10 @@ class OpenCodeHarness(Harness):
         self.max_output_lines = max_output_lines
         self.max_output_bytes = max_output_bytes
         self.max_equal_calls = max_equal_calls
+
+    @property
+    def action_limit_s(self) -> float:
+        return self.command_timeout_s
 
     def prompt(self, task: Task, variation: int = 0) -> Prompt:
         system = pick(OPENCODE_SYSTEM, variation).format(directory=ROOT)
@@ -215,7 +221,7 @@ class OpenCodeSession(HarnessSession):
 
     async def _write(self, arguments: Mapping[str, Any]) -> str:
         await self._save(_absolute(arguments["filePath"]), arguments["content"])
-        return "Wrote file successfully."
+        return WROTE
 
     async def _edit(self, arguments: Mapping[str, Any]) -> str:
         path, old, new = _absolute(arguments["filePath"]), arguments["oldString"], arguments["newString"]
@@ -227,11 +233,11 @@ class OpenCodeSession(HarnessSession):
             if old:
                 raise ToolError(f"File {path} not found") from None
             await self._save(path, new)
-            return "Edit applied successfully."
+            return EDITED
         if not old:
             raise ToolError("oldString cannot be empty for a file that exists; use write to replace the whole file.")
         await self.files.write_file(path, replaced(text, old, new, bool(arguments.get("replaceAll"))).encode())
-        return "Edit applied successfully."
+        return EDITED
 
     # ---- search
 
@@ -257,10 +263,10 @@ class OpenCodeSession(HarnessSession):
             if path != last:
                 lines += [""] * bool(last) + [f"{path}:"]
                 last = path
-            lines.append(f"  Line {number}: {_clipped(text)}")
+            lines.append(f"  Line {number}: {_clipped(text)}\n")  # a blank line follows every match, as published
         if len(rows) > MAX_MATCHES:
             lines += ["", f"({len(rows) - MAX_MATCHES} more matches are not shown; search for something narrower)"]
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines)
 
 
 def replaced(text: str, old: str, new: str, replace_all: bool) -> str:

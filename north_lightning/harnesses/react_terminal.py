@@ -40,6 +40,10 @@ class ReActTerminalHarness(Harness):
         self.command_timeout_s = command_timeout_s
         self.max_output_bytes = max_output_bytes
 
+    @property
+    def action_limit_s(self) -> float:
+        return self.command_timeout_s
+
     def prompt(self, task: Task, variation: int = 0) -> Prompt:
         system = Message("system", pick(REACT_SYSTEM, variation))
         return Prompt(messages=(system, Message("user", task.instruction)), tools=(TERMINAL,))

@@ -81,6 +81,10 @@ class SWEAgentHarness(Harness):
         self.max_observation_chars = max_observation_chars
         self.context_lines = context_lines
 
+    @property
+    def action_limit_s(self) -> float:
+        return self.command_timeout_s
+
     def prompt(self, task: Task, variation: int = 0) -> Prompt:
         user = pick(SWE_USER, variation).format(repository=REPOSITORY, issue=task.instruction)
         messages = (Message("system", pick(SWE_SYSTEM, variation)), Message("user", user))

@@ -18,7 +18,7 @@ from north_lightning.harnesses.prompts import (
     TERMINUS_WARNINGS,
     pick,
 )
-from north_lightning.harnesses.terminus_reply import Keystrokes, read_reply
+from north_lightning.harnesses.terminus_reply import MAX_DURATION_S, Keystrokes, read_reply
 from north_lightning.interfaces import Harness, HarnessSession, Sandbox
 from north_lightning.sandbox import Terminal, TerminalClosedError
 from north_lightning.types import AssistantAction, Message, Prompt, Step, Task
@@ -44,6 +44,10 @@ class Terminus2Harness(Harness):
 
     def __init__(self, max_output_bytes: int = 10_000) -> None:
         self.max_output_bytes = max_output_bytes
+
+    @property
+    def action_limit_s(self) -> float:
+        return MAX_DURATION_S
 
     def prompt(self, task: Task, variation: int = 0) -> Prompt:
         text = pick(TERMINUS_USER, variation).format(task=task.instruction, terminal=FIRST_SCREEN)

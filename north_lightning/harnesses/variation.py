@@ -3,7 +3,7 @@
 In: a harness and a seed. Out: ``VariedHarness``, a harness that really offers the renamed tools, and
 ``HarnessVariation``, which retells recorded trajectories as that harness would have told them. Because both use one
 ``Presentation``, a retold trajectory can be proved: play its calls through the varied harness, and the observations are
-the retold ones and the verifier says what it said before. It does not translate between harnesses.
+the retold ones and the verifier says what it said before. Between harnesses ``translation`` retells.
 
 A model that has seen a tool under one name only replays that name; one that has seen many reads its prompt.
 """
@@ -114,11 +114,8 @@ class Presentation:
         return _rename(text, self.tool_names)
 
     def mentions(self, text: str) -> str:
-        """A model's words; only what is no ordinary word (``a_b``, or in backticks) is taken for a tool's name."""
-        plain = {name: shown for name, shown in self.tool_names.items() if "_" not in name}
-        quoted = {f"`{name}`": f"`{shown}`" for name, shown in plain.items()}
-        unmistakable = {name: shown for name, shown in self.tool_names.items() if "_" in name}
-        return _rename(_rename(text, quoted), unmistakable)
+        """A model's words with the tools' names as they are shown (see ``mentioned``)."""
+        return mentioned(text, self.tool_names)
 
     def _tool(self, tool: ToolSpec) -> ToolSpec:
         names = self.parameter_names.get(tool.name, {})
@@ -218,7 +215,7 @@ class HarnessVariation(ConversationVariation):
         self.num_wordings = num_wordings
 
     def vary(self, sample: Conversation, seed: int) -> Conversation | None:
-        found = self._find_instruction(sample) if sample.harness == self.harness.name else None
+        found = find_instruction(sample, self.harness, self.num_wordings)
         if found is None:
             return None
         instruction, num_opening = found
@@ -230,17 +227,28 @@ class HarnessVariation(ConversationVariation):
         told = (_retell(message, shown, names) for message in sample.messages[num_opening:])
         return replace(sample, messages=(*prompt.messages, *told), tools=prompt.tools)
 
-    def _find_instruction(self, sample: Conversation) -> tuple[str, int] | None:
-        """The task in the sample's opening, and how many messages that opening has."""
-        task = Task(sample.task_id, sample.environment, "", _INSTRUCTION, Path(), 1)
-        for wording in range(self.num_wordings):
-            prompt = self.harness.prompt(task, wording)
-            pattern = "\x00".join(f"{m.role}\x01{re.escape(m.content)}" for m in prompt.messages)
-            opening = "\x00".join(f"{m.role}\x01{m.content}" for m in sample.messages[: len(prompt.messages)])
-            match = re.fullmatch(pattern.replace(_INSTRUCTION, "(.*)"), opening, re.DOTALL)
-            if match and match.groups() and sample.tools == prompt.tools:
-                return match[1], len(prompt.messages)
+
+def find_instruction(sample: Conversation, harness: Harness, num_wordings: int = 3) -> tuple[str, int] | None:
+    """The task in the opening of a sample of ``harness``, and how many messages that opening has; None for others."""
+    if sample.harness != harness.name:
         return None
+    task = Task(sample.task_id, sample.environment, "", _INSTRUCTION, Path(), 1)
+    for wording in range(num_wordings):
+        prompt = harness.prompt(task, wording)
+        pattern = "\x00".join(f"{m.role}\x01{re.escape(m.content)}" for m in prompt.messages)
+        opening = "\x00".join(f"{m.role}\x01{m.content}" for m in sample.messages[: len(prompt.messages)])
+        match = re.fullmatch(pattern.replace(_INSTRUCTION, "(.*)"), opening, re.DOTALL)
+        if match and match.groups() and sample.tools == prompt.tools:
+            return match[1], len(prompt.messages)
+    return None
+
+
+def mentioned(text: str, names: Mapping[str, str]) -> str:
+    """A model's words; only what is no ordinary word (``a_b``, or in backticks) is taken for a tool's name."""
+    plain = {name: shown for name, shown in names.items() if "_" not in name}
+    quoted = {f"`{name}`": f"`{shown}`" for name, shown in plain.items()}
+    unmistakable = {name: shown for name, shown in names.items() if "_" in name}
+    return _rename(_rename(text, quoted), unmistakable)
 
 
 def _retell(message: Message, shown: Presentation, names: Mapping[str, str]) -> Message:

@@ -14,7 +14,7 @@ def cross_entropy_sum(
     weight: Float[Tensor, "V D"],
     targets: Int[Tensor, " R"],
     logit_scale: float = 1.0,
-    chunk_tokens: int | None = None,
+    tile: tuple[int, int] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " R"]]:
     """Sum of ``-log p(target)`` over rows, and each row's loss.
 
@@ -26,7 +26,7 @@ def cross_entropy_sum(
     Returns:
         The scalar sum in float32, with gradient; the losses per row [R], without gradient (0.0 rows give exactly 0).
     """
-    logprobs, _ = token_logprobs(hidden, weight, targets, logit_scale, chunk_tokens=chunk_tokens)
+    logprobs, _ = token_logprobs(hidden, weight, targets, logit_scale, tile=tile)
     return -logprobs.sum(), -logprobs.detach()
 
 

@@ -16,15 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 2**24
-"""Most logits held at once by default: 64 MiB in float32, and as much again while their sums are taken. Of a vocabulary
-of 262,144 that is 64 rows; twice or four times as many are 1 to 7% faster on one core."""
+CPU_TILE = (512, 1024)
+"""Rows and ids of the logits held at once on a CPU: 2 MiB in float32, which stay in a core's cache. Twice as many of
+either are within 5% on one core (widths of 64, 256 and 1024), and four times as many ids 20% slower."""
 
-SLICE_ELEMENTS = 2**26
-"""Most elements of a half-precision head that are held in float32 at once: 256 MiB."""
-
-CHUNK_ROWS = 512
-"""Most rows at once by default: more is no faster, because the logits of a small vocabulary leave the CPU's caches."""
+CUDA_TILE = (4096, 8192)
+"""The same on a GPU, 128 MiB: large products, and few kernels to launch. Not tuned."""
 
 
 def trained_positions(
@@ -67,14 +64,14 @@ def token_logprobs(
     targets: Int[Tensor, " R"],
     logit_scale: float = 1.0,
     temperature: float = 1.0,
-    chunk_tokens: int | None = None,
+    tile: tuple[int, int] | None = None,
     with_entropy: bool = False,
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"] | None]:
     """``log softmax(logit_scale / temperature * hidden @ weight.T)[target]``, row by row.
 
-    Computed in float32 whatever the inputs' type and autocast (float64 for float64 inputs), ``chunk_tokens`` rows at a
-    time in forward and backward: the logits of at most that many rows exist at once. Pass only rows that are trained
-    (see ``trained_positions``).
+    Computed in float32 whatever the inputs' type and autocast (float64 for float64 inputs), tile by tile in forward and
+    backward: no more logits than those of one tile exist at once. Pass only rows that are trained (see
+    ``trained_positions``).
 
     Args:
         hidden: after the final norm.
@@ -82,7 +79,7 @@ def token_logprobs(
         targets: ids below V.
         logit_scale: factor the model applies to its logits.
         temperature: that the tokens were sampled with, so that the result is comparable with the sampler's.
-        chunk_tokens: rows of logits held at once; default: at most 512, and 64 MiB.
+        tile: rows and ids of the logits held at once; default: ``CPU_TILE`` or ``CUDA_TILE``.
         with_entropy: also return the entropy of each row's distribution.
 
     Returns:
@@ -95,103 +92,107 @@ def token_logprobs(
         )
     if temperature <= 0:
         raise ValueError(f"temperature: expected more than 0, got {temperature}")
-    if chunk_tokens is None:
-        chunk_tokens = max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // weight.shape[0]))
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens: expected at least 1, got {chunk_tokens}")
-    logprobs, entropy = _TokenLogprobs.apply(
-        hidden, weight, targets, logit_scale / temperature, chunk_tokens, with_entropy
-    )
+    if tile is None:
+        tile = CUDA_TILE if hidden.is_cuda else CPU_TILE
+    if min(tile) < 1:
+        raise ValueError(f"tile: expected at least one row and one id, got {tile}")
+    logprobs, entropy = _TokenLogprobs.apply(hidden, weight, targets, logit_scale / temperature, tile, with_entropy)
     return logprobs, entropy if with_entropy else None
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Forward keeps one log-normaliser per row; backward makes the logits of each chunk again.
+    """Forward keeps one log-normaliser per row; backward makes the logits of each tile again.
 
-    A single chunk keeps its probabilities for the backward instead: no more memory than the chunk itself.
+    Tiles of c rows and v ids, all rows of a slice of the vocabulary before the next slice: a slice of the head is read
+    (and converted) once in each direction, and its gradient is written once. Normaliser and entropy are summed over
+    slices as in online softmax (https://arxiv.org/abs/1805.02867, algorithm 3).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, chunk_tokens: int, with_entropy: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, tile: tuple[int, int], entropies: bool
     ) -> tuple[Tensor, Tensor]:
         dtype = _compute_dtype(hidden)
-        rows = hidden.shape[0]
-        logprobs = torch.empty(rows, dtype=dtype, device=hidden.device)
-        normaliser = torch.empty_like(logprobs)
-        entropy = torch.empty_like(logprobs if with_entropy else logprobs[:0])
-        kept = None
+        sums = _RowSums(targets, dtype, entropies)
         with torch.autocast(hidden.device.type, enabled=False):
-            for chunk in _chunks(rows, chunk_tokens):
-                logits = _logits(hidden[chunk].to(dtype), weight).mul_(scale)  # [c, V]
-                highest = logits.amax(-1)
-                exponentials = logits.sub_(highest[:, None]).exp()
-                total = exponentials.sum(-1)
-                log_total = total.log()
-                logprobs[chunk] = logits.gather(-1, targets[chunk, None])[:, 0] - log_total
-                normaliser[chunk] = highest + log_total
-                if with_entropy:
-                    entropy[chunk] = log_total - torch.linalg.vecdot(exponentials, logits) / total
-                if rows <= chunk_tokens and any(ctx.needs_input_grad):
-                    kept = exponentials.div_(total[:, None])
-        ctx.save_for_backward(hidden, weight, targets, normaliser, kept)
-        ctx.scale, ctx.chunk_tokens = scale, chunk_tokens
+            for ids in _chunks(weight.shape[0], tile[1]):
+                head = weight[ids].to(dtype)
+                for rows in _chunks(hidden.shape[0], tile[0]):
+                    sums.add(rows, ids, (hidden[rows].to(dtype) * scale) @ head.T)
+        log_total = sums.total.log()
+        ctx.save_for_backward(hidden, weight, targets, sums.highest + log_total)
+        ctx.scale, ctx.tile = scale, tile
+        entropy = log_total - sums.moment / sums.total if entropies else sums.moment
         ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        return sums.target - sums.highest - log_total, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, normaliser, kept = ctx.saved_tensors
+        hidden, weight, targets, normaliser = ctx.saved_tensors
         dtype = _compute_dtype(hidden)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device) if need_weight else None
+        grad_hidden = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if need_hidden else None
+        grad_weight = torch.empty_like(weight) if need_weight else None
+        upstream = grad_logprobs[:, None] * ctx.scale
         with torch.autocast(hidden.device.type, enabled=False):
-            for chunk in _chunks(hidden.shape[0], ctx.chunk_tokens):
-                states = hidden[chunk].to(dtype)
-                # d logprob / d logits = onehot(target) - probabilities
-                upstream = grad_logprobs[chunk, None] * ctx.scale
-                if kept is None:
-                    probabilities = _logits(states, weight).mul_(ctx.scale).sub_(normaliser[chunk, None]).exp_()
-                    grad_logits = probabilities.mul_(-upstream)  # [c, V]
-                else:
-                    grad_logits = kept * -upstream
-                grad_logits.scatter_add_(-1, targets[chunk, None], upstream)
-                if grad_hidden is not None:
-                    grad_hidden[chunk] = _times_head(grad_logits, weight)
+            for ids in _chunks(weight.shape[0], ctx.tile[1]):
+                head = weight[ids].to(dtype)
+                grad_head = torch.zeros_like(head) if need_weight else None
+                for rows in _chunks(hidden.shape[0], ctx.tile[0]):
+                    states = hidden[rows].to(dtype)
+                    # d logprob / d logits = onehot(target) - probabilities
+                    grad_logits = (states * ctx.scale) @ head.T  # [c, v]
+                    grad_logits.sub_(normaliser[rows, None]).exp_().mul_(-upstream[rows])
+                    column, is_here = _columns(targets[rows], ids)
+                    grad_logits.scatter_add_(-1, column, upstream[rows] * is_here)
+                    if grad_hidden is not None:
+                        grad_hidden[rows].addmm_(grad_logits, head)
+                    if grad_head is not None:
+                        grad_head.addmm_(grad_logits.T, states)
                 if grad_weight is not None:
-                    grad_weight.addmm_(grad_logits.T, states)
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
+                    grad_weight[ids] = grad_head
+        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None
 
 
-def _logits(states: Tensor, weight: Tensor) -> Tensor:
-    """``states @ weight.T`` in states' type, [c, V]; of a head in another type only a slice is converted at a time."""
-    if weight.dtype == states.dtype:
-        return states @ weight.T
-    logits = states.new_empty(states.shape[0], weight.shape[0])
-    for part in _slices(weight):
-        logits[:, part] = states @ weight[part].to(states.dtype).T
-    return logits
+class _RowSums:
+    """What softmax needs of every row, over the slices of the vocabulary seen so far; all [R]."""
+
+    def __init__(self, targets: Tensor, dtype: torch.dtype, entropies: bool) -> None:
+        self.targets = targets
+        self.highest = torch.full(targets.shape, torch.finfo(dtype).min / 2, dtype=dtype, device=targets.device)
+        self.total = torch.zeros_like(self.highest)  # sum of exp(logit - highest)
+        self.moment = torch.zeros_like(self.highest if entropies else self.highest[:0])  # of exp(x) * x, x as above
+        self.target = torch.zeros_like(self.highest)  # the target's logit
+
+    def add(self, rows: slice, ids: slice, logits: Tensor) -> None:
+        """Take in a tile [c, v] of logits, which is overwritten."""
+        column, is_here = _columns(self.targets[rows], ids)
+        self.target[rows] += torch.where(is_here, logits.gather(-1, column), 0.0)[:, 0]
+        highest = torch.maximum(self.highest[rows], logits.amax(-1))
+        moved = self.highest[rows] - highest
+        shrunk = moved.exp()
+        logits.sub_(highest[:, None])
+        if self.moment.numel():
+            exponentials = logits.exp()
+            self.moment[rows].add_(moved * self.total[rows]).mul_(shrunk)
+            self.moment[rows] += torch.linalg.vecdot(exponentials, logits)
+        else:
+            exponentials = logits.exp_()
+        self.total[rows].mul_(shrunk).add_(exponentials.sum(-1))
+        self.highest[rows] = highest
 
 
-def _times_head(grad_logits: Tensor, weight: Tensor) -> Tensor:
-    """``grad_logits @ weight`` in grad_logits' type, [c, D]."""
-    if weight.dtype == grad_logits.dtype:
-        return grad_logits @ weight
-    product = grad_logits.new_zeros(grad_logits.shape[0], weight.shape[1])
-    for part in _slices(weight):
-        product.addmm_(grad_logits[:, part], weight[part].to(grad_logits.dtype))
-    return product
-
-
-def _slices(weight: Tensor) -> list[slice]:
-    return _chunks(weight.shape[0], max(1, SLICE_ELEMENTS // weight.shape[1]))
+def _columns(targets: Tensor, ids: slice) -> tuple[Tensor, Tensor]:
+    """Where in a slice of the vocabulary the targets are, [c, 1], and whether they are in it."""
+    column = targets[:, None] - ids.start
+    is_here = (column >= 0) & (column < ids.stop - ids.start)
+    return column.clamp(0, ids.stop - ids.start - 1), is_here
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, torch.float32)
 
 
-def _chunks(rows: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+def _chunks(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]

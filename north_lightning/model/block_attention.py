@@ -14,6 +14,7 @@ k key blocks that each block of the batch sees; R rows of the batched layout (n,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,35 +25,31 @@ from torch.amp import custom_bwd, custom_fwd
 BLOCK_TOKENS = 64
 """B: best of 32, 64 and 128 on one core (heads of 32, window of 128 keys, documents of 60 to 700 tokens)."""
 
-MAX_SAVED_SCORES = 2**25
-"""A layer keeps its softmax for the backward pass up to this many entries (128 MiB), and recomputes it beyond."""
-
-MAX_BATCH_SCORES = 2**19
-"""Largest score matrix of one batched product, in entries: 2 MiB stay in a core's cache, 20% faster than 32 MiB."""
+MAX_BATCH_SCORES = 2**18
+"""Largest score matrix of one batched product, in entries: 1 MiB, so that the backward pass's two stay in a core's
+cache. Making the scores again there is no slower than reading kept ones from memory."""
 
 
 @dataclass(frozen=True)
 class BlockBatch:
-    """n blocks of queries that see k key blocks each. Indices are into rows of C numbers."""
+    """n blocks of queries that see k key blocks each."""
 
     num_blocks: int
     num_key_blocks: int
     first_row: int  # of this batch's R rows
-    query_index: Tensor  # [n * J * G * B] into qkv [T * (H + 2J)]
-    key_index: Tensor  # [n * J * k * B] into the same
-    key_blocks: Tensor  # [n * k] padded block of each key block
+    key_blocks: Tensor  # [n * J * k] into the padded blocks of keys [blocks * J]
     mask: Tensor  # [B, m] added to the scores of the last m keys: 0, or -inf where a key is hidden
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """How one row is cut for one window."""
+    """How one row is cut for one window. Indices are into rows of C numbers."""
 
     num_heads: int
     num_kv_heads: int
     batches: list[BlockBatch]
-    num_padded_blocks: int
-    num_scores: int  # over all heads
+    query_index: Tensor  # [R] into qkv [T * (H + 2J)]
+    key_index: Tensor  # [blocks * J * B] into the same
     out_index: Tensor  # [T * H] into the R rows
     grad_index: Tensor  # [T * (H + 2J)] into R rows of dq, then dk and dv in padded blocks
     out_grad_index: Tensor  # [R] into [T * H]
@@ -96,15 +93,12 @@ def plan_blocks(
         for part in blocks_k.split(max(1, MAX_BATCH_SCORES // (num_heads * size * size * k))):
             n = len(part)
             spans = part[:, None] + torch.arange(1 - k, 1)  # [n, k]
-            heads = torch.arange(num_heads)[:, None]
             batches.append(
                 BlockBatch(
                     num_blocks=n,
                     num_key_blocks=k,
                     first_row=rows,
-                    query_index=(token[part][:, None] * stride + heads).flatten().to(device),
-                    key_index=(token[spans].view(n, 1, -1) * stride + num_heads + kv_head).flatten().to(device),
-                    key_blocks=spans.flatten().to(device),
+                    key_blocks=(spans[:, None] * num_kv_heads + kv_head).flatten().to(device),
                     mask=_mask(k, num_window_keys, device),
                 )
             )
@@ -112,7 +106,8 @@ def plan_blocks(
             tokens.append(part)
             rows += n * num_heads * size
 
-    order = torch.cat(tokens)  # blocks as the batches hold them
+    query_token = token[torch.cat(tokens)][:, None]  # [blocks, 1, B], as the batches hold them
+    head = torch.arange(num_heads)[:, None]
     real = (~is_padding).flatten().nonzero()[:, 0]  # [T] padded slots, in the order of tokens
     out_index = row_of.transpose(1, 2).reshape(-1, num_heads)[real]  # [T, H]
     block, slot = real[:, None] // size, real[:, None] % size
@@ -122,11 +117,11 @@ def plan_blocks(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         batches=batches,
-        num_padded_blocks=num_blocks,
-        num_scores=int(key_blocks.sum()) * size * size * num_heads,
+        query_index=(query_token * stride + head).flatten().to(device),
+        key_index=(token[:, None] * stride + num_heads + kv_head).flatten().to(device),
         out_index=out_index.flatten().to(device),
         grad_index=torch.cat([out_index, key_row, value_row], 1).flatten().to(device),
-        out_grad_index=(token[order][:, None] * num_heads + torch.arange(num_heads)[:, None]).flatten().to(device),
+        out_grad_index=(query_token * num_heads + head).flatten().to(device),
         padding_rows=row_of.transpose(1, 2)[is_padding].flatten().to(device),
     )
 
@@ -167,17 +162,16 @@ class _BlockAttention(torch.autograd.Function):
             qkv = qkv.clone()
             _rotate_(qkv, plan, rotations)
         rows = qkv.view(-1, width)  # [T * (H + 2J), C]
-        keep = plan.num_scores <= MAX_SAVED_SCORES and ctx.needs_input_grad[0]
-        out = qkv.new_empty(plan.out_grad_index.shape[0], width)  # [R, C]
-        saved = []
+        queries = rows.index_select(0, plan.query_index).mul_(width**-0.5)  # [R, C]
+        keys = rows.index_select(0, plan.key_index)  # [blocks * J * B, C]
+        values = rows[plan.num_kv_heads :].index_select(0, plan.key_index)
+        out = torch.empty_like(queries)
+        scratch = _scratch(queries, plan)
         for batch in plan.batches:
-            q, k, v = _gather(rows, batch, plan)
-            p = _probabilities(q, k, batch)
-            torch.bmm(p, v, out=_query_rows(out, batch, plan))
-            if keep:
-                saved += [q, k, v, p]
-        ctx.save_for_backward(*(saved if keep else [rows]))
-        ctx.plan, ctx.rotations, ctx.keep = plan, rotations, keep
+            p = _probabilities(_query_rows(queries, batch, plan), _key_rows(keys, batch, plan), batch, scratch)
+            torch.bmm(p, _key_rows(values, batch, plan), out=_query_rows(out, batch, plan))
+        ctx.save_for_backward(queries, keys, values)
+        ctx.plan, ctx.rotations = plan, rotations
         return out.index_select(0, plan.out_index).view(num_tokens, plan.num_heads, width)
 
     @staticmethod
@@ -185,29 +179,27 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (d_out,) = grad_outputs
         plan: BlockPlan = ctx.plan
+        queries, keys, values = ctx.saved_tensors
         num_tokens, _, width = d_out.shape
         d_rows = d_out.reshape(-1, width).index_select(0, plan.out_grad_index)  # [R, C]
         d_rows.index_fill_(0, plan.padding_rows, 0.0)
 
-        kv_blocks = (plan.num_padded_blocks, plan.num_kv_heads, BLOCK_TOKENS, width)
-        num_kv_rows = plan.num_padded_blocks * plan.num_kv_heads * BLOCK_TOKENS
-        grads = d_rows.new_empty(d_rows.shape[0] + 2 * num_kv_rows, width)
-        dq, dk, dv = grads.split([d_rows.shape[0], num_kv_rows, num_kv_rows])
-        dk, dv = dk.zero_().view(kv_blocks), dv.zero_().view(kv_blocks)
-        saved = ctx.saved_tensors  # read once: under activation checkpointing a second time is refused
-        for index, batch in enumerate(plan.batches):
-            if ctx.keep:
-                q, k, v, p = saved[4 * index : 4 * index + 4]
-            else:
-                q, k, v = _gather(saved[0], batch, plan)
-                p = _probabilities(q, k, batch)
+        grads = d_rows.new_empty(len(d_rows) + 2 * len(keys), width)
+        dq, dk, dv = grads.split([len(d_rows), len(keys), len(keys)])
+        dk.zero_()
+        dv.zero_()
+        scratch, scratch_grad = _scratch(queries, plan), _scratch(queries, plan)
+        for batch in plan.batches:
+            q, k = _query_rows(queries, batch, plan), _key_rows(keys, batch, plan)
+            p = _probabilities(q, k, batch, scratch)
             d_o = _query_rows(d_rows, batch, plan)
-            _add_key_blocks(dv, torch.bmm(p.transpose(1, 2), d_o), batch)
-            d_p = torch.bmm(d_o, v.transpose(1, 2))
+            _add_key_rows(dv, torch.bmm(p.transpose(1, 2), d_o), batch)
+            d_p = scratch_grad[: p.numel()].view_as(p)
+            torch.bmm(d_o, _key_rows(values, batch, plan).transpose(1, 2), out=d_p)
             d_s = torch.ops.aten._softmax_backward_data.out(d_p, p, -1, p.dtype, grad_input=d_p)
-            q_rows = _query_rows(dq, batch, plan)
-            torch.baddbmm(q_rows, d_s, k, beta=0, alpha=width**-0.5, out=q_rows)
-            _add_key_blocks(dk, torch.bmm(d_s.transpose(1, 2), q), batch)
+            torch.bmm(d_s, k, out=_query_rows(dq, batch, plan))
+            _add_key_rows(dk, torch.bmm(d_s.transpose(1, 2), q), batch)
+        dq.mul_(width**-0.5)
 
         d_qkv = grads.index_select(0, plan.grad_index).view(num_tokens, -1, width)
         if ctx.rotations is not None:
@@ -221,19 +213,17 @@ def _rotate_(qkv: Tensor, plan: BlockPlan, rotations: Tensor) -> None:
     torch.view_as_complex(qk.unflatten(-1, (-1, 2))).mul_(rotations)
 
 
-def _gather(rows: Tensor, batch: BlockBatch, plan: BlockPlan) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries / sqrt(C) [n * J, G * B, C], keys and values [n * J, k * B, C] of a batch."""
-    size, width = batch.num_blocks * plan.num_kv_heads, rows.shape[1]
-    q = rows.index_select(0, batch.query_index).mul_(width**-0.5)
-    k = rows.index_select(0, batch.key_index)
-    v = rows[plan.num_kv_heads :].index_select(0, batch.key_index)
-    return q.view(size, -1, width), k.view(size, -1, width), v.view(size, -1, width)
+def _scratch(rows: Tensor, plan: BlockPlan) -> Tensor:
+    """Room for the scores of any one batch."""
+    largest = max(batch.num_blocks * batch.num_key_blocks for batch in plan.batches)
+    return rows.new_empty(largest * plan.num_heads * BLOCK_TOKENS**2)
 
 
-def _probabilities(q: Tensor, k: Tensor, batch: BlockBatch) -> Tensor:
-    """softmax(q k^T + mask), [n * J, G * B, k * B]."""
-    scores = torch.bmm(q, k.transpose(1, 2))
-    by_block = scores.view(-1, BLOCK_TOKENS, scores.shape[-1])  # [n * H, B, k * B]
+def _probabilities(q: Tensor, k: Tensor, batch: BlockBatch, scratch: Tensor) -> Tensor:
+    """softmax(q k^T + mask), [n * J, G * B, k * B], in ``scratch``."""
+    shape = (q.shape[0], q.shape[1], k.shape[1])
+    scores = torch.bmm(q, k.transpose(1, 2), out=scratch[: math.prod(shape)].view(shape))
+    by_block = scores.view(-1, BLOCK_TOKENS, shape[2])  # [n * H, B, k * B]
     by_block[..., -batch.mask.shape[1] :] += batch.mask
     return torch.softmax(scores, -1, out=scores)
 
@@ -245,8 +235,14 @@ def _query_rows(rows: Tensor, batch: BlockBatch, plan: BlockPlan) -> Tensor:
     return part.view(batch.num_blocks * plan.num_kv_heads, -1, rows.shape[1])
 
 
-def _add_key_blocks(blocks: Tensor, grads: Tensor, batch: BlockBatch) -> None:
-    """Add [n * J, k * B, C] to the padded blocks [blocks, J, B, C] that the batch's keys came from."""
-    _, num_kv_heads, size, width = blocks.shape
-    grads = grads.view(batch.num_blocks, num_kv_heads, batch.num_key_blocks, size, width).transpose(1, 2)
-    blocks.index_add_(0, batch.key_blocks, grads.reshape(-1, num_kv_heads, size, width))
+def _key_rows(rows: Tensor, batch: BlockBatch, plan: BlockPlan) -> Tensor:
+    """Keys or values of the batch, [n * J, k * B, C], from padded blocks [blocks * J * B, C]."""
+    width = rows.shape[1]
+    blocks = rows.view(-1, BLOCK_TOKENS * width).index_select(0, batch.key_blocks)
+    return blocks.view(batch.num_blocks * plan.num_kv_heads, -1, width)
+
+
+def _add_key_rows(rows: Tensor, grads: Tensor, batch: BlockBatch) -> None:
+    """Add [n * J, k * B, C] to the padded blocks [blocks * J * B, C] that the batch's keys came from."""
+    block = BLOCK_TOKENS * rows.shape[1]
+    rows.view(-1, block).index_add_(0, batch.key_blocks, grads.view(-1, block))

@@ -6,6 +6,7 @@ and the numbers that tell whether it learns and stays stable. Not here: sampling
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ from north_lightning.errors import TrainingError
 from north_lightning.interfaces import PolicyLoss, PolicyLossInputs, PolicyLossOutputs
 from north_lightning.losses import combine_metrics
 from north_lightning.modules.base import NorthModule
-from north_lightning.parallel import gather_objects
+from north_lightning.parallel import gather_objects, on_process_zero
 from north_lightning.rollout.metrics import metrics_by_environment
-from north_lightning.types import RolloutBatch
+from north_lightning.types import RolloutBatch, RolloutGroup
 
 
 class CISPOModule(NorthModule):
@@ -88,12 +89,19 @@ class CISPOModule(NorthModule):
         combined = combine_metrics([part for parts in metrics for part in parts])
         self.log("train/loss", sum(losses))
         self.log_dict({f"train/{name}": value for name, value in combined.items()})
-        rollouts = {f"rollout/{name}": value for name, value in metrics_by_environment(step.groups).items()}
-        environments = tuple(f"rollout/{group.environment}/" for group in step.groups)
-        self.log_dict({name: value for name, value in rollouts.items() if not name.startswith(environments)})
-        self.record({name: value for name, value in rollouts.items() if name.startswith(environments)})
+        always, sometimes = on_process_zero(lambda: _rollout_metrics(step.groups))
+        self.log_dict(always)
+        self.record(sometimes)
         self.log("rollout/trained_tokens", float(step.num_trained_tokens))
         self.log("speed/wait_s", step.wait_s)
+
+
+def _rollout_metrics(groups: Sequence[RolloutGroup]) -> tuple[dict[str, float], dict[str, float]]:
+    """Of all rollouts; and of each environment, which not every step has."""
+    metrics = {f"rollout/{name}": value for name, value in metrics_by_environment(groups).items()}
+    environments = tuple(f"rollout/{group.environment}/" for group in groups)
+    sometimes = {name: value for name, value in metrics.items() if name.startswith(environments)}
+    return {name: value for name, value in metrics.items() if name not in sometimes}, sometimes
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

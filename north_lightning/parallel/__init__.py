@@ -7,6 +7,7 @@ from north_lightning.parallel.clipping import clip_grad_norm
 from north_lightning.parallel.exchange import gather_objects
 from north_lightning.parallel.filling import build_model
 from north_lightning.parallel.mesh import Layout, ParallelSizes
+from north_lightning.parallel.process_zero import on_process_zero, scatter_from_process_zero
 from north_lightning.parallel.sharding import parallelize, parameter_groups
 from north_lightning.parallel.strategy import NorthStrategy
 
@@ -17,6 +18,8 @@ __all__ = [
     "build_model",
     "clip_grad_norm",
     "gather_objects",
+    "on_process_zero",
     "parallelize",
     "parameter_groups",
+    "scatter_from_process_zero",
 ]

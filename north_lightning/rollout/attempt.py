@@ -11,7 +11,6 @@ limit and ends in a typed error, and the sandbox is closed however the attempt e
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +39,7 @@ from north_lightning.types import (
     Task,
     ToolCall,
 )
+from north_lightning.verifiers.checked import checked_reward
 
 Script = Callable[[Sequence[Message]], Awaitable[AssistantAction]]
 """A scripted policy: all messages so far (prompt, its own turns, tool results) -> the next action."""
@@ -182,9 +182,12 @@ class AttemptLoop:
     ) -> StopReason:
         next_call_id = 0
         circle = CircleDetector(self.max_same_turns)
+        clock = _Clock()
         for turns_left in reversed(range(task.max_turns)):
+            if task.agent_timeout_s is not None and clock.used_s >= task.agent_timeout_s:
+                return "timeout"
             try:
-                step, num_calls = await self._turn(harness, policy, session, rollout, next_call_id)
+                step, num_calls = await self._turn(harness, policy, session, rollout, next_call_id, clock)
             except AttemptEnds as end:
                 return end.stop_reason
             if step is None:
@@ -209,7 +212,13 @@ class AttemptLoop:
         return "max_turns"
 
     async def _turn(
-        self, harness: Harness, policy: Policy, session: HarnessSession, rollout: Rollout, next_call_id: int
+        self,
+        harness: Harness,
+        policy: Policy,
+        session: HarnessSession,
+        rollout: Rollout,
+        next_call_id: int,
+        clock: _Clock,
     ) -> tuple[Step | None, int]:
         """What one turn gave, and how many calls it made; None if it was not valid and ends the attempt."""
         num_messages = len(rollout.messages)
@@ -218,7 +227,8 @@ class AttemptLoop:
             rollout.messages.append(
                 Message("assistant", action.content, action.reasoning, tool_calls=action.tool_calls)
             )
-            step = await within(self.timeouts.act_s, InfrastructureError, "the harness", session.act(action))
+            with clock:
+                step = await within(self.timeouts.act_s, InfrastructureError, "the harness", session.act(action))
             return step, len(action.tool_calls)
         except InvalidActionError as error:
             said = policy.reject(error)
@@ -237,16 +247,12 @@ class AttemptLoop:
     async def _verify(self, task: Task, rollout: Rollout, workdir: Path) -> Reward:
         name = type(self.verifier).__name__
         verifying = self.verifier.verify(task, rollout, workdir, self.sandboxes)
-        limit_s = self.timeouts.verify_s + (task.verifier_timeout_s or 0.0)
+        limit_s = self.timeouts.of_verifying(task)
         try:
             reward = await within(limit_s, VerifierError, f"verifier {name}", verifying)
         except InvalidActionError as error:
             raise VerifierError(f"verifier {name} raised InvalidActionError: {error}") from error
-        if not isinstance(reward, Reward):
-            raise VerifierError(f"verifier {name}: expected a Reward, got {type(reward).__name__}")
-        if not isinstance(reward.value, int | float) or not math.isfinite(reward.value):
-            raise VerifierError(f"verifier {name}: expected a finite number as value, got {reward.value!r}")
-        return Reward(float(reward.value), reward.details)
+        return checked_reward(reward, f"verifier {name}")
 
 
 async def record_scripted(
@@ -273,6 +279,19 @@ async def record_scripted(
     loop = AttemptLoop(sandboxes, verifier, image_of, timeouts or Timeouts())
     await loop.run(task, harness, ScriptedPolicy(script), rollout, variation)
     return rollout
+
+
+class _Clock:
+    """Seconds spent inside of it, entered any number of times."""
+
+    def __init__(self) -> None:
+        self.used_s = 0.0
+
+    def __enter__(self) -> None:
+        self._entered = time.monotonic()
+
+    def __exit__(self, *exception: object) -> None:
+        self.used_s += time.monotonic() - self._entered
 
 
 def _close_if_opened(opening: asyncio.Future[Sandbox]) -> None:

@@ -5,7 +5,7 @@ In: settings from a config. Out: a ``RolloutRunner`` for a served model. Picklab
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +42,42 @@ class AttemptSettings:
 
         Raises:
             SandboxUnavailableError: commands cannot be isolated here.
-            ConfigError: a task has no harness.
+            ConfigError: a task has no harness, or a stage's limit would strike before the harness's or verifier's own.
         """
+        tasks = list(tasks)
         self.sandboxes.check()
         delete_stale_scratch()
         missing = {task.environment for task in tasks} - self.harnesses.keys()
         if missing:
             raise ConfigError(f"harnesses: expected one for every environment, none for {', '.join(sorted(missing))}")
+        stepwise = [task.id for task in tasks if task.steps]
+        if stepwise:
+            raise ConfigError(f"task_sets: expected tasks of one step, got several steps in {', '.join(stepwise[:5])}")
+        self._check_limits(tasks)
+
+    def _check_limits(self, tasks: Sequence[Task]) -> None:
+        """A command or test run that is too slow is the model's failure; a stage that is too slow is infrastructure's.
+
+        The first must strike before the second, or slow attempts are dropped instead of scored.
+        """
+        limits = self.timeouts or Timeouts()
+        for environment in sorted({task.environment for task in tasks}):
+            own_s = self.harnesses[environment].action_limit_s
+            if own_s is not None and own_s >= limits.act_s:
+                name = type(self.harnesses[environment]).__name__
+                raise ConfigError(
+                    f"timeouts.act_s: expected more than the {own_s:g} s that harnesses.{environment} ({name}) gives a "
+                    f"command, got {limits.act_s:g}"
+                )
+        for task in tasks:
+            own_s, whole_s = self.verifier.limit_s(task), limits.of_verifying(task)
+            if own_s is not None and own_s >= whole_s:
+                beside = f" (and {task.verifier_timeout_s:g} of the task)" if task.verifier_timeout_s else ""
+                raise ConfigError(
+                    f"timeouts.verify_s: expected more than the {own_s:g} s that verifier "
+                    f"({type(self.verifier).__name__}) gives the tests of task {task.id!r}, got "
+                    f"{limits.verify_s:g}{beside}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from north_lightning.errors import ConfigError, InfrastructureError, NorthError
+from north_lightning.types import Task
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +29,15 @@ class Timeouts:
     Args:
         open_s: Opening a sandbox, and the harness in it.
         sample_s: One turn of the sampler, waiting in its queue included.
-        act_s: One action; must exceed the harness's own command time-out.
+        act_s: One action; must exceed the harness's own limit of one command.
         snapshot_s: Copying ``/work``.
-        verify_s: The verifier, beside the limit that a task sets for its tests.
+        verify_s: The verifier, beside the limit that a task sets for its tests; must exceed the verifier's own limit.
         close_s: Closing a session or a sandbox.
     """
 
     open_s: float = 60.0
     sample_s: float = 600.0
-    act_s: float = 120.0
+    act_s: float = 180.0
     snapshot_s: float = 60.0
     verify_s: float = 300.0
     close_s: float = 30.0
@@ -46,6 +47,10 @@ class Timeouts:
             value = getattr(self, field.name)
             if not value > 0:
                 raise ConfigError(f"timeouts.{field.name}: expected a positive number of seconds, got {value}")
+
+    def of_verifying(self, task: Task) -> float:
+        """Seconds for the verification of ``task``."""
+        return self.verify_s + (task.verifier_timeout_s or 0.0)
 
 
 async def within(timeout_s: float, failure: type[InfrastructureError], what: str, work: Awaitable[T]) -> T:

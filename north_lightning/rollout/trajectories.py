@@ -16,14 +16,14 @@ from rich.progress import Progress
 
 from north_lightning.data.sources import write_samples
 from north_lightning.errors import ConfigError, TaskError
-from north_lightning.interfaces import SandboxProvider
+from north_lightning.interfaces import Harness, SandboxProvider
 from north_lightning.rollout.attempt import record_scripted, script_of_calls
 from north_lightning.rollout.metrics import is_solved
 from north_lightning.rollout.settings import AttemptSettings
 from north_lightning.tasks import image_of, load_task_sets, solution_steps
 from north_lightning.tasks.names import Split
 from north_lightning.tasks.single_turn import Question, command_question, verify_commands, word_question
-from north_lightning.types import Conversation, Task
+from north_lightning.types import Conversation, Rollout, Task
 
 # A first look that the task does not need: real trajectories have such turns, and RL learns to leave them out.
 LOOK_AROUND = {"terminal": ("terminal", {"keystrokes": "ls"}), "swe": ("bash", {"command": "ls"})}
@@ -100,13 +100,19 @@ async def _record(task: Task, rollouts: AttemptSettings, variation: int, look_ar
     )
     if not is_solved(rollout):
         raise TaskError(f"{task.directory}: the scripted solution scored {rollout.reward}, expected 1")
+    return sample_of(rollout, task, harness)
+
+
+def sample_of(rollout: Rollout, task: Task, harness: Harness, source: str = "") -> Conversation:
+    """A solved attempt as a sample for SFT, labelled by its ``source`` or else by its environment."""
     return Conversation(
         tuple(rollout.messages),
-        harness.prompt(task, variation).tools,
-        source=task.environment,
+        harness.prompt(task).tools,
+        source=source or task.environment,
         harness=harness.name,
         environment=task.environment,
         task_id=task.id,
+        verified=True,
     )
 
 

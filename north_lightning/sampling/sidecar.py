@@ -35,6 +35,18 @@ PROGRESS_INTERVAL_S = 10.0
 ENGINE_INTERVAL_S = 5.0
 MIN_BATCHED_TOKENS = 8192
 LOG_LINES_IN_ERRORS = 25
+TORCHRUN_VARIABLES = (
+    "TORCHELASTIC_",
+    "MASTER_",
+    "ROLE_",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD",
+    "GROUP_RANK",
+)
+"""How their names begin. They say which of the trainer's processes this is; a server that read them would look for the
+others."""
 
 
 class Sidecar:
@@ -217,7 +229,8 @@ class Sidecar:
         return [*launch, *(part for pair in arguments.items() for part in pair), *switches, *self.extra_args]
 
     def _environment(self) -> dict[str, str]:
-        return os.environ | {
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(TORCHRUN_VARIABLES)}
+        return inherited | {
             "VLLM_SERVER_DEV_MODE": "1",  # the weight-update routes exist only with it
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",

@@ -3,16 +3,18 @@
 Comes in: tensors under their Hugging Face names, and a version. Goes out: a server that samples with them, its requests
 in flight kept and continued with the new weights. Nothing here knows the model or decides when to push.
 
-    trainer: write to memory ─► pause (keep) ─► start ─► update(path) ─► finish(version) ─► confirm ─► resume
-    engine:                     requests freeze           reads the file                               requests go on
+    trainer: write to memory ─► pause (keep) ─► start ─► update(path)... ─► finish(version) ─► confirm ─► resume
+    engine:                     requests freeze           reads the files                                 requests go on
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -23,6 +25,8 @@ from north_lightning.interfaces import WeightTransport
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+BUCKET_BYTES = 2**30
 
 _DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 
@@ -38,9 +42,11 @@ class PushReport:
 
 
 class SharedMemoryTransport(WeightTransport):
-    """One safetensors file in memory per push, read by the engine through this process's open file descriptor.
+    """Safetensors files in memory, read by the engine through this process's open file descriptors.
 
-    The file has no name: its memory is free as soon as the push is over, or this process dead.
+    The files have no name: their memory is free as soon as the push is over, or this process dead. Tensors are taken
+    one bucket at a time, so that those made on the way (gathered from many processes, merged with adapters) never exist
+    all at once outside of the files.
 
     A push that fails leaves the server paused (``fenced`` is true): its weights are unknown, so it must not sample
     until a push succeeds. The version counts as served only when the engine has confirmed it.
@@ -48,11 +54,14 @@ class SharedMemoryTransport(WeightTransport):
     Args:
         url: base URL of the server, as in ``Sidecar.url``.
         timeout_s: limit for each of the requests a push consists of.
+        max_staged_gib: sampling pauses once so much is written, and what follows is read as it is made: less memory on
+            the host, a longer pause. None: everything is written before sampling pauses.
     """
 
-    def __init__(self, url: str, timeout_s: float = 60.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 60.0, max_staged_gib: float | None = None) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
+        self.max_staged_bytes = math.inf if max_staged_gib is None else max_staged_gib * 2**30
         self.fenced = False
         self.last_push: PushReport | None = None
         # A connection per request: the server closes one after an error, which a request on it would run into.
@@ -62,33 +71,55 @@ class SharedMemoryTransport(WeightTransport):
     def push(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Make ``version`` the served weights; ``WeightPushError`` if that was not confirmed."""
         started = time.monotonic()
-        with open(os.memfd_create("north_lightning-weights"), "wb") as file:
-            num_bytes = _write_safetensors(tensors, file)
-            paused = time.monotonic()
-            self._update(f"/proc/{os.getpid()}/fd/{file.fileno()}", version)
-        ended = time.monotonic()
-        self.last_push = PushReport(version, ended - started, ended - paused, num_bytes)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
-
-    def _update(self, path: str, version: int) -> None:
-        self.fenced = True
+        paused: float | None = None
+        total = num_staged = 0
         try:
-            self._post("/pause", params={"mode": "keep", "clear_cache": "true"})
-            self._start()
-            self._post("/update_weights", json={"update_info": {"path": path}})
-            self._post("/finish_weight_update", json={"weight_version": str(version)})
-            served = self._client.get("/weight_info").raise_for_status().json()["weight_version"]
-            if served != str(version):
-                raise WeightPushError(f"{self.url}: pushed version {version}, but the engine serves {served}")
-            self._post("/resume")
+            with ExitStack() as staged:
+                paths = []
+                for bucket in _in_buckets(tensors, min(BUCKET_BYTES, self.max_staged_bytes)):
+                    file = staged.enter_context(open(os.memfd_create("north_lightning-weights"), "wb"))
+                    size = _write_safetensors(bucket, file)
+                    total, num_staged = total + size, num_staged + size
+                    paths.append(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+                    if num_staged >= self.max_staged_bytes:
+                        paused = self._pause() if paused is None else paused
+                        self._load(paths)
+                        staged.close()
+                        num_staged = 0
+                paused = self._pause() if paused is None else paused
+                self._load(paths)
+            self._finish(version)
         except httpx.HTTPError as error:
             raise WeightPushError(
                 f"{self.url}: version {version} was not confirmed ({type(error).__name__}: {error}); "
                 "the sampler stays paused until a push succeeds"
             ) from error
+        ended = time.monotonic()
+        self.last_push = PushReport(version, ended - started, ended - paused, total)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _pause(self) -> float:
+        """Begin: no token is sampled from here on. When that was asked for."""
+        self.fenced = True
+        paused = time.monotonic()
+        self._post("/pause", params={"mode": "keep", "clear_cache": "true"})
+        self._start()
+        return paused
+
+    def _load(self, paths: list[str]) -> None:
+        """Have the engine read what is staged."""
+        while paths:
+            self._post("/update_weights", json={"update_info": {"path": paths.pop(0)}})
+
+    def _finish(self, version: int) -> None:
+        self._post("/finish_weight_update", json={"weight_version": str(version)})
+        served = self._client.get("/weight_info").raise_for_status().json()["weight_version"]
+        if served != str(version):
+            raise WeightPushError(f"{self.url}: pushed version {version}, but the engine serves {served}")
+        self._post("/resume")
         self.fenced = False
 
     def _start(self) -> None:
@@ -110,14 +141,27 @@ class SharedMemoryTransport(WeightTransport):
             )
 
 
-def _write_safetensors(tensors: Iterable[tuple[str, Tensor]], file: BinaryIO) -> int:
+def _in_buckets(tensors: Iterable[tuple[str, Tensor]], num_bytes: float) -> Iterator[list[tuple[str, Tensor]]]:
+    """Lists of tensors that follow each other, of at most so many bytes each or of one tensor."""
+    bucket: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in tensors:
+        if bucket and size + tensor.nbytes > num_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, tensor))
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
+
+
+def _write_safetensors(named: list[tuple[str, Tensor]], file: BinaryIO) -> int:
     """Write length of the header, header and bytes, copying every tensor once; returns the file's size.
 
     The format is that of https://huggingface.co/docs/safetensors; the library's own writer makes three copies.
     """
     import torch
 
-    named = list(tensors)
     header: dict[str, Any] = {}
     end = 0
     for name, tensor in named:

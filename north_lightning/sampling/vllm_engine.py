@@ -1,8 +1,8 @@
-"""The part of a weight push that runs inside vLLM: read one safetensors file, load it, prove that nothing was missed.
+"""The part of a weight push that runs inside vLLM: read safetensors files, load them, prove that nothing was missed.
 
-Comes in: a path (to a file in memory) holding every tensor of the model under its Hugging Face name. Goes out: the
-running model with those weights, packed the way this device's kernels want them. It moves no bytes over a network and
-knows no versions.
+Comes in: paths (to files in memory) that together hold every tensor of the model under its Hugging Face name. Goes
+out: the running model with those weights, packed the way this device's kernels want them. It moves no bytes over a
+network and knows no versions.
 
 Every update is complete or it fails: a layer that did not receive all of its weights raises, and the next update starts
 from a clean slate, whatever the failed one left behind.
@@ -32,13 +32,13 @@ class SharedMemoryInit(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryUpdate(WeightTransferUpdateInfo):
-    """One whole model: ``path`` of a safetensors file."""
+    """A part of the model: ``path`` of a safetensors file."""
 
     path: str
 
 
 class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
-    """Loads one file per update through vLLM's layer-wise reload."""
+    """Loads files through vLLM's layer-wise reload."""
 
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
@@ -64,15 +64,16 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
-        """Load every tensor of the file; ``ValueError`` if one does not fit or a layer did not get all of its own."""
+        """Load every tensor of the file; ``ValueError`` if one does not fit."""
         with safe_open(update_info.path, "pt") as file:
             self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+
+    def finish_weight_update(self) -> None:
+        """Close the reload: attention layers are processed here, after all others. ``ValueError`` if a layer did not
+        get all of its weights; the update then stays open."""
         missing = self._unloaded_layers()
         if missing:
             raise ValueError(f"weights are missing for {len(missing)} layers, among them {', '.join(missing[:4])}")
-
-    def finish_weight_update(self) -> None:
-        """Close the reload: attention layers are processed here, after all others."""
         finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:

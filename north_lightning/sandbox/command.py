@@ -7,6 +7,7 @@ system-call filter, which bubblewrap reads to its end.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from pathlib import Path
 from north_lightning.sandbox.processes import STARTED, word_bytes
 
 _MIB = 1 << 20
-_SHM_BYTES = 64 * _MIB
-_NUM_OPEN_FILES = 1024
+SHM_BYTES = 64 * _MIB
+NUM_OPEN_FILES = 1024
 
 # The namespace's init: limits, the start mark, then the program as its child. It reaps what the program orphans; when
 # it ends, the kernel ends the rest of the namespace. Units of ulimit in a POSIX shell: -f 512 bytes, -v 1024 bytes. The
@@ -25,7 +26,7 @@ _INIT = (
     " {{ ulimit -p {num_processes} 2>/dev/null || ulimit -u {num_processes}; }} || exit 125;"
     " {{ echo 1000 >/proc/self/oom_score_adj; }} 2>/dev/null; printf '{started}'; \"$@\"; exit $?"
 )
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/home/agent",
     "USER": "agent",
@@ -73,13 +74,20 @@ def make_launcher(
     seccomp: Path | None,
     mounts: Sequence[str],
     limits: Limits,
+    cgroups: Sequence[Path] = (),
 ) -> Launcher:
-    """How to run programs, as ``uid`` (None: the caller), on the files in ``directory/{work,tmp,home}``."""
+    """How to run programs, as ``uid`` (None: the caller), on the files in ``directory/{work,tmp,home}``.
+
+    ``cgroups`` are the files through which a process joins its control groups.
+    """
     outer = []
+    if cgroups:
+        joins = "".join(f"echo 0 >{shlex.quote(str(path))} && " for path in cgroups)
+        outer += ["/bin/sh", "-c", f'{joins}exec "$@"', "join"]
     if uid is not None:
         outer += [setpriv, f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
     outer += [bwrap, *_NAMESPACES, *_IDENTITY, *_LIFE]
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         outer += ["--setenv", name, value]
 
     inner = ["--ro-bind", "/usr", "/usr", "--ro-bind", str(etc), "/etc"]
@@ -91,12 +99,12 @@ def make_launcher(
             inner += ["--ro-bind", str(path), str(path)]
     # bubblewrap's own /dev and / are file systems in memory without a limit, so they become read-only.
     inner += ["--proc", "/proc", "--dev", "/dev"]
-    inner += ["--size", str(_SHM_BYTES), "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+    inner += ["--size", str(SHM_BYTES), "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     for inside, part in (("/work", "work"), ("/tmp", "tmp"), ("/home/agent", "home")):
         inner += ["--bind", str(directory / part), inside]
     inner += [*mounts, "--dir", "/run", "--symlink", "/tmp", "/var/tmp", "--remount-ro", "/", "--chdir", "/work"]
     init = _INIT.format(
-        num_files=_NUM_OPEN_FILES,
+        num_files=NUM_OPEN_FILES,
         file_blocks=-(-limits.max_file_bytes // 512),
         memory_kib=-(-limits.memory_bytes // 1024),
         num_processes=limits.max_processes,

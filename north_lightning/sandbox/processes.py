@@ -23,27 +23,14 @@ _STREAM_BYTES = 1 << 18
 _MAX_ERROR_BYTES = 4000
 
 
-class NamespaceProcess(Process):
-    """A program in its own process namespace; ``pid`` is bubblewrap's, whose only child is the namespace's init."""
+class SandboxProcess(Process):
+    """A program in its own process namespace: ``kill`` ends it with everything that it started."""
 
     was_killed = False  # by ``kill``: an exit code then says nothing about the program
 
-    def kill(self) -> None:
-        """Kill the namespace's init. The kernel then kills all the rest before ``wait`` returns: nothing survives.
-
-        Does not go through the transport, whose ``kill`` may reap the process behind the event loop's back.
-        """
-        if self.returncode is None:
-            self.was_killed = True
-            if not _kill_only_child(self.pid):
-                _kill_child(self.pid, of=os.getpid())
-
     async def end(self) -> int:
         """Kill what still runs, let go of the pipes, and return the exit code."""
-        self.kill()
-        exit_code = await self.wait()
-        self._transport.close()  # type: ignore[attr-defined]
-        return exit_code
+        raise NotImplementedError
 
     @property
     def is_finished(self) -> bool:
@@ -55,7 +42,34 @@ class NamespaceProcess(Process):
         self.kill()
 
     def send_signal(self, signal: int) -> None:
-        raise NotImplementedError("a signal would reach bubblewrap, not the program; only kill() works")
+        raise NotImplementedError("a signal would not reach the program; only kill() works")
+
+
+class NamespaceProcess(SandboxProcess):
+    """``pid`` is bubblewrap's, whose only child is the namespace's init."""
+
+    def kill(self) -> None:
+        """Kill the namespace's init. The kernel then kills all the rest before ``wait`` returns: nothing survives.
+
+        Does not go through the transport, whose ``kill`` may reap the process behind the event loop's back.
+        """
+        if self.returncode is None:
+            self.was_killed = True
+            if not _kill_only_child(self.pid):
+                _kill_child(self.pid, of=os.getpid())
+
+    async def wait(self) -> int:
+        """The exit code. What a killed program wrote and nobody has read is thrown away: it would never end."""
+        pipe = self._transport.get_pipe_transport(1) if self.was_killed else None  # type: ignore[attr-defined]
+        if pipe is not None:
+            pipe.close()
+        return await super().wait()
+
+    async def end(self) -> int:
+        self.kill()
+        exit_code = await self.wait()
+        self._transport.close()  # type: ignore[attr-defined]
+        return exit_code
 
 
 def _kill_only_child(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Where sandboxes live on this machine: scratch directories, user ids, and the ``/etc`` they see.
+"""Where sandboxes live on this machine: scratch directories, user ids, control groups, and the ``/etc`` they see.
 
 One ``Host`` per process. As root every sandbox gets a user id that no other live sandbox on the machine has, and, where
 mounting is permitted, a file system in memory with a size and a number of files it cannot exceed. Otherwise sandboxes
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from north_lightning.errors import SandboxError, SandboxUnavailableError
+from north_lightning.sandbox.cgroups import Cgroups, left_cgroups, make_cgroups
 from north_lightning.sandbox.scratch import own, ownerless, take_lock
 from north_lightning.sandbox.seccomp import seccomp_filter
 from north_lightning.sandbox.trees import copy_tree, delete_tree, mount_tmpfs, unmount
@@ -46,6 +47,10 @@ class Slot:
     uid: int | None
     is_bounded: bool
 
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
 
 class Host:
     """Scratch root, user ids and slots of this process."""
@@ -67,6 +72,7 @@ class Host:
         self.root.chmod(0o711)
         locks.append(own(self.root))
         self._finalizer = weakref.finalize(self, _remove, self.root, self.pid, locks)
+        self.cgroups = make_cgroups(self.root.name) if self.is_root else Cgroups("rlimits only")
         self._free = list(range(max_slots))[::-1]
         self.can_mount = self._probe_mount()
         self.etc = _make_etc(self.root / "etc")
@@ -106,13 +112,14 @@ class Host:
     def give_back(self, slot: Slot) -> None:
         """Delete the slot's files, then let it be used again."""
         try:
+            self.cgroups.remove(slot.name)
             if slot.is_bounded:
                 unmount([slot.directory])
                 slot.directory.rmdir()
             else:
                 delete_tree(slot.directory)
         except OSError as error:
-            raise SandboxError(f"cannot delete the sandbox directory {slot.directory}: {error}") from error
+            raise SandboxError(f"cannot delete the sandbox {slot.directory}: {error}") from error
         self._free.append(slot.index)
 
 
@@ -184,5 +191,7 @@ def _remove(root: Path, pid: int, locks: list[int]) -> None:
     unmount(Path(point) for point in points if point.startswith(f"{root}/"))
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         delete_tree(root)
+    for groups in left_cgroups(root.name):
+        groups.close()
     for lock in locks:
         os.close(lock)

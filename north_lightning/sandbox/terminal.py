@@ -320,6 +320,11 @@ class Terminal:
         self._changed.set()
 
 
+def is_key(keystrokes: str) -> bool:
+    """Whether these are the name of a key (``C-c``, ``Up``) and not text."""
+    return _KEY.fullmatch(keystrokes) is not None
+
+
 def _without_echo(text: str, typed: str) -> str:
     """``text`` without the terminal's own echo of what was typed ahead at its start.
 

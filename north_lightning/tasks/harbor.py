@@ -2,8 +2,8 @@
 
 In: a directory with ``task.toml``, ``instruction.md``, ``environment/`` (a Dockerfile over ``files/``),
 ``tests/test.sh`` and ``solution/``. Out: a ``Task``. ``[metadata]`` carries what this package adds: ``environment``,
-``family``, ``max_turns``, and for software tasks ``fail_to_pass`` and ``pass_to_pass``. Of Harbor's own fields
-``[verifier] timeout_sec`` is read. No task code runs here.
+``family``, ``max_turns``, and for software tasks ``fail_to_pass`` and ``pass_to_pass``. Directories without them load
+too (``load_task``). No task code runs here.
 
 A *task set* is a directory of task directories, or a JSONL file whose lines name one each and may override
 ``max_turns`` (what calibration writes).
@@ -14,19 +14,24 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from north_lightning.errors import TaskError
-from north_lightning.types import Task
+from north_lightning.tasks.check import check_task
+from north_lightning.tasks.schema import Agent, Verifier
+from north_lightning.tasks.schema import TaskStep as StepConfig
+from north_lightning.types import Task, TaskStep
 
 DOCKERFILE = "FROM debian:12\nWORKDIR /work\nCOPY files/ /work/\n"
 SCHEMA_VERSION = "1.0"
+MAX_TURNS = 100
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +58,11 @@ class TaskSource:
 
 
 def image_of(task: Task) -> Path:
-    """The directory that ``/work`` starts from."""
-    return task.directory / "environment" / "files"
+    """The directory that ``/work`` starts from; ``TaskError`` for a task whose image has to be built first."""
+    files = task.directory / "environment" / "files"
+    if not files.is_dir():
+        raise TaskError(f"{files}: not found; this task's environment is an image, which is not built here")
+    return files
 
 
 def solution_steps(task: Task) -> list[tuple[str, dict[str, Any]]]:
@@ -92,40 +100,78 @@ def write_task(source: TaskSource, parent: Path) -> Path:
 
 
 def load_task(directory: Path) -> Task:
-    """Read one task directory; ``TaskError`` names the file and what is wrong with it."""
-    config = directory / "task.toml"
+    """Read one task directory; ``TaskError`` names the file and what is wrong with it.
+
+    Any directory that Harbor could run loads, in every published version of its format. Where ``[metadata]`` does not
+    say what this package asks for, a task is a terminal task of ``MAX_TURNS`` turns whose family is its ``source``, its
+    organisation or the directory that holds it.
+    """
     try:
-        document = tomllib.loads(config.read_text())
-    except FileNotFoundError as error:
-        raise TaskError(f"{config}: not found; a task directory needs task.toml") from error
-    except tomllib.TOMLDecodeError as error:
-        raise TaskError(f"{config}: not valid TOML: {error}") from error
-    metadata = document.get("metadata", {})
-    missing = [key for key in ("environment", "family", "max_turns") if key not in metadata]
-    if missing:
-        raise TaskError(f"{config}: [metadata] lacks {', '.join(missing)}")
-    for needed in ("instruction.md", "tests/test.sh", "environment/files"):
-        if not (directory / needed).exists():
-            raise TaskError(f"{directory / needed}: not found")
+        config = check_task(directory)
+    except TaskError as error:
+        raise TaskError(f"{directory}/{error}") from error
+    metadata = config.metadata
+    organisation = config.task.name.partition("/")[0] if config.task else None
     return Task(
         id=directory.name,
-        environment=metadata["environment"],
-        family=metadata["family"],
-        instruction=(directory / "instruction.md").read_text().strip(),
+        environment=_text(directory, metadata, "environment", "terminal"),
+        family=_text(directory, metadata, "family", config.source or organisation or directory.absolute().parent.name),
+        instruction="" if config.steps else (directory / "instruction.md").read_text().strip(),
         directory=directory,
-        max_turns=int(metadata["max_turns"]),
+        max_turns=_max_turns(directory, metadata),
         metadata=metadata,
-        verifier_timeout_s=_verifier_timeout_s(document, config),
+        verifier_timeout_s=_timeout_s(directory, "verifier", config.verifier),
+        agent_timeout_s=_timeout_s(directory, "agent", config.agent),
+        verifier_env={name: _substituted(directory, value) for name, value in config.verifier.env.items()},
+        steps=tuple(_step(directory, step) for step in config.steps or ()),
     )
 
 
-def _verifier_timeout_s(document: Mapping[str, Any], config: Path) -> float | None:
-    value = document.get("verifier", {}).get("timeout_sec")
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise TaskError(f"{config}: [verifier] timeout_sec: expected a positive number of seconds, got {value!r}")
-    return float(value)
+def _step(directory: Path, step: StepConfig) -> TaskStep:
+    part = directory / "steps" / step.name
+    return TaskStep(
+        step.name,
+        (part / "instruction.md").read_text().strip(),
+        part,
+        step.min_reward,
+        _timeout_s(directory, f"steps.{step.name}.agent", step.agent),
+        _timeout_s(directory, f"steps.{step.name}.verifier", step.verifier),
+    )
+
+
+def _text(directory: Path, metadata: Mapping[str, Any], key: str, default: str) -> str:
+    value = metadata.get(key, default)
+    if not isinstance(value, str) or not value:
+        raise TaskError(f"{directory}/task.toml: [metadata] {key}: expected a name, got {value!r}")
+    return value
+
+
+def _max_turns(directory: Path, metadata: Mapping[str, Any]) -> int:
+    value = metadata.get("max_turns", MAX_TURNS)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise TaskError(f"{directory}/task.toml: [metadata] max_turns: expected a number of turns, got {value!r}")
+    return value
+
+
+def _timeout_s(directory: Path, section: str, phase: Agent | Verifier) -> float | None:
+    """What the section says; None where it says nothing."""
+    value = phase.timeout_sec if "timeout_sec" in phase.model_fields_set else None
+    if value is not None and not 0 < value < math.inf:
+        raise TaskError(
+            f"{directory}/task.toml: [{section}] timeout_sec: expected a positive number of seconds, got {value!r}"
+        )
+    return value
+
+
+def _substituted(directory: Path, value: str) -> str:
+    """``${NAME}`` and ``${NAME:-default}``, alone in a value, are of this process's environment, as in Harbor."""
+    found = _VARIABLE.fullmatch(value)
+    if found is None:
+        return value
+    known = os.environ.get(found["name"], found["default"])
+    if known is None:
+        raise TaskError(f"{directory}/task.toml: [verifier] env: {value} is not set, and has no default")
+    return known
 
 
 def load_tasks(path: Path) -> list[Task]:

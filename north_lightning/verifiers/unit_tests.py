@@ -30,6 +30,7 @@ import json
 import math
 import os
 import secrets
+import shlex
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,8 @@ class UnitTestVerifier(RewardVerifier):
         self, task: Task, tests: Path, workdir: Path, scratch: Path, sandboxes: SandboxProvider
     ) -> Reward:
         logs = make_writable(scratch / "logs")
-        result = await self._run(task, sandboxes, workdir, {"/tests": tests}, logs, RUN_TEST_SCRIPT)
+        variables = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in task.verifier_env.items())
+        result = await self._run(task, sandboxes, workdir, {"/tests": tests}, logs, variables + RUN_TEST_SCRIPT)
         details = {"output": result.output[-MAX_OUTPUT_CHARS:]}
         if result.timed_out:
             return Reward(0.0, {**details, "reason": f"test.sh did not end within {self.limit_s(task):g} s"})

@@ -222,6 +222,7 @@ def load_module(name: str, path: str) -> types.ModuleType:
         code = compile(file.read(), path, "exec")
     module = types.ModuleType(name)
     module.__file__ = path
+    module.__package__ = name.rpartition(".")[0]  # for imports relative to the tests
     sys.modules[name] = module
     exec(code, module.__dict__)
     return module

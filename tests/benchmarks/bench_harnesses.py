@@ -2,8 +2,9 @@
 
     python tests/benchmarks/bench_harnesses.py [--episodes 1000] [--outputs 10000] [--output runs/bench/harnesses.json]
 
-It fails if anything escapes a harness, an episode takes two minutes, or one token drifts. It also reads generated task
-directories as ``tasks check`` does, and says how many a second.
+So many episodes of several turns, and outputs, per harness. It fails if anything escapes a harness, an episode takes
+two minutes, or one token drifts. It also reads generated task directories as ``tasks check`` does, and says how many a
+second.
 """
 
 import argparse

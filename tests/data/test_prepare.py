@@ -11,7 +11,7 @@ from north_lightning import cli
 from north_lightning.data import read_samples, write_samples
 from north_lightning.data.filters import NothingToTrain
 from north_lightning.data.prepare import RawSource, filter_data
-from north_lightning.errors import ConfigError, DataError
+from north_lightning.errors import ConfigError, DataError, RetellingError
 from north_lightning.interfaces import ConversationVariation
 from north_lightning.types import Conversation, Message
 
@@ -67,6 +67,21 @@ def test_a_broken_line_stops_the_command_unless_the_budget_allows_it(tmp_path, c
 class Shout(ConversationVariation):
     def vary(self, sample: Conversation, seed: int) -> Conversation | None:
         return Conversation((Message("user", f"HEY {seed}"), *sample.messages[1:]))
+
+
+class CannotShout(ConversationVariation):
+    def vary(self, sample: Conversation, seed: int) -> Conversation | None:
+        raise RetellingError("hoarse", "no voice")
+
+
+def test_samples_that_a_variation_cannot_retell_go_to_the_next_and_the_reason_is_counted(tmp_path):
+    write_samples(tmp_path / "a.jsonl", distinct(random.Random(0), 3))
+    source = {"a": RawSource([str(tmp_path / "a.jsonl")])}
+    filter_data(source, tmp_path / "out", variations=[CannotShout(), Shout()])
+    account = json.loads((tmp_path / "out" / "filter.json").read_text())
+    assert account["sources"]["a"]["retold"] == {"not by CannotShout: hoarse": 3, "by Shout": 3}
+    filter_data(source, tmp_path / "plain", variations=[CannotShout()])
+    assert list(read_samples(tmp_path / "plain" / "a.jsonl")) != []
 
 
 def test_filters_variations_and_dedup_are_what_the_call_says(tmp_path):

@@ -280,7 +280,7 @@ class ShortPrompt(Harness):
 
 
 async def run_fuzz(name: str, episodes: int, seed: int, directory: Path, min_outputs: int = 0) -> FuzzReport:
-    """So many episodes (and on until ``min_outputs``) of one harness; raises whatever a harness lets escape."""
+    """Until so many episodes of one harness had several turns, and ``min_outputs``; raises what it lets escape."""
     chat = make_chat(directory / "tokenizer")
     image = directory / "image"
     image.mkdir()
@@ -296,7 +296,7 @@ async def run_fuzz(name: str, episodes: int, seed: int, directory: Path, min_out
     report = FuzzReport()
     task = Task("fuzz", "fuzz", "fuzz", "Do it.", directory, MAX_TURNS)
     try:
-        while report.episodes < episodes or report.outputs < min_outputs:
+        while report.multi_turn_episodes < episodes or report.outputs < min_outputs:
             sampler.log.clear()
             rollout = await asyncio.wait_for(runner.run(task, report.episodes, 0, seed), HANG_S)
             report.episodes += 1

@@ -1,4 +1,4 @@
-"""Chunked log-probabilities against torch's own log-softmax over all logits."""
+"""Tiled log-probabilities against torch's own log-softmax over all logits."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from north_lightning.losses import cross_entropy_sum, token_logprobs, trained_positions
-from north_lightning.losses import logprobs as module
 
 
 def naive(hidden, weight, targets, scale):
@@ -22,9 +21,9 @@ def inputs(rows, width=6, vocabulary=11, dtype=torch.float32, seed=0):
     return hidden, weight, torch.randint(vocabulary, (rows,), generator=generator)
 
 
-def assert_equal_to_log_softmax(hidden, weight, targets, scale, temperature, chunk, tolerance):
+def assert_equal_to_log_softmax(hidden, weight, targets, scale, temperature, tile, tolerance):
     upstream = torch.linspace(-1, 2, len(targets))
-    logprobs, entropy = token_logprobs(hidden, weight, targets, scale, temperature, chunk, with_entropy=True)
+    logprobs, entropy = token_logprobs(hidden, weight, targets, scale, temperature, tile, with_entropy=True)
     got = torch.autograd.grad((logprobs * upstream).sum(), (hidden, weight))
     expected_logprobs, expected_entropy = naive(hidden, weight, targets, scale / temperature)
     expected = torch.autograd.grad((expected_logprobs * upstream).sum(), (hidden, weight))
@@ -37,26 +36,26 @@ def assert_equal_to_log_softmax(hidden, weight, targets, scale, temperature, chu
 @settings(deadline=None, max_examples=60)
 @given(
     rows=st.integers(0, 17),
-    chunk=st.sampled_from([None, 1, 3, 16, 17, 100]),
+    tile=st.sampled_from([None, (1, 4), (3, 1), (16, 10), (17, 11), (100, 100)]),
     scale=st.sampled_from([1.0, 0.0625, 3.0]),
     temperature=st.sampled_from([1.0, 0.7]),
     seed=st.integers(0, 1000),
 )
-def test_value_entropy_and_gradients_equal_log_softmax_for_any_chunking(rows, chunk, scale, temperature, seed):
+def test_value_entropy_and_gradients_equal_log_softmax_for_any_tile(rows, tile, scale, temperature, seed):
     hidden, weight, targets = inputs(rows, dtype=torch.float64, seed=seed)
-    assert_equal_to_log_softmax(hidden, weight, targets, scale, temperature, chunk, tolerance=1e-12)
+    assert_equal_to_log_softmax(hidden, weight, targets, scale, temperature, tile, tolerance=1e-12)
 
 
-@pytest.mark.parametrize("chunk", [None, 5])
-def test_float32_equals_log_softmax_to_1e_6(chunk):
+@pytest.mark.parametrize("tile", [None, (5, 70)])
+def test_float32_equals_log_softmax_to_1e_6(tile):
     hidden, weight, targets = inputs(17, vocabulary=300)
-    assert_equal_to_log_softmax(hidden, weight, targets, 0.25, 1.0, chunk, tolerance=1e-6)
+    assert_equal_to_log_softmax(hidden, weight, targets, 0.25, 1.0, tile, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [2, 100])
-def test_gradients_pass_gradcheck_in_double_precision(chunk):
+@pytest.mark.parametrize("tile", [(2, 3), (100, 100)])
+def test_gradients_pass_gradcheck_in_double_precision(tile):
     hidden, weight, targets = inputs(5, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda h, w: token_logprobs(h, w, targets, 0.5, 0.9, chunk)[0], (hidden, weight))
+    assert torch.autograd.gradcheck(lambda h, w: token_logprobs(h, w, targets, 0.5, 0.9, tile)[0], (hidden, weight))
 
 
 def test_entropy_carries_no_gradient_and_is_none_unless_asked_for():
@@ -67,20 +66,19 @@ def test_entropy_carries_no_gradient_and_is_none_unless_asked_for():
 
 def test_frozen_head_gets_no_gradient_and_hidden_the_same_one():
     hidden, weight, targets = inputs(9)
-    full = torch.autograd.grad(token_logprobs(hidden, weight, targets, chunk_tokens=4)[0].sum(), hidden)[0]
+    full = torch.autograd.grad(token_logprobs(hidden, weight, targets, tile=(4, 5))[0].sum(), hidden)[0]
     frozen = weight.detach()
-    token_logprobs(hidden, frozen, targets, chunk_tokens=4)[0].sum().backward()
+    token_logprobs(hidden, frozen, targets, tile=(4, 5))[0].sum().backward()
     assert torch.equal(hidden.grad, full)
     assert frozen.grad is None
 
 
-@pytest.mark.parametrize("slice_rows", [7, 100])
-def test_bf16_inputs_are_computed_in_float32_even_under_autocast(slice_rows, monkeypatch):
-    monkeypatch.setattr(module, "SLICE_ELEMENTS", 64 * slice_rows)
+@pytest.mark.parametrize("tile", [(8, 50), (3, 7)])
+def test_bf16_inputs_are_computed_in_float32_even_under_autocast(tile):
     hidden, weight, targets = inputs(8, width=64, vocabulary=50)
     hidden_16, weight_16 = hidden.detach().bfloat16().requires_grad_(), weight.detach().bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        logprobs, _ = token_logprobs(hidden_16, weight_16, targets)
+        logprobs, _ = token_logprobs(hidden_16, weight_16, targets, tile=tile)
     expected, _ = naive(hidden_16.float(), weight_16.float(), targets, 1.0)
     assert logprobs.dtype == torch.float32
     torch.testing.assert_close(logprobs, expected, rtol=1e-6, atol=1e-5)
@@ -100,12 +98,11 @@ def test_extreme_logits_stay_finite():
     assert torch.isfinite(weight.grad).all()
 
 
-@pytest.mark.parametrize("rows", [64, 8])
-def test_no_tensor_ever_holds_more_logits_than_a_chunk(rows):
+def test_no_tensor_ever_holds_more_logits_than_a_tile():
     """Largest storage seen by any operation, forward and backward, counted by a dispatch mode."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    hidden, weight, targets = inputs(rows, width=2, vocabulary=100)
+    hidden, weight, targets = inputs(64, width=2, vocabulary=100)
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -118,22 +115,8 @@ def test_no_tensor_ever_holds_more_logits_than_a_chunk(rows):
             return out
 
     with Watch():
-        token_logprobs(hidden, weight, targets, chunk_tokens=8, with_entropy=True)[0].sum().backward()
-    assert largest == 8 * 100
-
-
-def test_only_a_single_chunk_keeps_its_probabilities_for_the_backward():
-    hidden, weight, targets = inputs(8)
-    many, _ = token_logprobs(hidden, weight, targets, chunk_tokens=4)
-    single, _ = token_logprobs(hidden, weight, targets, chunk_tokens=8)
-    assert [t is None for t in many.grad_fn.saved_tensors] == [False] * 4 + [True]
-    assert single.grad_fn.saved_tensors[-1].shape == (8, 11)
-
-
-def test_default_chunk_is_bounded_by_elements_not_rows(monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 22)
-    hidden, weight, targets = inputs(5)
-    assert token_logprobs(hidden, weight, targets)[0].grad_fn.chunk_tokens == 2
+        token_logprobs(hidden, weight, targets, tile=(8, 40), with_entropy=True)[0].sum().backward()
+    assert largest == 8 * 40
 
 
 def test_wrong_arguments_are_refused_by_name():
@@ -142,13 +125,13 @@ def test_wrong_arguments_are_refused_by_name():
         token_logprobs(hidden, weight, targets[:2])
     with pytest.raises(ValueError, match="temperature"):
         token_logprobs(hidden, weight, targets, temperature=0.0)
-    with pytest.raises(ValueError, match="chunk_tokens"):
-        token_logprobs(hidden, weight, targets, chunk_tokens=0)
+    with pytest.raises(ValueError, match="tile: expected at least one row and one id"):
+        token_logprobs(hidden, weight, targets, tile=(4, 0))
 
 
 def test_cross_entropy_sum_equals_torch_cross_entropy():
     hidden, weight, targets = inputs(12)
-    total, losses = cross_entropy_sum(hidden, weight, targets, 0.5, chunk_tokens=5)
+    total, losses = cross_entropy_sum(hidden, weight, targets, 0.5, tile=(5, 4))
     expected = torch.nn.functional.cross_entropy(hidden @ weight.T * 0.5, targets, reduction="none")
     torch.testing.assert_close(losses, expected.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(total, expected.sum(), rtol=1e-6, atol=1e-6)

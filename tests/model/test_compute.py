@@ -133,7 +133,6 @@ def test_checkpointing_changes_no_bit_of_loss_and_gradients(checkpointing):
 
 
 def test_full_checkpointing_keeps_the_inputs_of_the_layers_and_selective_is_between(monkeypatch):
-    monkeypatch.setattr(block_attention, "MAX_SAVED_SCORES", 0)  # as in a long row
     *_, everything, hidden = loss_gradients_and_kept_bytes("none")
     *_, selective, _ = loss_gradients_and_kept_bytes("selective")
     *_, full, _ = loss_gradients_and_kept_bytes("full")

@@ -91,8 +91,31 @@ EDITS: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
+def test_the_synthesis_recipe_samples_from_our_own_sidecar_and_keeps_nothing_that_fails(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    config = yaml.safe_load((RECIPES / "synthesise.yaml").read_text())
+    settings = config["model"]["init_args"]
+    del settings["server"]
+    settings |= {
+        "checkpoint": "checkpoints/North-Mini-Code-1.0",
+        "sidecar": {"class_path": "fake_vllm.FakeSidecar", "init_args": {"max_model_len": 131072}},
+        "output_dir": str(tmp_path),
+        "num_samples": 2,
+    }
+    settings["rollouts"]["harnesses"]["terminal"] = {"class_path": "north_lightning.harnesses.ReActTerminalHarness"}
+    config["trainer"]["default_root_dir"] = str(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(config))
+    assert cli.main(["predict", "--config", str(tmp_path / "recipe.yaml")]) == 0, capfd.readouterr().err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["attempted"], summary["verified"], summary["kept"]) == (8, 0, 0)
+    assert (tmp_path / "samples.jsonl").read_text() == ""
+
+
 def test_every_recipe_is_here() -> None:
-    assert EDITS.keys() == {path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith("data_")}
+    others = ("data_", "synthesise")  # which train nothing
+    assert EDITS.keys() == {path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith(others)}
 
 
 @pytest.mark.parametrize("name", EDITS)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from north_lightning.rollout import rloo_advantages
 from north_lightning.rollout.metrics import (
     group_metrics,
-    has_loop,
     metrics_by_environment,
     num_invalid_turns,
     percentile,
@@ -22,6 +21,7 @@ from north_lightning.rollout.metrics import (
 )
 from north_lightning.rollout.records import append_records
 from north_lightning.types import Message, Reward, Rollout, RolloutGroup, StopReason, ToolCall, Turn
+from north_lightning.verifiers.loops import has_loop
 
 # ---- advantages ----------------------------------------------------------------------------------------------------
 

@@ -528,6 +528,17 @@ def test_a_sandbox_that_opens_too_late_is_closed(chat: ChatFormat, task: Task) -
     assert sandboxes.open_now == set()
 
 
+def test_a_scaled_reward_still_counts_as_solved(chat: ChatFormat, task: Task) -> None:
+    async def judge(rollout: Rollout) -> Reward:
+        return replace(Reward(1.0), value=0.98)
+
+    rollout = run(
+        make_runner(chat, RecordingSampler(chat, [answer()]), verifier=FakeVerifier(judge)).run(task, 0, 0, 0)
+    )
+    assert rollout.reward is not None
+    assert (rollout.reward.value, rollout.reward.solved) == (0.98, True)
+
+
 def test_a_verifier_has_the_limit_of_its_task_beside_its_own(chat: ChatFormat, task: Task) -> None:
     async def judge(rollout: Rollout) -> Reward:
         await asyncio.sleep(FAST.verify_s + 0.2)
@@ -624,3 +635,24 @@ def test_a_recorded_trajectory_encodes_to_what_a_rollout_samples(chat: ChatForma
     rollout = run(make_runner(chat, sampler, vary_prompts=False).run(task, 0, 0, seed=0))
     sample = chat.encode_conversation(recorded.messages, EchoHarness().prompt(task).tools)
     assert (rollout.token_ids, rollout.loss_mask) == (sample.token_ids, sample.loss_mask)
+
+
+def test_what_a_scaled_verdict_says_of_solved_is_kept(chat: ChatFormat, task: Task) -> None:
+    async def scaled(rollout: Rollout) -> Reward:
+        return replace(Reward(1.0), value=0.5)
+
+    rollout = run(
+        make_runner(chat, RecordingSampler(chat, [answer()]), verifier=FakeVerifier(scaled)).run(task, 0, 0, 0)
+    )
+    assert (rollout.reward.value, rollout.reward.solved) == (0.5, True)
+
+
+def test_commands_that_use_up_the_agents_time_end_the_attempt_and_it_is_verified(chat: ChatFormat, task: Task) -> None:
+    async def work() -> None:
+        await asyncio.sleep(0.05)
+
+    timed = replace(task, agent_timeout_s=0.08, max_turns=9)
+    sampler = RecordingSampler(chat, [call("one"), call("two"), call("three"), call("four")], delay_s=0.1)
+    runner = make_runner(chat, sampler, harness=EchoHarness(on_act=work), max_context_tokens=5000)
+    rollout = run(runner.run(timed, 0, 0, seed=0))
+    assert (rollout.stop_reason, len(rollout.turns), rollout.reward) == ("timeout", 2, Reward(1.0))

@@ -569,5 +569,7 @@ def test_settings_below_one_are_named():
 
 def test_description_says_how_each_limit_is_enforced(provider):
     described = provider.describe()
-    assert "cgroups are not used" in described["memory_bytes"]
-    assert described["user"] == ("own user id per sandbox" if IS_ROOT else "the calling user, in a user namespace")
+    kind = provider.resource_control
+    assert described["resource_control"] == kind
+    assert ("the sum is not bounded" in described["memory_bytes"]) == (kind == "rlimits only")
+    assert described["user"] == ("own user id per sandbox" if IS_ROOT else "the calling user")

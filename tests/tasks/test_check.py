@@ -13,6 +13,7 @@ import pytest
 from harbor_directories import DIRECTORIES, write_directory
 
 from north_lightning.errors import TaskError
+from north_lightning.tasks import image_of, load_task
 from north_lightning.tasks.check import check_task, read_config
 
 VERDICTS = json.loads((Path(__file__).parent / "harbor_verdicts.json").read_text())
@@ -54,3 +55,31 @@ def test_a_field_that_is_wrong_is_named(tmp_path):
     (directory / "task.toml").write_text("[verifier]\ntimeout_sec = 'soon'\n[environment]\ncpus = nan\n")
     with pytest.raises(TaskError, match=r"verifier.timeout_sec: .*number.*environment.cpus: .*finite"):
         check_task(directory)
+
+
+@pytest.mark.parametrize("name", [name for name in DIRECTORIES if VERDICTS[name]])
+def test_whatever_harbor_takes_loads(name, tmp_path):
+    directory = write_directory(name, tmp_path)
+    task = load_task(directory)
+    assert (task.environment, task.max_turns) == ("terminal", 100)
+    assert task.instruction == ("" if task.steps else "Do it.")
+    with pytest.raises(TaskError, match="environment is an image"):
+        image_of(task)
+
+
+def test_every_field_that_an_attempt_needs_is_read(tmp_path, monkeypatch):
+    monkeypatch.delenv("VAR", raising=False)
+    task = load_task(write_directory("all fields", tmp_path))
+    assert (task.agent_timeout_s, task.verifier_timeout_s, task.family) == (60.0, 30.5, "somewhere")
+    assert task.verifier_env == {"KEY": "default"}
+    monkeypatch.setenv("VAR", "set")
+    assert load_task(task.directory).verifier_env == {"KEY": "set"}
+    (task.directory / "task.toml").write_text('[verifier]\nenv = {KEY = "${NOWHERE}"}\n')
+    with pytest.raises(TaskError, match=r"\$\{NOWHERE\} is not set"):
+        load_task(task.directory)
+
+
+def test_the_steps_of_a_task_are_read_in_order(tmp_path):
+    task = load_task(write_directory("version 1.3", tmp_path / "a"))
+    assert [(step.name, step.instruction) for step in task.steps] == [("one", "One."), ("two", "Two.")]
+    assert load_task(write_directory("reward per key", tmp_path / "b")).steps[0].min_reward == {"a": 0.5}

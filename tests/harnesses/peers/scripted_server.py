@@ -53,6 +53,10 @@ class ScriptedServer:
         self._http.shutdown()
         self._http.server_close()
 
+    def turn_for(self, body: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+        """What is said to request ``number``."""
+        return self.turns[number] if number < len(self.turns) else {"content": self.last}
+
     def answer(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         if self.only_with_tools and not body.get("tools"):
             turn: Mapping[str, Any] = {"content": "title"}
@@ -60,7 +64,7 @@ class ScriptedServer:
             with self._lock:
                 number = len(self.requests)
                 self.requests.append(body)
-            turn = self.turns[number] if number < len(self.turns) else {"content": self.last}
+            turn = self.turn_for(body, number)
         if "status" in turn:
             write_json(handler, turn["status"], {"error": {"message": turn["error"]}})
             return

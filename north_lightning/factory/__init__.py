@@ -1,0 +1,1 @@
+"""Software tasks made from real repositories: ``python -m north_lightning tasks build``."""

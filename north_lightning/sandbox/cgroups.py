@@ -1,0 +1,137 @@
+"""Control groups around each sandbox: what all of its programs together may take, on whichever kind this machine has.
+
+In: a name. Out: a group of groups of that name, and in it one per sandbox with a bound on memory and on processes.
+cgroup v2 and v1 are supported; without either, or without the right to make groups, there are none, and ``kind`` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["cgroup v2", "cgroup v1", "rlimits only"]
+
+_CONTROLLERS = ("memory", "pids")
+_REMOVE_TIMEOUT_S = 5.0
+_LIMIT_FILES = {"cgroup v2": "memory.max", "cgroup v1": "memory.limit_in_bytes"}
+
+
+@dataclass(frozen=True)
+class Cgroups:
+    """``directories`` hold the sandboxes' groups: one with cgroup v2, one per controller with v1, else none."""
+
+    kind: Kind
+    directories: tuple[Path, ...] = ()
+
+    def make(self, name: str, memory_bytes: int, max_processes: int) -> list[Path]:
+        """A new group; a process joins it by writing 0 to every file returned. ``OSError`` if it cannot be made."""
+        limits = {"pids.max": max_processes, _LIMIT_FILES.get(self.kind, ""): memory_bytes}
+        try:
+            for directory in self.directories:
+                group = directory / name
+                group.mkdir()
+                for file, limit in limits.items():
+                    if (group / file).exists():
+                        (group / file).write_text(str(limit))
+        except OSError:
+            self.remove(name)
+            raise
+        return [directory / name / "cgroup.procs" for directory in self.directories]
+
+    def remove(self, name: str) -> None:
+        """Remove a group whose processes have been killed; the kernel may need a moment until it is empty."""
+        for directory in self.directories:
+            _remove(directory / name)
+
+    def close(self) -> None:
+        """Remove everything, sandboxes' groups too."""
+        for directory in self.directories:
+            with contextlib.suppress(OSError):
+                for group in [path for path in directory.iterdir() if path.is_dir()]:
+                    _remove(group)
+                _remove(directory)
+
+
+def make_cgroups(name: str) -> Cgroups:
+    """Groups called ``name`` below this process's own; ``rlimits only`` where this process may not make any."""
+    for kind, parents in _parents():
+        directories = tuple(parent / name for parent in parents)
+        groups = Cgroups(kind, directories)
+        try:
+            for directory in directories:
+                directory.mkdir()
+                if kind == "cgroup v2":
+                    _delegate(directory)
+            groups.make("probe", 1 << 26, 16)
+            groups.remove("probe")
+        except OSError:
+            groups.close()
+            continue
+        return groups
+    return Cgroups("rlimits only")
+
+
+def left_cgroups(name: str) -> list[Cgroups]:
+    """Groups called ``name`` that a process which was killed has left."""
+    found = [Cgroups(kind, tuple(parent / name for parent in parents)) for kind, parents in _parents()]
+    return [groups for groups in found if any(directory.exists() for directory in groups.directories)]
+
+
+def _delegate(directory: Path) -> None:
+    """Let the groups below ``directory`` have limits. A group with processes of its own cannot: then its parent may."""
+    wanted = " ".join(f"+{controller}" for controller in _CONTROLLERS)
+    if not set(_CONTROLLERS) <= set((directory / "cgroup.controllers").read_text().split()):
+        (directory.parent / "cgroup.subtree_control").write_text(wanted)
+    (directory / "cgroup.subtree_control").write_text(wanted)
+
+
+def _parents(proc: Path = Path("/proc/self")) -> list[tuple[Kind, list[Path]]]:
+    """Where groups may be made, best first: below this process's own group, or with v2 beside it."""
+    own = {}
+    for line in (proc / "cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        own.update({controller: path for controller in controllers.split(",")})
+    unified: Path | None = None
+    mounted: dict[str, Path] = {}
+    for line in (proc / "mountinfo").read_text().splitlines():
+        words = line.split()
+        kind, options = words[words.index("-") + 1], words[-1].split(",")
+        if kind == "cgroup2":
+            unified = Path(words[4])
+        elif kind == "cgroup":
+            mounted.update({option: Path(words[4]) for option in options if option in _CONTROLLERS})
+    found: list[tuple[Kind, list[Path]]] = []
+    if unified is not None:
+        here = _below(unified, own.get("", "/"))
+        found += [("cgroup v2", [parent]) for parent in _distinct([here, here if here == unified else here.parent])]
+    if set(_CONTROLLERS) <= mounted.keys():
+        paths = [_below(mounted[name], own.get(name, "/")) for name in _CONTROLLERS]
+        found.append(("cgroup v1", _distinct(paths)))
+    return found
+
+
+def _below(mount: Path, path: str) -> Path:
+    """Inside a container ``path`` may be the host's, which is not visible; the mount is then this process's group."""
+    here = mount / path.lstrip("/")
+    return here if here.is_dir() else mount
+
+
+def _distinct(paths: Sequence[Path]) -> list[Path]:
+    return list(dict.fromkeys(paths))
+
+
+def _remove(group: Path) -> None:
+    deadline = time.monotonic() + _REMOVE_TIMEOUT_S
+    while True:
+        try:
+            return group.rmdir()
+        except FileNotFoundError:
+            return None
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)

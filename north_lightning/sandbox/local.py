@@ -1,0 +1,310 @@
+"""What every sandbox on this machine has in common, whatever isolates its programs.
+
+In: an image directory and mounts. Out: ``Sandbox`` objects whose ``/work``, ``/tmp`` and ``/home/agent`` are
+directories of this machine (``slots``), bounded in memory where the caller may mount. Each ``spawn`` or ``run`` has a
+process namespace of its own, and ends with all that it started. How a program is isolated is the subclasses' part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from north_lightning.errors import SandboxError, SandboxUnavailableError
+from north_lightning.interfaces import Sandbox, SandboxProvider
+from north_lightning.sandbox.processes import CappedOutput, SandboxProcess, word_bytes
+from north_lightning.sandbox.slots import UIDS_PER_PROCESS, Host, Slot
+from north_lightning.sandbox.trees import Allowance, copy_tree
+from north_lightning.types import CommandResult
+
+T = TypeVar("T")
+
+MIB = 1 << 20
+_CHUNK_BYTES = 1 << 18
+_MAX_WORD_BYTES = 100_000  # the kernel takes 128 KiB as one word of a command line
+_KILL_TIMEOUT_S = 10.0
+_MAX_OUTPUT_FACTOR = 256  # a run that prints this many times its cap is killed
+_PREPARING = threading.RLock()  # one host directory per provider and process, whichever threads ask
+
+
+class LocalProvider(SandboxProvider):
+    """Sandboxes whose files are on this machine.
+
+    Args:
+        memory_bytes: memory of one program (bubblewrap: address space of one process).
+        max_processes: processes and threads of one ``spawn`` or ``run``.
+        max_file_bytes: size of one file.
+        max_work_bytes: size of ``/work``, ``/tmp`` and home together; enforced where the caller may mount (root).
+        max_files: number of files there; enforced where the caller may mount (root).
+        max_output_bytes: output of ``run`` that is kept, half from the start and half from the end. A command that
+            prints 256 times as much is killed.
+        max_slots: sandboxes open at the same time in this process; one more raises ``SandboxError``.
+        root: directory for scratch files; the system's temporary directory by default.
+        first_uid: as root, sandboxes get user ids from here on; nothing else on the machine may use them.
+    """
+
+    def __init__(
+        self,
+        memory_bytes: int = 4096 * MIB,
+        max_processes: int = 256,
+        max_file_bytes: int = 256 * MIB,
+        max_work_bytes: int = 512 * MIB,
+        max_files: int = 100_000,
+        max_output_bytes: int = MIB,
+        max_slots: int = 256,
+        root: Path | None = None,
+        first_uid: int = 700_000,
+    ) -> None:
+        self.memory_bytes = memory_bytes
+        self.max_processes = max_processes
+        self.max_file_bytes = max_file_bytes
+        self.max_work_bytes = max_work_bytes
+        self.max_files = max_files
+        self.max_output_bytes = max_output_bytes
+        self.max_slots = max_slots
+        self.root = root
+        self.first_uid = first_uid
+        for key, value in self.__dict__.items():
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{key}: expected at least 1, got {value}")
+        if max_slots > UIDS_PER_PROCESS:
+            raise ValueError(f"max_slots: expected at most {UIDS_PER_PROCESS}, got {max_slots}")
+        self._host: Host | None = None
+        self._is_checked = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_host": None, "_is_checked": False}
+
+    def check(self) -> None:
+        """Start one sandbox and look from inside whether it is one. Blocks for a moment; repeated calls are free."""
+        with _PREPARING:
+            if not (self._is_checked and self._host is not None and self._host.pid == os.getpid()):
+                self._check()
+                self._is_checked = True
+
+    def _check(self) -> None:
+        self._check_programs()
+        try:
+            host = self._prepared()
+        except OSError as error:
+            where = self.root or "the temporary directory"
+            raise SandboxUnavailableError(f"cannot prepare sandboxes under {where}: {error}") from error
+        slot = host.take(16 * MIB, 1000)
+        try:
+            make_directories(slot)
+            self._probe(host, slot)
+        finally:
+            host.give_back(slot)
+
+    @abstractmethod
+    def _check_programs(self) -> None:
+        """``SandboxUnavailableError`` if what isolates is not there."""
+
+    @abstractmethod
+    def _probe(self, host: Host, slot: Slot) -> None:
+        """Run a program in ``slot`` that looks for what it must not see; ``SandboxUnavailableError`` if it finds any."""
+
+    @abstractmethod
+    def _sandbox(
+        self, host: Host, slot: Slot, read_only: Mapping[str, Path], writable: Mapping[str, Path]
+    ) -> LocalSandbox:
+        """The sandbox in a slot whose files are in place."""
+
+    def describe(self) -> dict[str, str]:
+        """Which limit is enforced, and by what, on this machine."""
+        host = self._prepared()
+        return {
+            "user": "own user id per sandbox" if host.is_root else "the calling user",
+            "max_file_bytes": "resource limit of each process",
+            "max_work_bytes": "size of a file system in memory"
+            if host.can_mount
+            else "not enforced (mounting needs root): max_file_bytes bounds each file",
+            "max_files": "inodes of a file system in memory"
+            if host.can_mount
+            else "not enforced (mounting needs root)",
+        }
+
+    async def open(
+        self,
+        image: Path,
+        read_only: Mapping[str, Path] | None = None,
+        writable: Mapping[str, Path] | None = None,
+    ) -> LocalSandbox:
+        """A sandbox whose ``/work`` is a copy of ``image``; mounts map absolute paths inside to existing paths here.
+
+        As root, mounted trees must be readable by all users, and a writable directory is given to the sandbox's user.
+        Do not follow links in a writable mount: what is in there was made by the sandboxed program.
+        """
+        return await in_thread(
+            lambda: self._open(Path(image), dict(read_only or {}), dict(writable or {})),
+            undo=lambda sandbox: sandbox._give_back(),
+        )
+
+    def _open(self, image: Path, read_only: dict[str, Path], writable: dict[str, Path]) -> LocalSandbox:
+        self.check()
+        host = self._prepared()
+        for inside in (*read_only, *writable):
+            if not inside.startswith("/"):
+                raise ValueError(f"mounts: expected an absolute path inside the sandbox, got {inside!r}")
+        slot = host.take(self.max_work_bytes, self.max_files)
+        try:
+            make_directories(slot)
+            copy_tree(image, slot.directory / "work", slot.uid)
+            if slot.uid is not None:
+                for here in writable.values():
+                    os.chown(here, slot.uid, slot.uid)
+            return self._sandbox(host, slot, read_only, writable)
+        except OSError as error:
+            host.give_back(slot)
+            raise SandboxError(f"cannot open a sandbox from {image}: {error}") from error
+        except BaseException:
+            host.give_back(slot)
+            raise
+
+    def _prepared(self) -> Host:
+        with _PREPARING:
+            if self._host is None or self._host.pid != os.getpid():
+                self._host = Host(self.root, self.max_slots, self.first_uid)
+            return self._host
+
+
+class LocalSandbox(Sandbox):
+    """Made by a ``LocalProvider``."""
+
+    def __init__(self, provider: LocalProvider, host: Host, slot: Slot) -> None:
+        self.uid = slot.uid
+        self._max_output_bytes = provider.max_output_bytes
+        self._max_work_bytes, self._max_files = provider.max_work_bytes, provider.max_files
+        self._host = host
+        self._slot = slot
+        self._processes: set[SandboxProcess] = set()
+        self._closing: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def _launch(self, argv: Sequence[str], *, with_stdin: bool) -> SandboxProcess:
+        """Start ``argv``, isolated; ``SandboxError`` if it cannot be."""
+
+    async def spawn(self, argv: Sequence[str]) -> SandboxProcess:
+        """Start ``argv`` in a process namespace of its own; the result's ``kill`` ends all that it started."""
+        return await self._start(argv, with_stdin=True)
+
+    async def _start(self, argv: Sequence[str], *, with_stdin: bool) -> SandboxProcess:
+        if self._closing is not None:
+            raise SandboxError("the sandbox is closed")
+        process = await self._launch(argv, with_stdin=with_stdin)
+        self._processes = {other for other in self._processes if not other.is_finished} | {process}
+        if self._closing is not None:
+            await self._end_processes()
+            raise SandboxError("the sandbox was closed while a program started")
+        return process
+
+    async def run(self, command: str, timeout_s: float) -> CommandResult:
+        """``bash -c command`` without input, in ``/work``; the exit code is 124 at the time-out, 137 if killed.
+
+        Background processes end with the command. Output beyond the cap is left out of the middle, and a line says so.
+        """
+        script = word_bytes(command)
+        if len(script) <= _MAX_WORD_BYTES:
+            process = await self._start(["bash", "-c", command], with_stdin=False)
+        else:
+            process = await self._start(["bash", "-c", 'eval "$(cat)" </dev/null'], with_stdin=True)
+            assert process.stdin is not None
+            process.stdin.write(script)
+            process.stdin.close()
+        assert process.stdout is not None
+        output = CappedOutput(self._max_output_bytes)
+        timed_out = flooded = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                while chunk := await process.stdout.read(_CHUNK_BYTES):
+                    output.add(chunk)
+                    if output.num_bytes > _MAX_OUTPUT_FACTOR * self._max_output_bytes:
+                        flooded = True
+                        break
+                else:
+                    await process.wait()
+        except TimeoutError:
+            timed_out = True
+        finally:
+            process.kill()
+        while chunk := await process.stdout.read(_CHUNK_BYTES):
+            output.add(chunk)
+        exit_code = await _end(process)
+        self._processes.discard(process)
+        if exit_code < 0:
+            raise SandboxError(f"the sandboxed process was ended from outside (signal {-exit_code})")
+        text = output.text()
+        if flooded:
+            text += f"\n[killed: more than {_MAX_OUTPUT_FACTOR * self._max_output_bytes} bytes of output]\n"
+        return CommandResult(text, 124 if timed_out else exit_code, timed_out)
+
+    async def snapshot(self, destination: Path) -> None:
+        """End every process, then copy ``/work`` into the directory ``destination``.
+
+        Raises:
+            TreeTooLargeError: the copy, in which hard links are separate files, would exceed what a sandbox may hold.
+        """
+        if self._closing is not None:
+            raise SandboxError("the sandbox is closed")
+        await self._end_processes()
+        try:
+            # The copy becomes the image of another sandbox, which needs some room and files of its own beside it.
+            allowance = Allowance(self._max_work_bytes * 7 // 8, self._max_files * 7 // 8)
+            work = self._slot.directory / "work"
+            await in_thread(lambda: copy_tree(work, Path(destination), allowance=allowance))
+        except OSError as error:
+            raise SandboxError(f"cannot copy the sandbox's files to {destination}: {error}") from error
+
+    async def close(self) -> None:
+        """End every process and delete everything, even if the caller is cancelled meanwhile."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await self._end_processes()
+        await asyncio.to_thread(self._give_back)
+
+    def _give_back(self) -> None:
+        self._host.give_back(self._slot)
+
+    async def _end_processes(self) -> None:
+        for process in self._processes:
+            process.kill()
+        while self._processes:
+            await _end(self._processes.pop())
+
+
+async def _end(process: SandboxProcess) -> int:
+    try:
+        async with asyncio.timeout(_KILL_TIMEOUT_S):
+            return await process.end()
+    except TimeoutError:
+        raise SandboxError(f"a sandboxed process (pid {process.pid}) cannot be killed") from None
+
+
+async def in_thread(call: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
+    """The result of ``call``; a cancelled caller waits for it too, and has it undone."""
+    task = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        result = await task
+        if undo is not None:
+            await asyncio.to_thread(undo, result)
+        raise
+
+
+def make_directories(slot: Slot) -> None:
+    """``work``, ``tmp`` and ``home``, the slot's user's own."""
+    for name, mode in (("work", 0o755), ("tmp", 0o1777), ("home", 0o755)):
+        directory = slot.directory / name
+        directory.mkdir()
+        directory.chmod(mode)
+        if slot.uid is not None:
+            os.chown(directory, slot.uid, slot.uid)

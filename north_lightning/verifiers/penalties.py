@@ -1,0 +1,124 @@
+"""Rewards put together: one verifier that judges, and penalties for how the attempt went.
+
+In YAML:
+
+    verifier:
+      class_path: north_lightning.verifiers.RewardSum
+      init_args:
+        judge: {verifier: {class_path: north_lightning.verifiers.UnitTestVerifier}, timeout_s: 200}
+        further:
+          format: {verifier: {class_path: north_lightning.verifiers.FormatPenalty}, weight: 0.1}
+          loops: {verifier: {class_path: north_lightning.verifiers.LoopPenalty}, weight: 0.2}
+
+A penalty is a verifier like any other: its value is 0 or less, it looks at the rollout only, and opens no sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from north_lightning.errors import ConfigError, VerifierError
+from north_lightning.interfaces import RewardVerifier, SandboxProvider
+from north_lightning.types import Reward, Rollout, Task
+from north_lightning.verifiers.checked import checked_reward
+from north_lightning.verifiers.loops import has_loop
+
+
+@dataclass(frozen=True)
+class Part:
+    """One verifier of a sum.
+
+    Args:
+        verifier: What says a value.
+        weight: What the value is multiplied with.
+        timeout_s: Seconds it may take; beyond them the attempt is not graded.
+    """
+
+    verifier: RewardVerifier
+    weight: float = 1.0
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ConfigError(f"timeout_s: expected a positive number of seconds, got {self.timeout_s}")
+
+
+@dataclass(frozen=True)
+class RewardSum(RewardVerifier):
+    """The weighted sum of several verifiers. The judge alone says whether the task is solved.
+
+    Args:
+        judge: Who says whether the attempt solved the task.
+        further: What else counts, by name; the names are those in the reward's details.
+    """
+
+    judge: Part
+    further: dict[str, Part] = field(default_factory=dict)
+
+    def limit_s(self, task: Task) -> float | None:
+        """Of all parts, one after another; None if none is limited."""
+        limits = [part.timeout_s or part.verifier.limit_s(task) for part in (self.judge, *self.further.values())]
+        return sum(limit for limit in limits if limit is not None) if any(limits) else None
+
+    async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
+        """The sum; a part that raises, takes too long or returns no finite number leaves the attempt ungraded."""
+        values = {}
+        details: dict[str, object] = {}
+        solved = False
+        for name, part in {"judge": self.judge, **self.further}.items():
+            reward = await _graded(name, part, task, rollout, workdir, sandboxes)
+            values[name] = part.weight * reward.value
+            if name == "judge":
+                details, solved = dict(reward.details), bool(reward.solved)
+        return Reward(sum(values.values()), {**details, "parts": values}, solved)
+
+
+async def _graded(
+    name: str, part: Part, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider
+) -> Reward:
+    try:
+        async with asyncio.timeout(part.timeout_s):
+            reward = await part.verifier.verify(task, rollout, workdir, sandboxes)
+    except TimeoutError as error:
+        raise VerifierError(f"verifier part {name!r}: expected an end within {part.timeout_s} s, got none") from error
+    return checked_reward(reward, f"verifier part {name!r}")
+
+
+class FormatPenalty(RewardVerifier):
+    """Minus the share of turns that were no valid action."""
+
+    async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
+        invalid = sum(turn.error is not None for turn in rollout.turns)
+        return Reward(-invalid / max(len(rollout.turns), 1))
+
+
+class LengthPenalty(RewardVerifier):
+    """Nothing up to ``free_tokens`` generated tokens, then linearly down to -1 at ``max_tokens``.
+
+    The soft overlong punishment of DAPO (https://arxiv.org/abs/2503.14476, eq. 13), over all turns of an attempt.
+
+    Args:
+        free_tokens: Generated tokens, reasoning included, that cost nothing.
+        max_tokens: From here on it costs 1.
+    """
+
+    def __init__(self, free_tokens: int, max_tokens: int) -> None:
+        if not 0 <= free_tokens < max_tokens:
+            raise ConfigError(
+                f"free_tokens: expected 0 or more and less than max_tokens, {max_tokens}, got {free_tokens}"
+            )
+        self.free_tokens = free_tokens
+        self.max_tokens = max_tokens
+
+    async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
+        excess = (rollout.num_sampled_tokens - self.free_tokens) / (self.max_tokens - self.free_tokens)
+        return Reward(-min(max(excess, 0.0), 1.0))
+
+
+class LoopPenalty(RewardVerifier):
+    """-1 for an attempt that went in circles (``loops.has_loop``), or was ended because it did."""
+
+    async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
+        return Reward(-float(rollout.stop_reason == "loop" or has_loop(rollout)))

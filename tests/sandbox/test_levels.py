@@ -1,0 +1,66 @@
+"""The conformance cases and the attacks, on every isolation level that this machine has."""
+
+import asyncio
+import os
+
+import pytest
+from attacks import ATTACKS, attack_all, control
+from conformance import CASES, run_cases
+from container_engine import container_engine
+from root_file_system import make_root_file_system
+
+from north_lightning.sandbox import BubblewrapProvider, DockerProvider
+
+LIMITS = {"max_work_bytes": 64 << 20, "max_file_bytes": 8 << 20, "max_files": 5000, "max_processes": 64}
+LEVELS = ("bubblewrap", "docker")
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory):
+    pytest.importorskip("docker", reason="the docker package is not installed")
+    try:
+        with container_engine(tmp_path_factory.mktemp("engine")) as address:
+            yield address
+    except LookupError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def root_file_system(tmp_path_factory):
+    return make_root_file_system(tmp_path_factory.mktemp("root") / "root")
+
+
+@pytest.fixture(scope="session", params=LEVELS)
+def level(request):
+    """A provider of each isolation level; the suite prints which one was tested."""
+    limits = {**LIMITS, "memory_bytes": 512 << 20}
+    if request.param == "bubblewrap":
+        provider = BubblewrapProvider(**{**limits, "memory_bytes": 1024 << 20})
+    else:
+        image = str(request.getfixturevalue("root_file_system"))
+        provider = DockerProvider(image, engine=request.getfixturevalue("engine"), **limits)
+    provider.check()
+    described = provider.describe()
+    print(f"isolation level tested: {described['isolation']} ({described['resource_control']})")
+    return provider
+
+
+def test_forty_cases_hold_on_every_level(level, tmp_path):
+    assert len(CASES) >= 40
+    failed = asyncio.run(run_cases(level, tmp_path))
+    assert not failed, "\n".join(f"{name}: {text}" for name, text in failed.items())
+
+
+def test_sixty_attacks_fail_on_every_level(level, tmp_path):
+    assert len(ATTACKS) >= 60
+    assert {attack.kind for attack in ATTACKS} == {"escape", "resource", "tampering", "timing"}
+    won = asyncio.run(attack_all(level, tmp_path))
+    assert not won, "\n".join(f"{name}: {text}" for name, text in won.items())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="most attacks need root to win without a sandbox")
+def test_attacks_succeed_where_nothing_isolates(tmp_path):
+    """The attacks are able to win: the harmless ones do, run by a plain bash on this machine."""
+    won, tried = control(tmp_path)
+    assert len(tried) >= 30
+    assert len(won) >= 0.75 * len(tried), sorted(set(tried) - set(won))
