@@ -19,23 +19,37 @@ from rich.console import Console
 
 from north_lightning.data.sft import SFTDataModule
 from north_lightning.data.stream import Pass
+from north_lightning.errors import ConfigError
 from north_lightning.views.charts import bar_chart, histogram
 
 LEAK_REASONS = ("leak", "duplicate")
 """Reasons with one of these words in them are shown as leaks and duplicates."""
 
 
-def report_data(data: SFTDataModule, output_dir: Path = Path("runs/data"), rows_per_step: int = 8) -> None:
+def report_data(
+    data: SFTDataModule,
+    output_dir: Path = Path("runs/data"),
+    rows_per_step: int = 8,
+    filter_account: Path | None = None,
+) -> None:
     """Read, filter, tokenise and plan, then write ``data.json`` and ``data.html``.
 
     Args:
         data: As in the training config.
         output_dir: Where the two files are written.
         rows_per_step: Rows of an optimizer step: micro-batches x ranks.
+        filter_account: The `filter.json` of `data filter`, to show what was dropped before: leaks and duplicates too.
     """
+    if filter_account is not None and not filter_account.is_file():
+        raise ConfigError(f"filter_account: expected a file that `data filter` wrote, got '{filter_account}'")
     data.setup("fit")
     planned = data.make_stream(rows_per_step).plan_pass()
     summary = summarise(data, planned, rows_per_step)
+    account = {"sources": {}, "examples": {}} if filter_account is None else json.loads(filter_account.read_text())
+    summary["filtered"] = _dropped({name: source["dropped"] for name, source in account["sources"].items()})
+    summary["filtered_examples"] = [
+        {"reason": reason, **example} for reason, examples in account["examples"].items() for example in examples
+    ]
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "data.json").write_text(json.dumps(summary, indent=2) + "\n")
     (output_dir / "data.html").write_text(render_page(summary, _draw(data, planned, summary)))
@@ -87,7 +101,7 @@ def summarise(data: SFTDataModule, planned: Pass, rows_per_step: int) -> dict[st
         "utilisation": planned.utilisation,
         "documents_per_row": int(planned.times_placed.sum()) / planned.num_rows,
         "num_too_long": sum(report.dropped["too_long"] for report in data.reports.values()),
-        "dropped": _dropped(data),
+        "dropped": _dropped({name: report.dropped for name, report in data.reports.items()}),
         "examples": [
             {"source": name, "reason": reason, **example}
             for name, report in data.reports.items()
@@ -102,7 +116,8 @@ def render_page(summary: Mapping[str, Any], charts: Sequence[tuple[str, str]]) -
     environment = Environment(
         loader=PackageLoader("north_lightning.views"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    leaks = [row for row in summary["dropped"] if any(word in row["reason"] for word in LEAK_REASONS)]
+    dropped = [*summary["filtered"], *summary["dropped"]]
+    leaks = [row for row in dropped if any(word in row["reason"] for word in LEAK_REASONS)]
     return environment.get_template("data.html.jinja").render(summary=summary, charts=charts, leaks=leaks)
 
 
@@ -132,9 +147,9 @@ def _add_up(sources: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, An
     return groups
 
 
-def _dropped(data: SFTDataModule) -> list[dict[str, Any]]:
-    reasons = sorted({reason for report in data.reports.values() for reason in report.dropped})
-    counts = {reason: {name: report.dropped[reason] for name, report in data.reports.items()} for reason in reasons}
+def _dropped(counts_by_source: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
+    reasons = sorted({reason for counts in counts_by_source.values() for reason in counts})
+    counts = {reason: {name: of.get(reason, 0) for name, of in counts_by_source.items()} for reason in reasons}
     rows = [{"reason": reason, "by_source": row, "total": sum(row.values())} for reason, row in counts.items()]
     return sorted(rows, key=lambda row: (-row["total"], row["reason"]))
 

@@ -50,7 +50,12 @@ def tiny(config: Path, folder: Path, tokenizer_dir: Path) -> SFTDataModule:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_the_recipes_mix_is_reported_as_it_is_in_the_rows(config: Path, tmp_path: Path, tokenizer_dir: Path) -> None:
     data = tiny(config, tmp_path, tokenizer_dir)
-    report_data(data, tmp_path / "report", rows_per_step=4)
+    account = {
+        "sources": {"raw": {"dropped": {"leak_repository": 3, "duplicate": 1}}, "more": {"dropped": {"duplicate": 4}}},
+        "examples": {"leak_repository": [{"source": "raw", "task_id": "leaked-1", "detail": "django/django"}]},
+    }
+    (tmp_path / "filter.json").write_text(json.dumps(account))
+    report_data(data, tmp_path / "report", rows_per_step=4, filter_account=tmp_path / "filter.json")
     summary = json.loads((tmp_path / "report/data.json").read_text())
 
     stream = data.make_stream(4)
@@ -77,6 +82,9 @@ def test_the_recipes_mix_is_reported_as_it_is_in_the_rows(config: Path, tmp_path
     for name in shown:
         assert f"<td>{name}</td>" in page
     assert "faulty-1" in page
+    assert "leaked-1" in page
+    leaks = page.partition("Duplicates and leaks")[2].partition("</table>")[0]
+    assert re.findall(r"<td>(\w+)</td><td class=\"bad\">(\d+)", leaks) == [("duplicate", "5"), ("leak_repository", "3")]
     assert not re.search(r"""(src|href)=["']https?:""", page)
 
 
