@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchao.optim import _AdamW  # type: ignore[import-untyped]
+from torchao.optim import _AdamW
 
 
 class AdamWBF16Moments(_AdamW):

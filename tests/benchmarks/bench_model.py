@@ -1,6 +1,6 @@
 """The model's parts and its training step against what a user would otherwise take, both sides in one run.
 
-    python tests/benchmarks/bench_model.py [--parts step loss attention gpu] [--threads 1] [--rounds 5]
+    python tests/benchmarks/bench_model.py [--parts step loss attention gpu] [--threads 1] [--rounds 3]
 
 - ``step``: forward, next-token cross entropy, backward and AdamW of a model with 128 experts, top-8 and tiny widths,
   against transformers with each of its expert implementations, in float32. Both compute the same loss.
@@ -495,7 +495,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=["step", "loss", "attention", "gpu"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("runs/bench/model.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
