@@ -150,7 +150,7 @@ class _TokenLogprobs(torch.autograd.Function):
                         grad_hidden[rows].addmm_(grad_logits, head)
                     if grad_head is not None:
                         grad_head.addmm_(grad_logits.T, states)
-                if grad_weight is not None:
+                if grad_weight is not None and grad_head is not None:
                     grad_weight[ids] = grad_head
         return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None
 

@@ -14,7 +14,6 @@ from north_lightning.planning.sizes import (
     attention_parameters,
     count_parameters,
     expert_parameters,
-    layer_keys,
     lora_parameters,
 )
 
@@ -25,14 +24,8 @@ BACKWARD_FACTOR = 1.5
 """ASSUMED: what a layer needs while its backward pass runs, relative to what it keeps for it: gradients of its largest
 activations come and go while these are still there."""
 
-CHUNK_BYTES = 2**27
+TILE_BYTES = {"cpu": 2**21, "cuda": 2**27}
 """Logits held at once, in float32 (``losses.logprobs``)."""
-
-SLICE_BYTES = 2**28
-"""Of a half-precision head, what is held in float32 at once (``losses.logprobs``)."""
-
-MAX_SAVED_SCORES = 2**25
-"""Attention scores up to which a layer keeps its softmax on a CPU (``model.block_attention``)."""
 
 
 @dataclass(frozen=True)
@@ -121,21 +114,7 @@ def kept_by_attention(setup: TrainingSetup, layer: int) -> float:
     if setup.on_gpu:
         rotated = (heads + kv_heads) * width if config.uses_rope(layer) else 0
         return tokens * (normed + unnormed + size * (qkv + rotated) + out + 4 * heads)
-    return tokens * (normed + unnormed + out) + 4 * _block_attention(setup, layer, qkv * tokens)
-
-
-def _block_attention(setup: TrainingSetup, layer: int, qkv: float) -> float:
-    """Numbers kept on a CPU: a copy of queries, keys and values; in short rows, these by blocks, and the softmax."""
-    config, block = setup.config, 64
-    window = config.num_window_keys if config.is_sliding(layer) else None
-    keys = layer_keys(config, layer, setup.row_tokens) + block  # whole blocks
-    if window is not None and window < setup.row_tokens:
-        keys = min(keys, window + block)
-    scores = setup.tokens_here * config.num_attention_heads * keys
-    if scores > MAX_SAVED_SCORES:
-        return qkv
-    gathered = 2 * config.num_key_value_heads * config.head_dim * setup.tokens_here * keys / block
-    return scores + gathered + setup.tokens_here * config.num_attention_heads * config.head_dim
+    return tokens * (normed + unnormed + out + 4 * qkv)  # queries, keys and values by blocks, in float32
 
 
 def kept_by_mlp(setup: TrainingSetup, layer: int) -> float:
@@ -154,12 +133,11 @@ def kept_by_mlp(setup: TrainingSetup, layer: int) -> float:
 
 
 def _logits(setup: TrainingSetup) -> float:
-    """A chunk of logits and as much while sums are taken, a slice of the head, and the head's gradient in float32."""
+    """Two tiles of logits, the float32 gradient of the hidden states, and the gradient of the head."""
     config = setup.config
-    chunk = min(CHUNK_BYTES, 4 * config.vocab_size * min(setup.tokens_here, 512))
-    head = 4 * config.vocab_size * config.hidden_size
-    part = 0 if setup.compute_bytes == 4 else min(SLICE_BYTES, head)
-    return 2 * chunk + part + (0 if setup.lora_rank else head)
+    tile = TILE_BYTES["cuda" if setup.on_gpu else "cpu"]
+    head = 0 if setup.lora_rank else setup.compute_bytes * config.vocab_size * config.hidden_size
+    return 2 * tile + 4 * setup.tokens_here * config.hidden_size + head
 
 
 def kv_bytes_per_sequence(config: NorthConfig, context_tokens: int, element_bytes: int = 2) -> float:

@@ -23,6 +23,7 @@ MOMENT_BYTES: Mapping[str, float | None] = {
     "_AdamW": None,  # torchao's, which rounds bfloat16 weights stochastically
     "Adam": None,
     "SGD": 0.0,
+    "AdamWBF16Moments": 4.0,
     "AdamW8bit": 2.06,  # two bytes, and a float32 scale for every 256 entries of each moment (torchao)
     "AdamWFp8": 2.06,
     "AdamW4bit": 1.06,

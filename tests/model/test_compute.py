@@ -17,7 +17,7 @@ from transformers_reference import (
 )
 
 from north_lightning.errors import ConfigError
-from north_lightning.model import ComputeConfig, NorthModel, attention, block_attention, named_hf_tensors
+from north_lightning.model import ComputeConfig, NorthModel, attention, named_hf_tensors
 
 WINDOW = 12
 LENGTHS = [50, 1, 7, 12, 13, 80]  # shorter than the window, as long, one longer, several windows long

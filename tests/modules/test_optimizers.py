@@ -12,6 +12,7 @@ pytest.importorskip("torchao")
 
 RECIPES = {  # bytes per parameter, gradient included: (class, its arguments, type of the parameters)
     16.0: ("torch.optim.AdamW", {"fused": True}, torch.float32),
+    12.0: ("north_lightning.modules.low_precision_adamw.AdamWBF16Moments", {}, torch.float32),
     10.1: ("torchao.optim.AdamW8bit", {}, torch.float32),
     8.0: ("torchao.optim._AdamW", {"bf16_stochastic_round": True}, torch.bfloat16),
     6.1: ("torchao.optim.AdamW8bit", {"bf16_stochastic_round": True}, torch.bfloat16),
@@ -55,3 +56,16 @@ def test_bytes_per_parameter_are_as_promised_and_steps_follow_adamw(recipe: floa
     assert per_parameter == pytest.approx(recipe, abs=0.05)
     moved, should_move = (p.detach().float() - start.float() for p in (parameter, expected))
     assert (moved - should_move).norm() < 0.15 * should_move.norm()
+
+
+def test_moments_that_bfloat16_would_freeze_are_refused() -> None:
+    from north_lightning.modules.low_precision_adamw import AdamWBF16Moments
+
+    with pytest.raises(ValueError, match="betas: expected at most 1 - 1/256"):
+        AdamWBF16Moments([torch.nn.Parameter(torch.zeros(4))], betas=(0.9, 0.999))
+
+
+def test_the_planner_knows_the_bytes_of_bfloat16_moments() -> None:
+    from north_lightning.planning.setup import MOMENT_BYTES
+
+    assert MOMENT_BYTES["AdamWBF16Moments"] == 12.0 - 4 - 4
