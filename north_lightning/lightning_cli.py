@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -33,7 +34,6 @@ from north_lightning.modules import NorthModule  # noqa: E402, and with it North
 from north_lightning.parser import ExplainingParser  # noqa: E402
 
 PLUGIN_GROUP = "north_lightning.plugins"
-EXIT_SIGTERM = 128 + signal.SIGTERM
 
 
 class TrainingParser(ExplainingParser, LightningArgumentParser):
@@ -73,7 +73,7 @@ class NorthCLI(LightningCLI):
 
 
 def run_training(arguments: Sequence[str]) -> int:
-    """Run one of Lightning's commands; 0, or 143 after a SIGTERM, when callbacks have saved what they save.
+    """Run one of Lightning's commands; 0, or 143 after a SIGTERM and 130 after Ctrl-C, when callbacks have saved.
 
     Raises:
         ConfigError: also in place of Lightning's own complaints about a configuration.
@@ -86,6 +86,7 @@ def run_training(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", r"Total length of .* across ranks is zero")  # no validation data: as configured
     warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated")
     sys.argv = [sys.argv[0], *arguments]  # Lightning warns when it is given both
+    saver = SaveOnTermination(shlex.join(["python", "-m", "north_lightning", *arguments]))
     try:
         NorthCLI(
             LightningModule if arguments[0] == "predict" else NorthModule,
@@ -98,10 +99,12 @@ def run_training(arguments: Sequence[str]) -> int:
             save_config_kwargs={"overwrite": True},
             parser_class=TrainingParser,
             parser_kwargs=_parser_kwargs(),
-            trainer_defaults={"callbacks": [RunLock(), SaveOnTermination()]},
+            trainer_defaults={"callbacks": [RunLock(), saver]},
         )
-    except SIGTERMException:
-        return EXIT_SIGTERM
+    except SystemExit as ended:  # SIGTERMException is one; Lightning makes one of a KeyboardInterrupt
+        if saver.received is None and not isinstance(ended, SIGTERMException):
+            raise
+        return 128 + (saver.received or signal.SIGTERM)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
     return 0

@@ -287,28 +287,66 @@ def test_a_plugin_folder_that_does_not_exist_is_an_error(
 # ---- a whole run, interrupted ----------------------------------------------------------------------------------------
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, plugins: Path | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "north_lightning", "fit", *arguments, "--num_threads=1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"NORTH_PLUGINS": str(plugins)} if plugins else {})
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
 
 
-def test_sigterm_saves_exits_143_and_the_resumed_run_equals_an_uninterrupted_one(inputs: Path, tmp_path: Path) -> None:
+def wait_for_steps(process: subprocess.Popen[str], history: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while not (history.exists() and len(read_history(history)) >= count):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_second_interrupt_ends_the_run_at_once(inputs: Path, tmp_path: Path) -> None:
+    """The first one is waited out by a step that never ends: a plug-in's."""
+    run_dir = tmp_path / "run"
+    config = sft_config(inputs, run_dir, max_steps=100_000)
+    config["trainer"]["callbacks"].append({"class_path": "stuck_callback.Stuck"})
+    (tmp_path / "stuck_callback.py").write_text(STUCK)
+    process = start("--config", write(config, tmp_path / "run.yaml"), plugins=tmp_path)
+    wait_for_steps(process, run_dir / "history.jsonl", 1)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert not (run_dir / "interrupted.ckpt").exists()
+
+
+STUCK = """
+import time
+from lightning.pytorch import Callback
+
+class Stuck(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 2:
+            for _ in range(600):
+                time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
+    number: int, code: int, inputs: Path, tmp_path: Path
+) -> None:
     interrupted, whole = tmp_path / "interrupted", tmp_path / "whole"
     config = write(sft_config(inputs, interrupted, max_steps=100_000), tmp_path / "interrupted.yaml")
     process = start("--config", config)
     history = interrupted / "history.jsonl"
-    deadline = time.monotonic() + 120
-    while not (history.exists() and len(read_history(history)) >= 3):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    wait_for_steps(process, history, 3)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, output
-    assert "resume with --ckpt_path" in output
+    assert process.returncode == code, output
+    (line,) = [line for line in output.splitlines() if "resume with --ckpt_path" in line]
+    checkpoint = interrupted / "interrupted.ckpt"
+    assert line.endswith(f": python -m north_lightning fit --config {config} --num_threads=1 --ckpt_path {checkpoint}")
 
     saved = torch.load(interrupted / "interrupted.ckpt", weights_only=True)
     steps = saved["global_step"] + 3

@@ -1,6 +1,6 @@
 """One trainer per run folder, and nothing lost when it is told to end.
 
-In: ``trainer.default_root_dir``. Out: a lock while a run is alive, a checkpoint after a SIGTERM. Not here:
+In: ``trainer.default_root_dir``. Out: a lock while a run is alive, a checkpoint after a SIGTERM or Ctrl-C. Not here:
 periodic checkpoints (Lightning's ``ModelCheckpoint``).
 """
 
@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
+import signal
+import threading
 from pathlib import Path
-from typing import TextIO
+from types import FrameType
+from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from north_lightning.errors import ConfigError
+from north_lightning.parallel import on_process_zero
 
 LOCK, INTERRUPTED = ".lock", "interrupted.ckpt"
 
@@ -58,15 +63,63 @@ class RunLock(Callback):
 
 
 class SaveOnTermination(Callback):
-    """After a SIGTERM, writes ``interrupted.ckpt`` in the run's folder: resume with ``--ckpt_path``.
+    """After a SIGTERM or a first Ctrl-C (SIGINT), ends the step and writes ``interrupted.ckpt`` in the run's folder.
 
-    Lightning finishes the step at hand first, so nothing is lost or repeated. Ctrl-C stops in the middle of a step and
-    saves nothing.
+    Nothing is lost or repeated by a run that is resumed from it with ``--ckpt_path``. A second Ctrl-C ends the run at
+    once and saves nothing. Where several processes train, what process 0 receives counts, for all and in the same step.
+
+    Args:
+        command: What the run was started with, to be shown with how to resume.
     """
+
+    def __init__(self, command: str | None = None) -> None:
+        self.received: signal.Signals | None = None
+        self._command = command
+        self._is_told = False
+        self._tell_lightning: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """In place of Lightning's own handler, which calls a collective in the middle of whatever is going on."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._tell_lightning = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, self._receive)
+        signal.signal(signal.SIGINT, self._receive)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "add_check"):
+            data.add_check(self._end_wait)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        self._agree()
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.state.fn == "fit":
+            self._agree()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit":
             path = Path(trainer.default_root_dir) / INTERRUPTED
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:
-                print(f"terminated after {trainer.global_step} steps; resume with --ckpt_path {path}", flush=True)
+                resume = f"--ckpt_path {shlex.quote(str(path))}"
+                command = "" if self._command is None else f": {self._command} {resume}"
+                print(f"terminated after {trainer.global_step} steps; resume with {resume}{command}", flush=True)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+    def _agree(self) -> None:
+        """Have every process end if process 0 was told to: Lightning raises when the step at hand is counted."""
+        if self._tell_lightning is None or self._is_told:
+            return
+        if (received := on_process_zero(lambda: self.received)) is not None:
+            self.received, self._is_told = received, True
+            self._tell_lightning(signal.SIGTERM, None)
+
+    def _end_wait(self) -> None:
+        if self.received is not None:
+            raise SIGTERMException

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
+from launch import as_torchrun_would, run_processes
 from rl_plugins import FirstTokenIsEven
 from small_runs import quiet_trainer
 
@@ -26,8 +28,9 @@ from north_lightning.harnesses import ReActTerminalHarness, SWEAgentHarness
 from north_lightning.history import read_history
 from north_lightning.interfaces import WeightTransport
 from north_lightning.losses import CISPOLoss
-from north_lightning.model import load_checkpoint
+from north_lightning.model import load_checkpoint, named_hf_tensors
 from north_lightning.modules import CISPOModule
+from north_lightning.parallel import NorthStrategy
 from north_lightning.rollout import WindowedFIFOQueue
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.sampling.sidecar import Sidecar
@@ -53,11 +56,12 @@ class Borrowed(WeightTransport):
 class Running:
     """The session's server, dressed as one that the callback starts and stops."""
 
-    def __init__(self, server: Sidecar) -> None:
-        self.url = server.url
-        self.check_alive = server.check_alive
-        self.max_model_len = server.max_model_len
+    def __init__(self, url: str, max_model_len: int) -> None:
+        self.url, self.max_model_len = url, max_model_len
         self.vocab_size: int | None = None
+
+    def check_alive(self) -> None:
+        httpx.get(f"{self.url}/weight_info", timeout=30).raise_for_status()
 
     def start(self) -> None: ...
 
@@ -108,7 +112,7 @@ def test_rollouts_are_sampled_trained_and_sampled_again_from_the_new_weights(
         checkpoint=checkpoint,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.95)),
     )
-    sidecar = SidecarCallback(lambda model_dir, log_path: Running(vllm_server))
+    sidecar = SidecarCallback(lambda model_dir, log_path: Running(vllm_server.url, vllm_server.max_model_len))
     callbacks = [sidecar, sync, make_producer(tasks), Throughput(), HFCheckpoint()]
     trainer = quiet_trainer(run_dir, max_steps=STEPS, callbacks=callbacks, logger=JSONLHistory(run_dir))
     data = RolloutDataModule(queue, GROUPS_PER_BATCH, max_row_tokens=3000, num_batches=STEPS, max_wait_s=200)
@@ -130,6 +134,48 @@ def test_rollouts_are_sampled_trained_and_sampled_again_from_the_new_weights(
     assert queue.stats()["trained"] == STEPS * GROUPS_PER_BATCH
     start, end = load_checkpoint(checkpoint), load_checkpoint(run_dir / "checkpoint")
     assert not torch.equal(start.embedding_weight, end.embedding_weight)
+
+
+def train_on_each(checkpoint: Path, tasks: list[Path], run_dir: Path, server: Running) -> dict[str, Any]:
+    """Three steps of what is one of several processes; what this one has published, and whether it has a producer."""
+    as_torchrun_would()
+    # Buckets of a few tensors, read as they are gathered: the server gets them in many files.
+    sync = WeightSyncCallback(2, lambda url: SharedMemoryTransport(url, max_staged_gib=1e-4))
+    producer = make_producer(tasks)
+    module = CISPOModule(
+        loss=CISPOLoss(), checkpoint=checkpoint, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3)
+    )
+    data = RolloutDataModule(WindowedFIFOQueue(2, 1, window=2), GROUPS_PER_BATCH, 3000, num_batches=3, max_wait_s=200)
+    quiet_trainer(
+        run_dir,
+        devices=2,
+        strategy=NorthStrategy(shard=2),
+        max_steps=3,
+        callbacks=[SidecarCallback(lambda model_dir, log_path: server), sync, producer, HFCheckpoint()],
+        logger=JSONLHistory(run_dir),
+    ).fit(module, datamodule=data)
+    return {"published_at": sync.published_at, "trained": data.queue.stats()["trained"]}
+
+
+@pytest.mark.slow
+def test_two_trainer_processes_sample_from_one_real_server_and_push_to_it(
+    checkpoint: Path, tasks: list[Path], tmp_path: Path, vllm_server: Sidecar, weight_transport: SharedMemoryTransport
+) -> None:
+    server = Running(vllm_server.url, vllm_server.max_model_len)
+    first, second = run_processes(2, train_on_each, checkpoint, tasks, tmp_path / "run", server)
+    start, end = (dict(named_hf_tensors(load_checkpoint(path))) for path in (checkpoint, tmp_path / "run/checkpoint"))
+    served = httpx.get(f"{vllm_server.url}/weight_info").json()["weight_version"]
+    weight_transport.push(start.items(), 0)  # the session's server again
+
+    assert first["published_at"] == second["published_at"] == {0: 0, 1: 2}
+    assert served == "1"
+    assert (first["trained"], second["trained"]) == (3 * GROUPS_PER_BATCH, 0)
+    history = read_history(tmp_path / "run" / "history.jsonl")
+    assert [line["step"] for line in history] == [0, 1, 2]
+    assert history[0]["train/mismatch_abs_max"] < 1e-4 < 1e-3 < history[1]["train/mismatch_abs_max"]
+    records = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    assert len(records) >= 3 * GROUPS_PER_BATCH * GROUP_SIZE
+    assert any(not torch.equal(start[name], end[name]) for name in start)
 
 
 def test_the_producer_must_come_after_the_weight_sync(checkpoint: Path, tasks: list[Path], tmp_path: Path) -> None:

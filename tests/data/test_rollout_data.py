@@ -142,6 +142,36 @@ def test_rows_have_the_documented_types_and_names_of_environments():
 @given(
     shapes=st.lists(st.lists(st.sampled_from([0.0, 1.0, -1.0]), min_size=1, max_size=4), min_size=1, max_size=5),
     extra=st.integers(0, 60),
+    num_at_once=st.integers(2, 5),
+)
+def test_rows_come_in_as_many_as_are_computed_at_once_and_hold_the_same_rollouts(shapes, extra, num_at_once):
+    groups = [group(i, advantages) for i, advantages in enumerate(shapes)]
+    longest = max(len(r.token_ids) for g in groups for r in g.rollouts)
+    alone, together = make_step(groups, longest + extra), make_step(groups, longest + extra, num_at_once=num_at_once)
+    assert len(together.micro_batches) % num_at_once == 0
+    assert all(len(batch.token_ids) <= longest + extra for batch in together.micro_batches)
+    assert together.num_tokens == sum(len(batch.token_ids) for batch in together.micro_batches)
+    trained, idle = [], []
+    for batch in together.micro_batches:
+        (trained if batch.loss_mask.any() else idle).append(batch)
+        assert batch.num_trained_tokens == alone.num_trained_tokens
+    assert len(idle) < num_at_once
+    assert not any(batch.advantages.any() for batch in idle)
+    documents = [
+        sorted((d["token_ids"], d["advantages"]) for batch in batches for d in split_documents(batch))
+        for batches in (alone.micro_batches, trained)
+    ]
+    assert documents[0] == documents[1]
+    if idle:  # nothing was left to split
+        assert all(len(batch.cu_seqlens) == 2 for batch in trained)
+    lengths = [len(batch.token_ids) for batch in trained]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    shapes=st.lists(st.lists(st.sampled_from([0.0, 1.0, -1.0]), min_size=1, max_size=4), min_size=1, max_size=5),
+    extra=st.integers(0, 60),
 )
 def test_micro_rows_never_overflow_and_hold_each_rollout_with_advantage_once(shapes, extra):
     groups = [group(i, advantages) for i, advantages in enumerate(shapes)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import work
+from launch import as_torchrun_would
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_runs import quiet_trainer
@@ -161,7 +161,7 @@ def one_process(inputs: Path, folder: Path) -> dict[str, Any]:
 
 def everything(inputs: Path, folder: Path) -> dict[str, Any]:
     """What each run leaves behind, by name; and what each fault raises."""
-    work.as_torchrun_would()
+    as_torchrun_would()
     results = {}
     saver = ModelCheckpoint(folder, "saved", every_n_train_steps=SAVED_AT, save_top_k=-1)
     for name, strategy in STRATEGIES.items():

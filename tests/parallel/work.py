@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 import training
 import yaml
+from launch import as_torchrun_would
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_runs import quiet_trainer, sft_config
@@ -144,20 +144,6 @@ def misuse_checkpoints(folder: Path) -> dict[str, Any]:
     dist.barrier()
     left = sorted(path.name for path in folder.parent.glob("*.ckpt"))
     return {"loaded": loaded, "messages": messages, "left": left}
-
-
-def as_torchrun_would() -> None:
-    """The environment by which Lightning knows that processes are there already."""
-    rank, world_size = str(dist.get_rank()), str(dist.get_world_size())
-    os.environ |= {
-        "TORCHELASTIC_RUN_ID": "test",
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": world_size,
-        "LOCAL_WORLD_SIZE": world_size,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",  # nobody connects: the group exists
-    }
 
 
 def make_module(inputs: Path, **settings: Any) -> SFTModule:

@@ -1,10 +1,12 @@
 """Every recipe of ``configs/north_mini`` runs one step: the same file, in a folder where the model is narrow.
 
-What is changed of a recipe is in ``EDITS``: the machine (one CPU process), and how much of it there is (row lengths,
-rollouts). The model keeps its depth's pattern, its routing and every setting; its widths are small.
+What is changed of a recipe is in ``EDITS``: the machine (one CPU process; two for ``rl``, which share a row), and how
+much of it there is (row lengths, rollouts). The model keeps its depth's pattern, its routing and every setting; its
+widths are small.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from launch import as_torchrun_would, run_processes
 from safetensors.torch import load_file
 from small_runs import write_run_inputs
 
@@ -74,7 +77,7 @@ def short_rows(fit: dict[str, Any]) -> None:
 
 
 def few_rollouts(fit: dict[str, Any]) -> None:
-    one_cpu(fit)
+    fit["trainer"] |= {"accelerator": "cpu", "devices": 2}
     data, callbacks = fit["data"]["init_args"], fit["trainer"]["callbacks"]
     data["groups_per_batch"] = data["queue"]["init_args"]["groups_per_batch"] = 2
     sidecar, _, producer = (callback["init_args"] for callback in callbacks[:3])
@@ -113,6 +116,12 @@ def test_the_synthesis_recipe_samples_from_our_own_sidecar_and_keeps_nothing_tha
     assert (tmp_path / "samples.jsonl").read_text() == ""
 
 
+def run_as_torchrun_would(folder: Path, arguments: list[str]) -> int:
+    as_torchrun_would()
+    os.chdir(folder)
+    return cli.main(arguments)
+
+
 def test_every_recipe_is_here() -> None:
     others = ("data_", "synthesise")  # which train nothing
     assert EDITS.keys() == {path.stem for path in RECIPES.glob("*.yaml") if not path.stem.startswith(others)}
@@ -128,7 +137,10 @@ def test_a_recipe_takes_a_step_and_releases_a_model(
     fit["trainer"]["default_root_dir"] = str(tmp_path)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fit))
     arguments = ["fit", "--config", str(tmp_path / "recipe.yaml"), "--trainer.fast_dev_run", "true"]
-    assert cli.main(arguments) == 0, capfd.readouterr().err
+    if fit["trainer"]["devices"] == 1:
+        assert cli.main(arguments) == 0, capfd.readouterr().err
+    else:
+        assert run_processes(2, run_as_torchrun_would, workplace, arguments) == [0, 0], capfd.readouterr().err
 
     before = load_file(workplace / fit["model"]["init_args"]["checkpoint"] / "model.safetensors")
     after = load_file(tmp_path / "checkpoint" / "model.safetensors")

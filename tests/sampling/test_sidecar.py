@@ -139,7 +139,10 @@ def test_a_killed_server_is_reported_leaves_no_engine_and_restarts_at_the_same_u
 ):
     temporary = Path(tempfile.mkdtemp())  # not under tmp_path: paths of sockets must be short
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    sidecar = Sidecar(vllm_checkpoint, tmp_path / "server.log", max_model_len=256)
+    torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in (torchrun | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)  # the server does not take itself for one of the trainer's processes
+    sidecar = Sidecar(vllm_checkpoint, tmp_path / "server.log", max_model_len=256, start_timeout_s=120)
     sidecar.start()
     try:
         group, url = sidecar.pid, sidecar.url

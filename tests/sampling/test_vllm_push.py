@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -64,6 +66,40 @@ def test_a_push_reports_what_it_took_and_leaves_no_copy_of_the_weights(weight_tr
     links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
     assert not any("north_lightning-weights" in os.readlink(link) for link in links if os.path.lexists(link))
     assert not is_paused(weight_transport.url)
+
+
+def test_tensors_are_taken_in_buckets_and_read_in_several_files(
+    vllm_server, weight_transport, score, pushed_tensors, pushed_logprobs
+):
+    alive, most, in_all = 0, 0, 0
+
+    def gathered() -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal alive, most, in_all
+
+        def forget(num_bytes: int) -> None:
+            nonlocal alive
+            alive -= num_bytes
+
+        for name, tensor in pushed_tensors.items():
+            copy = tensor.clone()
+            alive, in_all = alive + copy.nbytes, in_all + copy.nbytes
+            most = max(most, alive)
+            weakref.finalize(copy, forget, copy.nbytes)
+            yield name, copy
+            del copy
+
+    bucket_bytes = max(tensor.nbytes for tensor in pushed_tensors.values())
+    transport = SharedMemoryTransport(vllm_server.url, max_staged_gib=bucket_bytes / 2**30)
+    files = []
+    post = transport._post
+    transport._post = lambda path, **content: (files.append(path), post(path, **content))
+    transport.push(gathered(), 5)
+    transport.close()
+    weight_transport.fenced = True  # so that the fixture puts the old weights back
+    assert files.count("/update_weights") > 3
+    assert most <= 3 * bucket_bytes < in_all / 2
+    assert alive == 0
+    assert score(PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
 
 
 def without(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
@@ -168,7 +204,7 @@ def test_what_is_sent_reads_as_safetensors(dtype, tmp_path):
     fused = torch.randn(3, 4, 8).to(dtype)
     tensors = {"slice": fused[1], "transposed": fused[0].T, "vector": torch.arange(5).to(dtype), "whole": fused}
     with (tmp_path / "weights").open("wb") as file:
-        num_bytes = _write_safetensors(tensors.items(), file)
+        num_bytes = _write_safetensors(list(tensors.items()), file)
     read = load_file(tmp_path / "weights")
     assert list(read) == sorted(tensors)
     assert all(torch.equal(read[name], tensors[name]) and read[name].dtype == dtype for name in tensors)

@@ -32,6 +32,22 @@ def run_processes(count: int, function: Callable[..., Any], *arguments: Any) -> 
     return [result[1] for result in results]
 
 
+def as_torchrun_would() -> None:
+    """The environment by which Lightning knows that processes are there already."""
+    import torch.distributed as dist
+
+    rank, world_size = str(dist.get_rank()), str(dist.get_world_size())
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test",
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",  # nobody connects: the group exists
+    }
+
+
 def _run(
     rank: int, count: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> tuple[bool, Any]:
