@@ -238,3 +238,18 @@ def test_settings_that_cannot_work_name_their_key(tmp_path: Path) -> None:
             build_tasks(tmp_path, BubblewrapProvider(), packages={"a": "1"}, **{key: value})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="packages and repositories"):
         build_tasks(tmp_path, BubblewrapProvider())
+
+
+def test_a_task_that_does_not_hold_is_told_why(repository: Path, tmp_path: Path) -> None:
+    build(tmp_path, repository, tasks_per_repository=1)
+    (directory,) = (tmp_path / "rl").iterdir()
+    grader = Grader(BubblewrapProvider(), 20.0, 1)
+    assert asyncio.run(grader.validate(directory)) is None
+    solve, code = directory / "solution" / "solve.sh", directory / "environment" / "files" / "stretch" / "__init__.py"
+    script = solve.read_text()
+    for text, problem in (("true\n", "the solution fails"), ("exit 3\n", "the solution does not apply")):
+        solve.write_text(text)
+        assert asyncio.run(grader.validate(directory)) == problem
+    solve.write_text(script.replace("git apply", "true || git apply"))
+    code.write_text(CODE.format(high="high"))
+    assert asyncio.run(grader.validate(directory)) == "the untouched state does not fail in the same way"
