@@ -39,6 +39,10 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
         "north_lightning.factory.build:build_tasks",
         "verified software tasks from PyPI releases and git repositories",
     ),
+    "tasks import": (
+        "north_lightning.tasks.swe_rows:import_rows",
+        "rows of SWE-bench, SWE-bench Pro, SWE-smith or R2E-Gym as tasks",
+    ),
     "plugins check": (
         "north_lightning.conformance.command:check_plugins",
         "FILE...: does a reward, loss or queue keep its interface's promises",

@@ -1,22 +1,27 @@
 """``python -m north_lightning calibrate``: which tasks RL trains on, and how many turns each may take.
 
 In: a checkpoint and task sets. Out: a listing (JSONL) of the tasks the checkpoint solves sometimes but not always, each
-with a step budget: the longest of its solved attempts, plus ``spare_turns``. A task that is always or never solved has
-no gradient; a budget larger than its solutions need teaches verbosity.
+with a step budget: a quantile of the turns of its solved attempts, plus ``spare_turns``. A task that is always or never
+solved has no gradient; a budget larger than its solutions need teaches verbosity. Beside the listing: the attempts (a
+stopped calibration goes on), and what they say of all tasks, in numbers and as a picture (``distribution``).
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from north_lightning.errors import DataError
+from north_lightning.errors import ConfigError, DataError
 from north_lightning.evaluation.attempts import Attempt
+from north_lightning.evaluation.distribution import distribution, write_distribution
 from north_lightning.evaluation.each import attempt_with_each
 from north_lightning.evaluation.serve import SidecarFactory
 from north_lightning.evaluation.summary import by_task
+from north_lightning.rollout.metrics import percentile
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.tasks import load_task_sets
 
@@ -29,6 +34,7 @@ def calibrate(
     sidecar: SidecarFactory,
     num_samples: int = 4,
     spare_turns: int = 1,
+    budget_quantile: float = 1.0,
     concurrency: int = 64,
     seed: int = 0,
 ) -> None:
@@ -41,17 +47,22 @@ def calibrate(
         rollouts: How attempts are made.
         sidecar: The vLLM server.
         num_samples: Attempts per task.
-        spare_turns: Turns of the budget above the longest solved attempt.
+        spare_turns: Turns of the budget above what solved attempts took.
+        budget_quantile: Which quantile of the turns of a task's solved attempts that is; 1 is the longest.
         concurrency: Attempts at a time.
         seed: Of the first sample.
     """
+    if not 0 < budget_quantile <= 1:
+        raise ConfigError(f"budget_quantile: expected a number above 0, at most 1, got {budget_quantile}")
     output.parent.mkdir(parents=True, exist_ok=True)
     logs = output.with_suffix(".attempts.jsonl"), output.with_suffix(".vllm.log")
     tasks = load_task_sets(task_sets)
     named = {"calibration": checkpoint}
     measured_by = attempt_with_each(named, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed)
     attempts = by_task(measured_by["calibration"])
-    kept, always, never, unmeasured = [], 0, 0, 0
+    kept: dict[str, dict[str, object]] = {}
+    budgets: dict[str, int] = {}
+    always, never, unmeasured = 0, 0, 0
     for task in tasks:
         measured = attempts.get(task.id, [])
         solved = [attempt for attempt in measured if attempt.solved]
@@ -59,19 +70,24 @@ def calibrate(
         never += bool(measured) and not solved
         unmeasured += not measured
         if 0 < len(solved) < len(measured):
-            kept.append(_row(task.directory, measured, solved, task.max_turns, spare_turns))
+            budgets[task.id] = budget(solved, budget_quantile, spare_turns, task.max_turns)
+            kept[task.id] = {
+                "directory": str(task.directory.resolve()),
+                "max_turns": budgets[task.id],
+                "pass_rate": len(solved) / len(measured),
+            }
     failed = f"{unmeasured} could not be measured (errors in {logs[0]})"
+    write_distribution(distribution(attempts, budgets), output)
     if not kept:
         raise DataError(f"no task has something to learn: {always} are always solved, {never} never, {failed}")
-    output.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    output.write_text("".join(json.dumps(row) + "\n" for row in kept.values()))
     Console(highlight=False).print(
         f"{output}: {len(kept)} of {len(tasks)} tasks kept, {always} always solved, {never} never"
         + (f", {failed}" if unmeasured else "")
     )
 
 
-def _row(
-    directory: Path, measured: list[Attempt], solved: list[Attempt], max_turns: int, spare_turns: int
-) -> dict[str, object]:
-    budget = min(max_turns, max(attempt.turns for attempt in solved) + spare_turns)
-    return {"directory": str(directory.resolve()), "max_turns": budget, "pass_rate": len(solved) / len(measured)}
+def budget(solved: Sequence[Attempt], quantile: float, spare_turns: int, max_turns: int) -> int:
+    """Turns that an attempt may take, from those that solved attempts took; never more than the task allows."""
+    turns = percentile([attempt.turns for attempt in solved], 100 * quantile)
+    return min(max_turns, math.ceil(turns) + spare_turns)

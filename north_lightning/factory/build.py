@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from north_lightning.errors import ConfigError, TaskError
 from north_lightning.factory import sources
 from north_lightning.factory.grading import Baseline, Grader, tests_of
 from north_lightning.factory.issues import issue_text
-from north_lightning.factory.mutations import KINDS, mutations
+from north_lightning.factory.mutations import KINDS, Mutation, mutations
 from north_lightning.interfaces import SandboxProvider
 from north_lightning.tasks import TaskSource, write_task
 
@@ -41,8 +42,9 @@ HISTORY = "history"
 ACCEPTED = "accepted"
 MAX_TASKS_PER_FUNCTION = 2
 MAX_FAILING_SHARE = 0.5
-CANDIDATES_PER_TASK = 8
+CANDIDATES_PER_TASK = 6
 MAX_TURNS = 30
+MAX_SOURCE_CHARS = 200_000  # larger files are tables
 
 
 @dataclass(frozen=True)
@@ -154,13 +156,14 @@ async def _build(
     found = {"tests": len(baseline.stable), "flaky_tests": baseline.num_flaky}
     if not baseline.stable:
         return {**found, "error": "no unittest passes in the sandbox without installed packages"}
-    waiting = [one for one in _planted(repository, baseline, seed) if one.id not in shelf.records]
+    history = []
     if repository.git is not None:
-        waiting = [*await _historical(repository, repository.git, shelf, grader, num_commits), *waiting]
-    while waiting and shelf.num_accepted < num_tasks and len(shelf.records) < CANDIDATES_PER_TASK * num_tasks:
-        room = num_tasks - shelf.num_accepted
-        batch, waiting = waiting[: min(concurrency, room)], waiting[min(concurrency, room) :]
-        batch = [one for one in batch if shelf.has_room(one)]
+        history = await _historical(repository.git, shelf, grader, num_commits)
+    waiting = (one for one in chain(history, _planted(repository, baseline, seed)) if one.id not in shelf.records)
+    while (room := num_tasks - shelf.num_accepted) > 0 and len(shelf.records) < CANDIDATES_PER_TASK * num_tasks:
+        batch = list(islice((one for one in waiting if shelf.has_room(one)), min(concurrency, room)))
+        if not batch:
+            break
         outcomes = await asyncio.gather(*(_try(repository, one, shelf, grader) for one in batch))
         for candidate, outcome in zip(batch, outcomes, strict=True):
             shelf.record(candidate, outcome)
@@ -170,30 +173,29 @@ async def _build(
 def _planted(repository: Repository, baseline: Baseline, seed: int) -> Iterator[Candidate]:
     """All planted bugs, kinds taking turns, places in a drawn order."""
     rng = random.Random(f"factory/{seed}/{repository.name}")
-    by_kind: dict[str, list[Candidate]] = {kind: [] for kind in KINDS}
+    by_kind: dict[str, list[tuple[str, Mutation]]] = {kind: [] for kind in KINDS}
     for path, text in sorted(repository.files.items()):
-        if not sources.is_source(path):
+        if not sources.is_source(path) or len(text) > MAX_SOURCE_CHARS:
             continue
         try:
-            planted = list(mutations(text))
+            for mutation in mutations(text):
+                by_kind[mutation.kind].append((path, mutation))
         except (SyntaxError, ValueError):
-            continue
-        for mutation in planted:
-            digest = sha256(f"{path}\0{mutation.text}".encode()).hexdigest()[:8]
-            name = f"{mutation.kind}-{digest}"
-            function = f"{path}:{mutation.function}"
-            by_kind[mutation.kind].append(Candidate(name, mutation.kind, function, baseline, {path: mutation.text}))
-    for candidates in by_kind.values():
-        rng.shuffle(candidates)
+            continue  # not of this interpreter's version
+    for places in by_kind.values():
+        rng.shuffle(places)
     for turn in range(max(map(len, by_kind.values()))):
-        for candidates in by_kind.values():
-            if turn < len(candidates):
-                yield candidates[turn]
+        for kind, places in by_kind.items():
+            if turn < len(places):
+                path, mutation = places[turn]
+                broken = mutation.planted(repository.files[path])
+                if broken is not None:
+                    digest = sha256(f"{path}\0{broken}".encode()).hexdigest()[:8]
+                    function = f"{path}:{mutation.function}"
+                    yield Candidate(f"{kind}-{digest}", kind, function, baseline, {path: broken})
 
 
-async def _historical(
-    repository: Repository, path: Path, shelf: _Shelf, grader: Grader, num_commits: int
-) -> list[Candidate]:
+async def _historical(path: Path, shelf: _Shelf, grader: Grader, num_commits: int) -> list[Candidate]:
     """Commits that change both code and tests; the tests are those of after the commit."""
     candidates = []
     for commit, parent, _ in await asyncio.to_thread(sources.commits, path, num_commits):

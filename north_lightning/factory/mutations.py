@@ -1,7 +1,7 @@
 """Procedural bugs: small changes of a Python file's syntax tree, each a mistake that people make.
 
-In: the text of a module. Out: every place where a kind of bug could be planted, with the changed text. Only the changed
-expression or statement is written anew; the rest of the file keeps its bytes. Nothing is run here.
+In: the text of a module. Out: every place where a kind of bug could be planted, and what to write there. Only the
+changed expression or statement is written anew; the rest of the file keeps its bytes. Nothing is run here.
 """
 
 from __future__ import annotations
@@ -17,12 +17,24 @@ Change = Callable[[ast.AST], ast.AST | None]
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """One planted bug: the file's whole text after it."""
+    """One place for a bug: bytes ``start:end`` of the file become ``written``."""
 
     kind: str
     function: str  # dotted name of the function it is in
     line: int
-    text: str
+    start: int
+    end: int
+    written: str
+
+    def planted(self, text: str) -> str | None:
+        """The whole file with the bug; None if that is no Python (a ``continue`` that lost its loop, ...)."""
+        source = text.encode()
+        changed = (source[: self.start] + self.written.encode() + source[self.end :]).decode()
+        try:
+            compile(changed, "<planted>", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError):
+            return None
+        return changed
 
 
 def _shifted_comparison(node: ast.AST) -> ast.AST | None:
@@ -163,6 +175,27 @@ KINDS: dict[str, Change] = {
 }
 
 
+KNOWN_TO: dict[str, tuple[type[ast.stmt] | type[ast.expr], ...]] = {
+    "shifted_comparison": (ast.Compare,),
+    "inverted_comparison": (ast.Compare,),
+    "negated_condition": (ast.IfExp,),
+    "wrong_operator": (ast.BinOp, ast.AugAssign),
+    "wrong_connective": (ast.BoolOp,),
+    "shifted_number": (ast.Constant,),
+    "flipped_flag": (ast.Constant,),
+    "lost_negation": (ast.UnaryOp,),
+    "swapped_arguments": (ast.Call,),
+    "lost_argument": (ast.Call,),
+    "lost_bound": (ast.Subscript,),
+    "swapped_branches": (ast.IfExp,),
+    "lost_statement": (ast.Expr, ast.AugAssign),
+    "lost_guard": (ast.If,),
+    "lost_result": (ast.Return,),
+    "wrong_leap": (ast.Break, ast.Continue),
+}
+"""Which nodes a kind looks at: trees are large, and copying them is slow."""
+
+
 def mutations(text: str) -> Iterator[Mutation]:
     """Every bug that can be planted in the functions of a module, in order of place and kind.
 
@@ -177,6 +210,8 @@ def mutations(text: str) -> Iterator[Mutation]:
     for function, node in _nodes(tree, ()):
         start, end = (starts[line - 1] + column for line, column in _span(node))
         for kind, change in KINDS.items():
+            if not isinstance(node, KNOWN_TO[kind]):
+                continue
             changed = change(copy.deepcopy(node))
             if changed is None:
                 continue
@@ -185,9 +220,7 @@ def mutations(text: str) -> Iterator[Mutation]:
                 written = f"({written})" if not isinstance(changed, ast.Constant) else written
             if "\n" in written or (isinstance(node, ast.expr) and b"#" in source[start:end]):
                 continue  # a statement's layout, or a comment, would be lost
-            mutated = (source[:start] + written.encode() + source[end:]).decode()
-            if _parses(mutated):
-                yield Mutation(kind, function, node.lineno, mutated)  # type: ignore[attr-defined]
+            yield Mutation(kind, function, node.lineno, start, end, written)
 
 
 def _nodes(node: ast.AST, path: tuple[str, ...], inside: bool = False) -> Iterator[tuple[str, ast.AST]]:
@@ -211,11 +244,3 @@ def _span(node: ast.AST) -> tuple[tuple[int, int], tuple[int, int]]:
     assert node.end_lineno is not None
     assert node.end_col_offset is not None
     return (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
-
-
-def _parses(text: str) -> bool:
-    try:
-        ast.parse(text)
-    except SyntaxError:
-        return False
-    return True

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from north_lightning.errors import TaskError
+from north_lightning.sandbox.trees import copy_tree
 from north_lightning.tasks.check import check_task
 from north_lightning.tasks.schema import Agent, Verifier
 from north_lightning.tasks.schema import TaskStep as StepConfig
@@ -53,6 +54,7 @@ class TaskSource:
     max_turns: int
     links: Mapping[str, str] = field(default_factory=dict)  # path -> target
     directories: tuple[str, ...] = ()  # empty directories
+    base: Path | None = None  # a directory that the files are laid over
     git: bool = False  # commit the files to a fresh repository
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,6 +82,8 @@ def write_task(source: TaskSource, parent: Path) -> Path:
         shutil.rmtree(root)
     image = root / "environment" / "files"
     image.mkdir(parents=True)
+    if source.base is not None:
+        copy_tree(source.base, image)
     for directory in source.directories:
         (image / directory).mkdir(parents=True, exist_ok=True)
     for path, text in source.files.items():

@@ -9,6 +9,9 @@ process of the attempt has seen; the task's ``tests/`` is mounted read-only at `
 the attempt left (a machine that is merely too slow scores 0 as well, so the limit has to be generous); and a process
 that outlives ``test.sh`` scores 0, because it may have rewritten the reward.
 
+**Rows of benchmarks** (``tasks.swe_rows``) bring a test command of their own framework; its log is read, and every
+expected test must be in it as passed. As in the benchmarks themselves, code under test can print such a log.
+
 **Software tasks** are judged here, not in the sandbox: every expected test id gets a secret, the runner inside hands
 back the secret of each test that passed, and a missing one is a failure. ``unittest_runner`` says how it keeps them,
 ``graded_tree`` what of the attempt is graded at all.
@@ -39,6 +42,7 @@ from typing import Any
 from north_lightning.errors import VerifierError
 from north_lightning.interfaces import RewardVerifier, SandboxProvider
 from north_lightning.sandbox.scratch import Scratch
+from north_lightning.tasks.logs import PARSERS
 from north_lightning.types import CommandResult, Reward, Rollout, Task
 from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
 
@@ -83,6 +87,8 @@ class UnitTestVerifier(RewardVerifier):
             raise VerifierError(f"task {task.id}: expected a directory {tests}")
         scratch = Scratch("verify")
         try:
+            if "log_parser" in task.metadata:
+                return await self._verify_by_log(task, tests, workdir, scratch.path, sandboxes)
             if task.environment == "swe":
                 return await self._verify_by_name(task, tests, workdir, scratch.path, sandboxes)
             return await self._verify_by_script(task, tests, workdir, scratch.path, sandboxes)
@@ -150,6 +156,44 @@ class UnitTestVerifier(RewardVerifier):
             within = f" within {self.limit_s(task):g} s" if result.timed_out else ""
             details["reason"] = f"the tests did not run to their end{within}"
         return Reward(float(orderly and not details["failed"]), details)
+
+    # ---- benchmark rows: expected tests by name, in a test framework's log -----------------------------------------
+
+    async def _verify_by_log(
+        self, task: Task, tests: Path, workdir: Path, scratch: Path, sandboxes: SandboxProvider
+    ) -> Reward:
+        """1 if the log says of every expected test that it passed; a test that it does not name has failed."""
+        expected = [*task.metadata["fail_to_pass"], *task.metadata["pass_to_pass"]]
+        parse = PARSERS.get(task.metadata["log_parser"])
+        if parse is None or not expected:
+            raise VerifierError(
+                f"task {task.id}: expected tests and a log_parser of {', '.join(PARSERS)}, got "
+                f"{len(expected)} tests and {task.metadata['log_parser']!r}"
+            )
+        graded = scratch / "work"
+        allowance = Allowance(self.max_snapshot_mib * 2**20)
+        try:
+            await asyncio.to_thread(
+                build_graded_tree, task.directory / "environment" / "files", workdir, graded, allowance
+            )
+        except UngradableTree as error:
+            return Reward(0.0, {"reason": str(error)})
+        logs = make_writable(scratch / "logs")
+        result = await self._run(task, sandboxes, graded, {"/tests": tests}, logs, RUN_TEST_SCRIPT)
+        details: dict[str, Any] = {"output": result.output[-MAX_OUTPUT_CHARS:]}
+        if result.timed_out:
+            return Reward(0.0, {**details, "reason": f"the tests did not end within {self.limit_s(task):g} s"})
+        if result.exit_code == LEFT_RUNNING:
+            return Reward(0.0, {**details, "reason": "a process outlived the tests"})
+        try:
+            outcomes = parse(read_regular_file(logs / "log"))
+        except FileNotFoundError as error:
+            raise VerifierError(
+                f"task {task.id}: test.sh wrote no /logs/verifier/log: {result.output[-500:]}"
+            ) from error
+        passed = [test for test in expected if outcomes.get(test) == "passed"]
+        failed = [test for test in expected if outcomes.get(test) != "passed"]
+        return Reward(float(not failed), {**details, "passed": passed, "failed": failed})
 
     async def _run(
         self,
