@@ -1,7 +1,7 @@
 """Control groups around each sandbox: what all of its programs together may take, on whichever kind this machine has.
 
 In: a name. Out: a group of groups of that name, and in it one per sandbox with a bound on memory and on processes.
-cgroup v2 and v1 are supported; without either, or without the right to make groups, there are none, and ``kind`` says so.
+cgroup v2 and v1 are supported; without either, or the right to make groups, there are none, and ``kind`` says so.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _parents(proc: Path = Path("/proc/self")) -> list[tuple[Kind, list[Path]]]:
     own = {}
     for line in (proc / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        own.update({controller: path for controller in controllers.split(",")})
+        own.update(dict.fromkeys(controllers.split(","), path))
     unified: Path | None = None
     mounted: dict[str, Path] = {}
     for line in (proc / "mountinfo").read_text().splitlines():

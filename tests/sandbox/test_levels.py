@@ -7,6 +7,7 @@ import pytest
 from attacks import ATTACKS, attack_all, control
 from conformance import CASES, run_cases
 from container_engine import container_engine
+from late_write import graded, naively_graded, rewards
 from root_file_system import make_root_file_system
 
 from north_lightning.sandbox import BubblewrapProvider, DockerProvider
@@ -64,3 +65,10 @@ def test_attacks_succeed_where_nothing_isolates(tmp_path):
     won, tried = control(tmp_path)
     assert len(tried) >= 30
     assert len(won) >= 0.75 * len(tried), sorted(set(tried) - set(won))
+
+
+def test_a_process_left_running_cannot_write_the_reward_late(level, tmp_path):
+    for way in (graded, naively_graded):
+        (tmp_path / way.__name__).mkdir()
+    assert asyncio.run(rewards(graded, level, tmp_path / "graded", 5)) == [0.0] * 5
+    assert 1.0 in asyncio.run(rewards(naively_graded, level, tmp_path / "naively_graded", 5))
