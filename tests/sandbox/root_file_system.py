@@ -64,8 +64,8 @@ _SYSTEM_PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
 _LIBRARY = re.compile(r"(/\S+)\s+\(0x")
 
 
-def make_root_file_system(destination: Path) -> Path:
-    """Fill the new directory ``destination``: some 60 MB, of which Python is the most."""
+def make_root_file_system(destination: Path, *, with_python: bool = True) -> Path:
+    """Fill the new directory ``destination``: some 50 MB, of which Python is the most."""
     for name in ("usr/bin", "usr/lib", "etc", "proc", "sys", "dev", "tmp", "work", "home/agent", "run", "var", "root"):
         (destination / name).mkdir(parents=True, exist_ok=True)
     for name in ("bin", "sbin"):
@@ -75,17 +75,13 @@ def make_root_file_system(destination: Path) -> Path:
     (destination / "usr/lib64").symlink_to("lib")
     (destination / "var/tmp").symlink_to("/tmp")
     libraries: set[Path] = set()
-    for name in PROGRAMS:
+    for name in PROGRAMS if with_python else sorted({*PROGRAMS} - {"python3"}):
         found = shutil.which(name, path=_SYSTEM_PATH)
         if found is not None:
             shutil.copy2(Path(found).resolve(), destination / "usr/bin" / name)
             libraries |= _libraries_of(Path(found))
-    python = Path(shutil.which("python3", path=_SYSTEM_PATH) or "/usr/bin/python3").resolve()
-    standard = Path("/usr/lib") / python.name
-    ignored = shutil.ignore_patterns("__pycache__", "test", "tests", "idlelib", "config-*", "ensurepip", "lib2to3")
-    shutil.copytree(standard, destination / "usr/lib" / python.name, symlinks=False, ignore=ignored)
-    for module in (standard / "lib-dynload").glob("*.so"):
-        libraries |= _libraries_of(module)
+    if with_python:
+        libraries |= _copy_python(destination)
     for library in libraries:
         target = destination / "usr/lib" / library.name
         if library.parts[1] in ("usr", "lib", "lib64") and not target.exists():
@@ -100,6 +96,18 @@ def make_root_file_system(destination: Path) -> Path:
     (destination / "etc/shadow").write_text("root:*:19000:0:99999:7:::\n")
     (destination / "etc/shadow").chmod(0o600)
     return destination
+
+
+def _copy_python(destination: Path) -> set[Path]:
+    """The standard library without its tests, and what its extension modules need."""
+    libraries: set[Path] = set()
+    python = Path(shutil.which("python3", path=_SYSTEM_PATH) or "/usr/bin/python3").resolve()
+    standard = Path("/usr/lib") / python.name
+    ignored = shutil.ignore_patterns("__pycache__", "test", "tests", "idlelib", "config-*", "ensurepip", "lib2to3")
+    shutil.copytree(standard, destination / "usr/lib" / python.name, symlinks=False, ignore=ignored)
+    for module in (standard / "lib-dynload").glob("*.so"):
+        libraries |= _libraries_of(module)
+    return libraries
 
 
 def _top(directory: str) -> str:
