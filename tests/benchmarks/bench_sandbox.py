@@ -269,7 +269,7 @@ async def suites(provider, folder):
     failed = await run_cases(provider, folder / "cases")
     won = await attack_all(provider, folder / "attacks")
     print(
-        f"{described['isolation']}: {len(CASES) - len(failed)}/{len(CASES)} cases, {len(won)}/{len(ATTACKS)} attacks won"
+        described["isolation"], f"{len(failed)} of {len(CASES)} cases failed, {len(won)} of {len(ATTACKS)} attacks won"
     )
     return {
         "isolation": described["isolation"],
