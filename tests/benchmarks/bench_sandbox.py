@@ -19,7 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from north_lightning.sandbox import BubblewrapProvider, DockerProvider, Shell, Terminal
+from north_lightning.sandbox.slots import UIDS_PER_PROCESS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sandbox"))
 from attacks import ATTACKS, attack_all
@@ -235,27 +238,26 @@ def charged_bytes(sandbox):
 async def leftovers_of(provider, image, count):
     """Start and kill ``count`` sandboxes whose programs try to stay; what of them is left."""
     command = "(setsid sleep 8899 &); (trap '' TERM; sleep 8899 &); echo x >/tmp/f; mkdir -p /work/a/b"
-    before = traces()
+    provider.check()
+    before = traces(provider._prepared())
     begin = time.perf_counter()
     for start in range(0, count, 1000):
         await at_once(4, [cycle(provider, image, command) for _ in range(min(1000, count - start))])
-    left = {kind: sorted(map(str, found - before[kind])) for kind, found in traces().items()}
+    left = {kind: sorted(map(str, found - before[kind])) for kind, found in traces(provider._prepared()).items()}
     cycles_per_s = round(count / (time.perf_counter() - begin), 1)
     return {"cycles": count, "cycles_per_s": cycles_per_s, **{kind: len(found) for kind, found in left.items()}}
 
 
-def traces():
-    """Sandboxed processes (zombies too), mounts, control groups and files on this machine."""
-    processes = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            name = (entry / "stat").read_text().partition("(")[2].rpartition(")")[0]
-            if name in ("bwrap", "setpriv") or b"sleep\x008899" in (entry / "cmdline").read_bytes():
-                processes.add(entry.name)
+def traces(host):
+    """Processes (zombies too), mounts, control groups and files of one provider's sandboxes, whoever else has some."""
+    uids = range(host._first_uid, host._first_uid + UIDS_PER_PROCESS)
     mounts = {line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()}
-    groups = set(Path("/sys/fs/cgroup").rglob("slot*"))
-    files = {path for root in Path(tempfile.gettempdir()).glob("north-*") for path in root.rglob("*")}
-    return {"processes": processes, "mounts": mounts, "cgroups": groups, "files": files}
+    return {
+        "processes": set(processes_of(uids)) | {child.pid for child in psutil.Process().children(recursive=True)},
+        "mounts": {mount for mount in mounts if mount.startswith(f"{host.root}/")},
+        "cgroups": {path for group in host.cgroups.directories for path in group.iterdir() if path.is_dir()},
+        "files": set(host.root.rglob("*")),
+    }
 
 
 # ---- holding

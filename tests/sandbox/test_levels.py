@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+from dataclasses import replace
 
 import pytest
 from attacks import ATTACKS, attack_all, control
-from conformance import CASES, run_cases
-from late_write import graded, naively_graded, rewards
+from conformance import CASES, processes_with, run_cases
+from hostile_attempts import ATTEMPTS, play
+from late_write import graded, make_task, naively_graded, rewards
 
 from north_lightning.sandbox import BubblewrapProvider, DockerProvider
 
@@ -57,3 +59,22 @@ def test_a_process_left_running_cannot_write_the_reward_late(level, tmp_path):
         (tmp_path / way.__name__).mkdir()
     assert asyncio.run(rewards(graded, level, tmp_path / "graded", 5)) == [0.0] * 5
     assert 1.0 in asyncio.run(rewards(naively_graded, level, tmp_path / "naively_graded", 5))
+
+
+def test_attempts_that_behave_badly_end_in_a_typed_outcome(level, tmp_path):
+    """Output floods, bytes that are no text, forged prompts, daemons: none of them is an infrastructure failure."""
+    task = replace(make_task(tmp_path / "task"), max_turns=60)
+    gate = asyncio.Semaphore(3)
+
+    async def one(name):
+        async with gate:
+            return await play(level, task, name)
+
+    async def all_of_them():
+        return await asyncio.gather(*map(one, ATTEMPTS))
+
+    played = dict(zip(ATTEMPTS, asyncio.run(all_of_them()), strict=True))
+    assert {name: outcome[:2] for name, outcome in played.items()} == {name: a[1:3] for name, a in ATTEMPTS.items()}
+    for name, (_, _, _, text) in ATTEMPTS.items():
+        assert text in played[name][2], name
+    assert not processes_with("sleep\x009911") + processes_with("sleep\x009912")
