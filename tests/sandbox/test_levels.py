@@ -40,8 +40,8 @@ def test_forty_cases_hold_on_every_level(level, tmp_path):
 def test_sixty_attacks_fail_on_every_level(level, tmp_path):
     assert len(ATTACKS) >= 60
     assert {attack.kind for attack in ATTACKS} == {"escape", "resource", "tampering", "timing"}
-    # In containers, the ones that take all of a resource are run by the benchmark: each is seconds of starting.
-    kinds = ("escape", "resource", "tampering", "timing") if isinstance(level, BubblewrapProvider) else ("timing",)
+    # In containers, only the probes: every other attack starts several, and the benchmark runs those.
+    kinds = ("escape", "resource", "tampering", "timing") if isinstance(level, BubblewrapProvider) else ()
     won = asyncio.run(attack_all(level, tmp_path, kinds=kinds))
     assert not won, "\n".join(f"{name}: {text}" for name, text in won.items())
 
@@ -64,6 +64,7 @@ def test_a_process_left_running_cannot_write_the_reward_late(level, tmp_path):
 def test_attempts_that_behave_badly_end_in_a_typed_outcome(level, tmp_path):
     """Output floods, bytes that are no text, forged prompts, daemons: none of them is an infrastructure failure."""
     task = replace(make_task(tmp_path / "task"), max_turns=60)
+    names = [*ATTEMPTS] if isinstance(level, BubblewrapProvider) else [*ATTEMPTS][::3]
     gate = asyncio.Semaphore(3)
 
     async def one(name):
@@ -71,10 +72,10 @@ def test_attempts_that_behave_badly_end_in_a_typed_outcome(level, tmp_path):
             return await play(level, task, name)
 
     async def all_of_them():
-        return await asyncio.gather(*map(one, ATTEMPTS))
+        return await asyncio.gather(*map(one, names))
 
-    played = dict(zip(ATTEMPTS, asyncio.run(all_of_them()), strict=True))
-    assert {name: outcome[:2] for name, outcome in played.items()} == {name: a[1:3] for name, a in ATTEMPTS.items()}
-    for name, (_, _, _, text) in ATTEMPTS.items():
-        assert text in played[name][2], name
+    played = dict(zip(names, asyncio.run(all_of_them()), strict=True))
+    assert {name: outcome[:2] for name, outcome in played.items()} == {name: ATTEMPTS[name][1:3] for name in names}
+    for name in names:
+        assert ATTEMPTS[name][3] in played[name][2], name
     assert not processes_with("sleep\x009911") + processes_with("sleep\x009912")
