@@ -7,6 +7,7 @@ cgroup v2 and v1 are supported; without either, or the right to make groups, the
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,10 +76,18 @@ def make_cgroups(name: str) -> Cgroups:
     return Cgroups("rlimits only")
 
 
-def left_cgroups(name: str) -> list[Cgroups]:
-    """Groups called ``name`` that a process which was killed has left."""
-    found = [Cgroups(kind, tuple(parent / name for parent in parents)) for kind, parents in _parents()]
-    return [groups for groups in found if any(directory.exists() for directory in groups.directories)]
+def note(groups: Cgroups, file: Path) -> None:
+    """Write down where the groups are: whoever cleans up after this process may be in another group itself."""
+    file.write_text(json.dumps([groups.kind, *map(str, groups.directories)]))
+
+
+def noted(file: Path) -> Cgroups:
+    """The groups that ``note`` wrote down; none if it did not come to that."""
+    try:
+        kind, *directories = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return Cgroups("rlimits only")
+    return Cgroups(kind, tuple(map(Path, directories)))
 
 
 def _delegate(directory: Path) -> None:

@@ -124,6 +124,16 @@ def test_groups_of_a_killed_process_are_removed_by_the_next(grouped, image):
     assert not list(Path("/sys/fs/cgroup").rglob(name))
 
 
+def test_groups_are_found_by_a_process_that_is_in_another_group(tmp_path):
+    left = cgroups.Cgroups("cgroup v1", (tmp_path / "memory" / "north", tmp_path / "pids" / "north"))
+    for directory in left.directories:
+        (directory / "slot0").mkdir(parents=True)
+    cgroups.note(left, tmp_path / "note")
+    cgroups.noted(tmp_path / "note").close()
+    assert not any(directory.exists() for directory in left.directories)
+    assert cgroups.noted(tmp_path / "nowhere") == cgroups.Cgroups("rlimits only")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user of this test is root here")
 def test_doctor_says_which_it_is(capsys):
     from north_lightning import doctor
