@@ -65,11 +65,12 @@ def _sandbox() -> tuple[bool, str, str]:
     from north_lightning.errors import SandboxError
     from north_lightning.sandbox import BubblewrapProvider
 
+    provider = BubblewrapProvider()
     try:
-        BubblewrapProvider().check()
+        provider.check()
     except SandboxError as error:
         return False, "commands cannot be isolated", str(error)
-    return True, "yes", ""
+    return True, f"yes, resources bounded by {provider.resource_control}", ""
 
 
 def _free_disk(folder: Path) -> tuple[bool, str, str]:

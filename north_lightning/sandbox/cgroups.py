@@ -1,12 +1,13 @@
 """Control groups around each sandbox: what all of its programs together may take, on whichever kind this machine has.
 
 In: a name. Out: a group of groups of that name, and in it one per sandbox with a bound on memory and on processes.
-cgroup v2 and v1 are supported; without either, or without the right to make groups, there are none, and ``kind`` says so.
+cgroup v2 and v1 are supported; without either, or the right to make groups, there are none, and ``kind`` says so.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,10 +76,18 @@ def make_cgroups(name: str) -> Cgroups:
     return Cgroups("rlimits only")
 
 
-def left_cgroups(name: str) -> list[Cgroups]:
-    """Groups called ``name`` that a process which was killed has left."""
-    found = [Cgroups(kind, tuple(parent / name for parent in parents)) for kind, parents in _parents()]
-    return [groups for groups in found if any(directory.exists() for directory in groups.directories)]
+def note(groups: Cgroups, file: Path) -> None:
+    """Write down where the groups are: whoever cleans up after this process may be in another group itself."""
+    file.write_text(json.dumps([groups.kind, *map(str, groups.directories)]))
+
+
+def noted(file: Path) -> Cgroups:
+    """The groups that ``note`` wrote down; none if it did not come to that."""
+    try:
+        kind, *directories = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return Cgroups("rlimits only")
+    return Cgroups(kind, tuple(map(Path, directories)))
 
 
 def _delegate(directory: Path) -> None:
@@ -94,7 +103,7 @@ def _parents(proc: Path = Path("/proc/self")) -> list[tuple[Kind, list[Path]]]:
     own = {}
     for line in (proc / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        own.update({controller: path for controller in controllers.split(",")})
+        own.update(dict.fromkeys(controllers.split(","), path))
     unified: Path | None = None
     mounted: dict[str, Path] = {}
     for line in (proc / "mountinfo").read_text().splitlines():

@@ -28,7 +28,6 @@ from north_lightning.sandbox.scratch import LOCK, take_lock
 LABEL = "north-lightning.scratch"
 """On every container: the scratch directory of the process that made it, whose lock tells whether that still lives."""
 
-DIGEST = "north-lightning.digest"
 _SOCKETS = ("/var/run/docker.sock", "/run/podman/podman.sock")
 _TIMEOUT_S = 120
 
@@ -87,12 +86,12 @@ class Engine:
         """The directory as an image; the same content is sent once."""
         with tempfile.TemporaryFile() as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-                archive.add(path, arcname=".", filter=_as_root)
-            digest = _digest(file)
+                archive.add(path, arcname=".", filter=_without_owner)
+            name = f"north-lightning-{_digest(file)[:32]}"
+            if found := self._image_id(name):
+                return found
             with _engine_errors(f"import {path}"):
-                for image in self.api.images(filters={"label": f"{DIGEST}={digest}"}):
-                    return str(image["Id"])
-                answer = self.api.import_image_from_data(file, changes=[f"LABEL {DIGEST}={digest}"])
+                answer = self.api.import_image_from_data(file, repository=name)
         last = [json.loads(line) for line in str(answer).splitlines() if line.strip()][-1]
         if "error" in last:
             raise SandboxError(f"{self.name} cannot import {path}: {last['error']}")
@@ -194,9 +193,11 @@ def _lives(scratch: Path) -> bool:
     return False
 
 
-def _as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Root's; and a directory's time says nothing of its content. Files keep theirs: compiled Python compares them."""
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
+    entry.mtime = 0 if entry.isdir() else entry.mtime
     return entry
 
 

@@ -107,7 +107,7 @@ class LocalProvider(SandboxProvider):
 
     @abstractmethod
     def _probe(self, host: Host, slot: Slot) -> None:
-        """Run a program in ``slot`` that looks for what it must not see; ``SandboxUnavailableError`` if it finds any."""
+        """Run a program in ``slot`` that looks for what it must not see; ``SandboxUnavailableError`` if it does."""
 
     @abstractmethod
     def _sandbox(

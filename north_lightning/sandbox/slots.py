@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from north_lightning.errors import SandboxError, SandboxUnavailableError
-from north_lightning.sandbox.cgroups import Cgroups, left_cgroups, make_cgroups
+from north_lightning.sandbox.cgroups import Cgroups, make_cgroups, note, noted
 from north_lightning.sandbox.scratch import own, ownerless, take_lock
 from north_lightning.sandbox.seccomp import seccomp_filter
 from north_lightning.sandbox.trees import copy_tree, delete_tree, mount_tmpfs, unmount
@@ -26,6 +26,7 @@ from north_lightning.sandbox.trees import copy_tree, delete_tree, mount_tmpfs, u
 UIDS_PER_PROCESS = 1024
 _PREFIX = "north-sandbox-"
 _LOCKS = Path("/run/north_lightning")
+_CGROUPS = "cgroups.json"
 _ETC_FILES = (
     "ld.so.cache",
     "nsswitch.conf",
@@ -73,6 +74,7 @@ class Host:
         locks.append(own(self.root))
         self._finalizer = weakref.finalize(self, _remove, self.root, self.pid, locks)
         self.cgroups = make_cgroups(self.root.name) if self.is_root else Cgroups("rlimits only")
+        note(self.cgroups, self.root / _CGROUPS)
         self._free = list(range(max_slots))[::-1]
         self.can_mount = self._probe_mount()
         self.etc = _make_etc(self.root / "etc")
@@ -189,9 +191,8 @@ def _remove(root: Path, pid: int, locks: list[int]) -> None:
     with open("/proc/self/mounts", "rb") as mounts:
         points = [line.split()[1].decode("unicode_escape") for line in mounts]
     unmount(Path(point) for point in points if point.startswith(f"{root}/"))
+    noted(root / _CGROUPS).close()
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         delete_tree(root)
-    for groups in left_cgroups(root.name):
-        groups.close()
     for lock in locks:
         os.close(lock)

@@ -1,8 +1,9 @@
-"""What a sandbox costs on this machine: CPU and wall time of each step, one after the other and 32 at a time.
+"""What a sandbox costs and holds on this machine: time, memory, what 10,000 of them leave behind, attacks, late writes.
 
-    python tests/benchmarks/bench_sandbox.py [--count 100] [--output runs/bench/sandbox.json]
+    python tests/benchmarks/bench_sandbox.py [--count 100] [--cycles 10000] [--races 1000] [--output FILE]
 
-CPU counts this process and everything it started. The bare start is the same command line by ``subprocess``.
+Steps: CPU counts this process and everything it started; the bare start is the same command line by ``subprocess``.
+Suites run on every isolation level that this machine has, and the file says which those were.
 """
 
 import argparse
@@ -11,12 +12,27 @@ import contextlib
 import json
 import os
 import resource
+import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from north_lightning.sandbox import BubblewrapProvider, Shell, Terminal
+import psutil
+
+from north_lightning.sandbox import BubblewrapProvider, DockerProvider, Shell, Terminal
+from north_lightning.sandbox.slots import UIDS_PER_PROCESS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "sandbox"))
+from attacks import ATTACKS, attack_all
+from conformance import CASES, run_cases
+from container_engine import container_engine
+from late_write import graded, naively_graded, rewards
+from root_file_system import make_root_file_system
+
+MIB = 1 << 20
+SUITE_LIMITS = {"max_work_bytes": 64 * MIB, "max_file_bytes": 8 * MIB, "max_files": 5000, "max_processes": 64}
 
 
 class Stopwatch:
@@ -124,12 +140,204 @@ async def measure(count):
     }
 
 
+# ---- starting
+
+
+async def starts(provider, image, count):
+    """Milliseconds from ``open`` to the first program running, and to a terminal's first prompt; starts a second."""
+    start_ms, terminal_ms = [], []
+    for _ in range(count):
+        begin = time.perf_counter()
+        sandbox = await provider.open(image)
+        await sandbox.spawn(["true"])
+        start_ms.append(1000 * (time.perf_counter() - begin))
+        await sandbox.close()
+        begin = time.perf_counter()
+        sandbox = await provider.open(image)
+        terminal = Terminal(sandbox)
+        await terminal.start()
+        terminal_ms.append(1000 * (time.perf_counter() - begin))
+        await terminal.close()
+        await sandbox.close()
+    begin = time.perf_counter()
+    await at_once(4, [cycle(provider, image, ":") for _ in range(4 * count)])
+    rate = 4 * count / (time.perf_counter() - begin)
+    return {"start": quantiles(start_ms), "terminal": quantiles(terminal_ms), "starts_per_s": round(rate, 1)}
+
+
+def quantiles(values):
+    cuts = statistics.quantiles(values, n=20)
+    return {"median_ms": round(statistics.median(values), 1), "p95_ms": round(cuts[18], 1), "count": len(values)}
+
+
+async def cycle(provider, image, command):
+    sandbox = await provider.open(image)
+    try:
+        await sandbox.run(command, 30)
+    finally:
+        await sandbox.close()
+
+
+async def at_once(num, coroutines):
+    gate = asyncio.Semaphore(num)
+
+    async def one(coroutine):
+        async with gate:
+            return await coroutine
+
+    return await asyncio.gather(*map(one, coroutines))
+
+
+# ---- living
+
+
+async def live_terminals(provider, image, count):
+    """Memory of ``count`` open sandboxes with a terminal each: proportional set size, and what the kernel charges."""
+    sandboxes = await at_once(8, [provider.open(image) for _ in range(count)])
+    terminals = [Terminal(sandbox) for sandbox in sandboxes]
+    await at_once(8, [terminal.start() for terminal in terminals])
+    uids = {sandbox.uid for sandbox in sandboxes}
+    pss = sum(proportional_bytes(pid) for pid in processes_of(uids))
+    charged = [charged_bytes(sandbox) for sandbox in sandboxes]
+    for sandbox in sandboxes:
+        await sandbox.close()
+    for terminal in terminals:
+        await terminal.close()
+    return {
+        "count": count,
+        "pss_mib_each": round(pss / count / MIB, 2),
+        "cgroup_mib_each": None if None in charged else round(sum(charged) / count / MIB, 2),
+    }
+
+
+def processes_of(uids):
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if entry.stat().st_uid in uids or int((entry / "status").read_text().split("Uid:")[1].split()[0]) in uids:
+                yield int(entry.name)
+
+
+def proportional_bytes(pid):
+    with contextlib.suppress(OSError, IndexError):
+        return 1024 * int(Path(f"/proc/{pid}/smaps_rollup").read_text().split("Pss:")[1].split()[0])
+    return 0
+
+
+def charged_bytes(sandbox):
+    for directory in sandbox._host.cgroups.directories:
+        for name in ("memory.current", "memory.usage_in_bytes"):
+            path = directory / sandbox._slot.name / name
+            if path.exists():
+                return int(path.read_text())
+    return None
+
+
+# ---- ending
+
+
+async def leftovers_of(provider, image, count):
+    """Start and kill ``count`` sandboxes whose programs try to stay; what of them is left."""
+    command = "(setsid sleep 8899 &); (trap '' TERM; sleep 8899 &); echo x >/tmp/f; mkdir -p /work/a/b"
+    provider.check()
+    before = traces(provider._prepared())
+    begin = time.perf_counter()
+    for start in range(0, count, 1000):
+        await at_once(4, [cycle(provider, image, command) for _ in range(min(1000, count - start))])
+    left = {kind: sorted(map(str, found - before[kind])) for kind, found in traces(provider._prepared()).items()}
+    cycles_per_s = round(count / (time.perf_counter() - begin), 1)
+    return {"cycles": count, "cycles_per_s": cycles_per_s, **{kind: len(found) for kind, found in left.items()}}
+
+
+def traces(host):
+    """Processes (zombies too), mounts, control groups and files of one provider's sandboxes, whoever else has some."""
+    uids = range(host._first_uid, host._first_uid + UIDS_PER_PROCESS)
+    mounts = {line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()}
+    return {
+        "processes": set(processes_of(uids)) | {child.pid for child in psutil.Process().children(recursive=True)},
+        "mounts": {mount for mount in mounts if mount.startswith(f"{host.root}/")},
+        "cgroups": {path for group in host.cgroups.directories for path in group.iterdir() if path.is_dir()},
+        "files": set(host.root.rglob("*")),
+    }
+
+
+# ---- holding
+
+
+async def suites(provider, folder):
+    """Conformance and attacks on one isolation level; which one it was."""
+    described = provider.describe()
+    (folder / "cases").mkdir(parents=True)
+    (folder / "attacks").mkdir()
+    failed = await run_cases(provider, folder / "cases")
+    won = await attack_all(provider, folder / "attacks")
+    print(
+        described["isolation"], f"{len(failed)} of {len(CASES)} cases failed, {len(won)} of {len(ATTACKS)} attacks won"
+    )
+    return {
+        "isolation": described["isolation"],
+        "resource_control": described["resource_control"],
+        "cases": len(CASES),
+        "cases_failed": sorted(failed),
+        "attacks": len(ATTACKS),
+        "attacks_won": sorted(won),
+    }
+
+
+async def races(provider, folder, count):
+    """Rewards of attempts that write late, graded as here, and naively in the sandbox of the attempt."""
+    results = {}
+    for way, num in ((graded, count), (naively_graded, max(count // 10, 5))):
+        (folder / way.__name__).mkdir(parents=True)
+        values = await rewards(way, provider, folder / way.__name__, num)
+        results[way.__name__] = {"runs": num, "scored_0": values.count(0.0), "scored_1": values.count(1.0)}
+    return results
+
+
+def levels(folder, stack):
+    """A provider of every isolation level that this machine has."""
+    yield "bubblewrap", BubblewrapProvider(memory_bytes=1024 * MIB, **SUITE_LIMITS)
+    try:
+        engine = stack.enter_context(container_engine(folder / "engine"))
+    except LookupError as error:
+        print(f"docker: not tested: {error}")
+        return
+    image = str(make_root_file_system(folder / "root"))
+    yield "docker", DockerProvider(image, engine=engine, memory_bytes=512 * MIB, **SUITE_LIMITS)
+
+
+def measure_all(arguments):
+    results = {"steps": asyncio.run(measure(arguments.count)), "levels": {}}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-sandbox-")))
+        folder.chmod(0o755)
+        empty = folder / "empty"
+        empty.mkdir()
+        for name, provider in levels(folder, stack):
+            provider.check()
+            level = results["levels"][name] = {}
+            slow = 1 if name == "bubblewrap" else 5
+            level["starts"] = asyncio.run(starts(provider, empty, max(arguments.count // slow, 2)))
+            print(name, level["starts"])
+            level["suites"] = asyncio.run(suites(provider, folder / name))
+            num = arguments.races if name == "bubblewrap" else max(arguments.races // 50, 1)
+            level["late_writes"] = asyncio.run(races(provider, folder / name / "races", num))
+            print(name, level["late_writes"])
+        provider = BubblewrapProvider()
+        results["live_terminals"] = asyncio.run(live_terminals(provider, empty, 256))
+        print(results["live_terminals"])
+        results["leftovers"] = asyncio.run(leftovers_of(provider, empty, arguments.cycles))
+        print(results["leftovers"])
+    return results
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--cycles", type=int, default=10_000)
+    parser.add_argument("--races", type=int, default=1000)
     parser.add_argument("--output", type=Path, default=Path("runs/bench/sandbox.json"))
     arguments = parser.parse_args()
-    results = asyncio.run(measure(arguments.count))
+    results = measure_all(arguments)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -253,7 +253,7 @@ async def a_snapshot_copies_links_as_links_and_leaves_special_files_out(world):
 @case
 async def a_snapshot_ends_every_process_first(world):
     async with world.sandbox() as sandbox:
-        writer = await sandbox.spawn(["bash", "-c", "echo up; while :; do echo late >>late; done"])
+        writer = await sandbox.spawn(["bash", "-c", "echo early >late; echo up; while :; do echo late >>late; done"])
         assert await writer.stdout.readline() == b"up\n"
         await sandbox.snapshot(world.folder / "copy")
         assert writer.returncode is not None

@@ -1,6 +1,8 @@
 import asyncio
 
 import pytest
+from container_engine import container_engine
+from root_file_system import make_root_file_system
 
 from north_lightning.sandbox import BubblewrapProvider, Shell, Terminal
 
@@ -63,3 +65,18 @@ def in_shell(in_sandbox):
         return in_sandbox(main)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory):
+    pytest.importorskip("docker", reason="the docker package is not installed")
+    try:
+        with container_engine(tmp_path_factory.mktemp("engine")) as address:
+            yield address
+    except LookupError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def root_file_system(tmp_path_factory):
+    return make_root_file_system(tmp_path_factory.mktemp("root") / "root")

@@ -1,0 +1,248 @@
+"""A real container engine's sandboxes: root file systems, refusals, and what an engine does behind our back."""
+
+import asyncio
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import textwrap
+
+import pytest
+import yaml
+from root_file_system import make_root_file_system
+
+from north_lightning.errors import ConfigError, NorthError, SandboxError, SandboxUnavailableError
+from north_lightning.interfaces import SandboxProvider
+from north_lightning.sandbox import DockerProvider
+from north_lightning.sandbox.dockerfile import base_of, read_dockerfile
+
+LIMITS = {"max_work_bytes": 16 << 20, "memory_bytes": 256 << 20}
+
+
+def output_of(provider, image, command):
+    async def scenario():
+        sandbox = await provider.open(image)
+        try:
+            return (await sandbox.run(command, 60)).output
+        finally:
+            await sandbox.close()
+
+    return asyncio.run(scenario())
+
+
+@pytest.fixture(scope="session")
+def root_file_system(tmp_path_factory):
+    return make_root_file_system(tmp_path_factory.mktemp("root") / "root", with_python=False)
+
+
+@pytest.fixture(scope="session")
+def containers(engine, root_file_system):
+    return DockerProvider(str(root_file_system), engine=engine, **LIMITS)
+
+
+def write_oci_archive(root, path, name):
+    """An OCI image layout of one layer, in a tar file, by the image specification and nothing else."""
+
+    def add(archive, name, data):
+        entry = tarfile.TarInfo(name)
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as archive:
+        archive.add(root, arcname=".")
+    blobs = {}
+
+    def blob(kind, data):
+        digest = hashlib.sha256(data).hexdigest()
+        blobs[digest] = data
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
+
+    layer_blob = blob("layer.v1.tar", layer.getvalue())
+    settings = {
+        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
+        "os": "linux",
+        "config": {"Env": ["FROM_ARCHIVE=yes"]},
+        "rootfs": {"type": "layers", "diff_ids": [layer_blob["digest"]]},
+    }
+    config = blob("config.v1+json", json.dumps(settings).encode())
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": config,
+        "layers": [layer_blob],
+    }
+    listed = {
+        **blob("manifest.v1+json", json.dumps(manifest).encode()),
+        "annotations": {"org.opencontainers.image.ref.name": name},
+    }
+    with tarfile.open(path, "w") as archive:
+        add(archive, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
+        add(archive, "index.json", json.dumps({"schemaVersion": 2, "manifests": [listed]}).encode())
+        for digest, data in blobs.items():
+            add(archive, f"blobs/sha256/{digest}", data)
+    return path
+
+
+# ---- root file systems
+
+
+def test_an_oci_archive_is_a_root_file_system(engine, root_file_system, image, tmp_path):
+    path = write_oci_archive(root_file_system, tmp_path / "image.tar", "localhost/north-archive:1")
+    provider = DockerProvider(str(path), engine=engine, **LIMITS)
+    assert output_of(provider, image, "echo $FROM_ARCHIVE; pwd; ls /home") == "yes\n/work\nagent\n"
+
+
+def test_a_dockerfile_is_a_root_file_system(engine, containers, image, tmp_path):
+    containers.check()
+    (tmp_path / "greeting").write_text("hello\n")
+    (tmp_path / "Dockerfile").write_text(
+        f"# base\nFROM {containers._image_id.removeprefix('sha256:')}\nENV COLOUR=blue\nWORKDIR /opt/app\n"
+        "COPY greeting .\nRUN cat greeting \\\n  >copied && id -u >>copied\nCMD true\n"
+    )
+    provider = DockerProvider(str(tmp_path / "Dockerfile"), engine=engine, **LIMITS)
+    assert output_of(provider, image, "echo $COLOUR; cat /opt/app/copied; pwd") == "blue\nhello\n0\n/work\n"
+
+
+def test_a_dockerfile_from_scratch_takes_local_files(engine, root_file_system, image):
+    (root_file_system / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    try:
+        provider = DockerProvider(str(root_file_system / "Dockerfile"), engine=engine, **LIMITS)
+        assert output_of(provider, image, "echo ${BASH_VERSION:0:1}") == "5\n"
+    finally:
+        (root_file_system / "Dockerfile").unlink()
+
+
+def test_the_same_directory_is_sent_once(engine, containers, root_file_system):
+    containers.check()
+    twin = DockerProvider(str(root_file_system), engine=engine, **LIMITS)
+    twin.check()
+    assert twin._image_id == containers._image_id
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("RUN true\n", "expected FROM as the first"),
+        ("", "expected FROM as the first"),
+        ("FROM a AS b\nFROM c\n", "without options, stages"),
+        ("FROM a\nFROM c\n", "Dockerfile:2: FROM c: only one FROM"),
+        ("FROM a\nCOPY --from=b /x /y\n", "files of other stages"),
+        ("FROM a\nADD https://example.org/x /x\n", "there is no network"),
+        ("FROM a\nRUN <<END\ntrue\nEND\n", "here-documents"),
+        ("FROM a\nRUN --mount=type=cache,target=/x true\n", "options of RUN"),
+        ("FROM a\nUSER root\n", "USER root: not supported; expected one of FROM, COPY"),
+        ("FROM a\nVOLUME /x\n", "VOLUME /x: not supported"),
+        ("FROM a\nRUN true \\\n", "expected another line"),
+        ("FROM ${BASE}\n", "variables"),
+    ],
+)
+def test_what_is_beyond_the_subset_is_refused_by_line(text, complaint, tmp_path):
+    (tmp_path / "Dockerfile").write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        read_dockerfile(tmp_path / "Dockerfile")
+
+
+def test_the_subset_is_read_as_written(tmp_path):
+    (tmp_path / "Dockerfile").write_text("ARG A=1\nfrom debian:12\nRUN a && \\\n # no\n  b\nADD x /x\n")
+    steps = read_dockerfile(tmp_path / "Dockerfile")
+    assert [(step.line, step.name) for step in steps] == [(1, "ARG"), (2, "FROM"), (3, "RUN"), (6, "ADD")]
+    assert steps[2].arguments.split() == ["a", "&&", "b"]
+    assert base_of(steps) == "debian:12"
+
+
+def test_nothing_is_pulled(engine, tmp_path):
+    with pytest.raises(SandboxUnavailableError, match="nothing is pulled"):
+        DockerProvider("no-such-image:1", engine=engine).check()
+    (tmp_path / "Dockerfile").write_text("FROM no-such-image:1\n")
+    with pytest.raises(ConfigError, match="FROM no-such-image:1: .* has no such image"):
+        DockerProvider(str(tmp_path / "Dockerfile"), engine=engine).check()
+
+
+def test_a_build_that_fails_says_why(engine, containers, tmp_path):
+    containers.check()
+    base = containers._image_id.removeprefix("sha256:")
+    (tmp_path / "Dockerfile").write_text(f"FROM {base}\nRUN echo because; exit 3\n")
+    with pytest.raises(NorthError, match="exit status 3|returned a non-zero code: 3"):
+        DockerProvider(str(tmp_path / "Dockerfile"), engine=engine).check()
+
+
+# ---- the engine
+
+
+def test_no_engine_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(SandboxUnavailableError, match="no Docker API at unix:///.*podman system service"):
+        DockerProvider("x", engine=f"unix://{tmp_path}/none.sock").check()
+    with pytest.raises(SandboxUnavailableError, match="expected an engine of this machine"):
+        DockerProvider("x", engine="tcp://192.0.2.1:2375").check()
+
+
+def test_a_container_killed_from_outside_is_an_infrastructure_error(engine, containers, image):
+    import docker
+
+    api = docker.APIClient(base_url=engine)
+
+    async def scenario():
+        sandbox = await containers.open(image)
+        try:
+            running = asyncio.ensure_future(sandbox.run("sleep 100", 60))
+            while not (found := api.containers()):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)
+            api.kill(found[0]["Id"])
+            with pytest.raises(SandboxError, match="ended from outside"):
+                await running
+        finally:
+            await sandbox.close()
+
+    asyncio.run(scenario())
+    assert api.containers(all=True) == []
+
+
+def test_containers_of_a_killed_process_end_with_the_next(engine, containers, root_file_system, image):
+    import docker
+
+    script = textwrap.dedent(f"""
+        import asyncio, os, pathlib, signal
+        from north_lightning.sandbox import DockerProvider
+        async def main():
+            provider = DockerProvider({str(root_file_system)!r}, engine={engine!r})
+            sandbox = await provider.open(pathlib.Path({str(image)!r}))
+            await sandbox.spawn(["sleep", "9990"])
+            os.kill(os.getpid(), signal.SIGKILL)
+        asyncio.run(main())
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    api = docker.APIClient(base_url=engine)
+    assert len(api.containers()) == 1
+    DockerProvider(str(root_file_system), engine=engine, **LIMITS).check()
+    assert api.containers(all=True) == []
+
+
+def test_an_engine_whose_profile_lets_user_namespaces_through_is_refused(engine, root_file_system, monkeypatch):
+    from north_lightning.sandbox import docker
+
+    monkeypatch.setattr(docker, "container_profile", lambda: {"defaultAction": "SCMP_ACT_ALLOW"})
+    with pytest.raises(SandboxUnavailableError, match="user namespaces can be nested"):
+        DockerProvider(str(root_file_system), engine=engine, **LIMITS).check()
+
+
+def test_it_is_chosen_in_yaml_like_every_sandbox():
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--sandboxes", type=SandboxProvider)
+    settings = {"image": "debian:12", "max_slots": 8}
+    chosen = {"class_path": "north_lightning.sandbox.DockerProvider", "init_args": settings}
+    parsed = parser.parse_string(yaml.safe_dump({"sandboxes": chosen}))
+    provider = parser.instantiate(parsed)
+    assert isinstance(provider.sandboxes, DockerProvider)
+    assert (provider.sandboxes.image, provider.sandboxes.max_slots) == ("debian:12", 8)
+    settings["no_such_limit"] = 1
+    with pytest.raises(ArgumentError, match="no_such_limit"):
+        parser.parse_string(yaml.safe_dump({"sandboxes": chosen}))
