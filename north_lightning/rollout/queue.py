@@ -253,16 +253,19 @@ class WindowedFIFOQueue(RolloutQueue):
         if len(self._completed) < num_groups:
             return None
         waiting = dict.fromkeys(self._completed)  # in completion order
-        chosen: list[int] = []
+        # Pending groups are younger than all of these: they are admitted again oldest first, before any new one.
+        oldest_first = iter(sorted(self._in_flight.union(waiting)))
+        head = next(oldest_first)
+        chosen: dict[int, None] = {}
         while len(chosen) < num_groups:
-            # Pending groups are younger than all of these: they are admitted again oldest first, before any new one.
-            head = min(self._in_flight.union(waiting))
+            while head in chosen:
+                head = next(oldest_first)
             eligible = next((group_id for group_id in waiting if group_id < head + self.window), None)
             if eligible is None:
                 return None
             del waiting[eligible]
-            chosen.append(eligible)
-        return chosen
+            chosen[eligible] = None
+        return list(chosen)
 
     def _give_up_overdue_head(self) -> None:
         """Called when ``take`` has to wait: start the clock of the group it waits for, or act if its time is up.
