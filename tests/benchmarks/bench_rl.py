@@ -1,21 +1,25 @@
-"""Asynchronous RL measured: the queue under 1,000,000 random steps, replayed rollout times, sync against async.
+"""Asynchronous RL measured: the queue under 1,000,000 random steps, replayed rollout times, sync against async, kills.
 
-    python tests/benchmarks/bench_rl.py [queue] [replay] [samplers]     (default: all, about ten minutes)
+    python tests/benchmarks/bench_rl.py [queue] [replay] [samplers] [kills_sft] [kills_rl]    (default: all, 30 minutes)
 
 Writes runs/bench/rl.json, each section as it is done, and runs/bench/rl_replay.png. ``replay`` and ``samplers`` run on
 a virtual clock: their seconds are virtual, their order, ages and admissions are the real queue's.
 """
 
 import json
+import logging
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 from statistics import fmean, quantiles
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "rollout"))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "rollout")]
 from queue_machine import QueueAgainstListModel
+from rl_kills import kill_rl, kill_sft
 from rl_replay import Clock, Replay, Simulation, Trace, heavy_tailed_trace
 
 from north_lightning.rollout import WindowedFIFOQueue
@@ -136,14 +140,35 @@ def bench_samplers() -> dict:
     return results
 
 
-SECTIONS = {"queue": bench_queue, "replay": bench_replay, "samplers": bench_samplers}
+def bench_kills_sft() -> dict:
+    """500 kills of supervised fine-tuning; the weights, moments and schedule it ends with."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return kill_sft(Path(scratch), num_kills=500, num_steps=120)
+
+
+def bench_kills_rl() -> dict:
+    """200 kills of RL (fake sampler and sandbox, real producer, queue, trainer); the ledger it ends with."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return kill_rl(Path(scratch), num_kills=200, num_steps=60)
+
+
+SECTIONS = {
+    "queue": bench_queue,
+    "replay": bench_replay,
+    "samplers": bench_samplers,
+    "kills_sft": bench_kills_sft,
+    "kills_rl": bench_kills_rl,
+}
 
 
 def main() -> None:
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for name in sys.argv[1:] or SECTIONS:
+        result = SECTIONS[name]()
         results = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
-        results[name] = SECTIONS[name]()
+        results[name] = result
         OUTPUT.write_text(json.dumps(results, indent=2) + "\n")
         print(name, json.dumps(results[name], indent=2))
 
