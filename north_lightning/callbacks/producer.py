@@ -107,6 +107,7 @@ class RolloutProducerCallback(Callback):
         self._producer = RolloutProducer(data.queue, self._spec(trainer, module), self.failures, kept)
         running_sidecar(trainer).stop_before(self._stop)
         self._producer.start()
+        running_sidecar(trainer).around_restart(self._producer.suspend, self._producer.resume)
         data.add_check(self._producer.check)
 
     def _numbers(self, queue: RolloutQueue) -> dict[str, float]:

@@ -167,7 +167,9 @@ async def attach(connection: socket.socket, start: Callable[[], None], remove: C
         async with asyncio.timeout(_START_TIMEOUT_S):
             await protocol.said.wait()
         if not protocol.words.startswith(b"started"):
-            words = protocol.words.decode(errors="replace") or (await stdout.read(_MAX_ERROR_BYTES)).decode(errors="replace")
+            words = protocol.words.decode(errors="replace") or (await stdout.read(_MAX_ERROR_BYTES)).decode(
+                errors="replace"
+            )
             raise SandboxError(f"the sandbox did not start: {words.strip() or 'no message'}")
     except TimeoutError:
         await process.end()

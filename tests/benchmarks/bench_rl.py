@@ -17,7 +17,7 @@ from statistics import fmean, quantiles
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "rollout")]
+sys.path.extend([str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "rollout")])
 from queue_machine import QueueAgainstListModel
 from rl_kills import kill_rl, kill_sft
 from rl_replay import Clock, Replay, Simulation, Trace, heavy_tailed_trace

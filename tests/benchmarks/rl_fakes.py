@@ -1,4 +1,4 @@
-"""What the rollout process of the benchmarks runs: the real runner over a fake sampler, sandbox and verifier. No torch."""
+"""What the benchmarks run in the rollout process: the real runner over a fake sampler, sandbox and verifier."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def sft_life(inputs: Path, folder: Path, num_steps: int) -> None:
 
 
 def kill_sft(scratch: Path, num_kills: int, num_steps: int) -> dict:
-    """Whether a run killed ``num_kills`` times ends with the weights and moments of the uninterrupted one, bit for bit."""
+    """Whether a run killed ``num_kills`` times ends with the weights and moments of an uninterrupted one."""
     inputs = scratch / "inputs"
     inputs.mkdir()
     os.waitpid(fork(partial(write_run_inputs, inputs)), 0)

@@ -68,64 +68,154 @@ python("escape", "reach an abstract socket", "socket.socket(1).connect('\\0' + o
 python("escape", "reach a socket in a directory", "socket.socket(1).connect(os.environ['SOCKET'])", harmless=True)
 python("escape", "reach the hypervisor", "socket.socket(40, 1)", harmless=True)
 python("escape", "open the kernel's cipher sockets", "socket.socket(38, 5)")
-python("escape", "send out of the machine", "socket.socket(2, 2).sendto(b'x', ('192.0.2.1', 9))\nassert 0 < len([i for i in os.listdir('/sys/class/net') if i != 'lo'])")
+python(
+    "escape",
+    "send out of the machine",
+    "socket.socket(2, 2).sendto(b'x', ('192.0.2.1', 9))\nassert 0 < len([i for i in os.listdir('/sys/class/net') if i != 'lo'])",
+)
 python("escape", "raw packets", "socket.socket(17, 3, 768)", harmless=True)
 python("escape", "raw addresses", "socket.socket(2, 3, 1)", harmless=True)
 python("escape", "see another network", "assert len(open('/proc/net/dev').readlines()) > 3", harmless=True)
 probe("escape", "see the host's processes", 'grep -qsa "$MARK" /proc/[0-9]*/cmdline && echo WON', harmless=True)
-probe("escape", "signal the host's processes", 'grep -qsa "$MARK" /proc/$VICTIM/cmdline && kill -0 "$VICTIM" && echo WON', harmless=True)
+probe(
+    "escape",
+    "signal the host's processes",
+    'grep -qsa "$MARK" /proc/$VICTIM/cmdline && kill -0 "$VICTIM" && echo WON',
+    harmless=True,
+)
 probe("escape", "new user namespace", "unshare -U true && echo WON", harmless=True)
 probe("escape", "new mount namespace", "unshare -m true && echo WON", harmless=True)
 probe("escape", "root in a user namespace", "unshare -Urm mount -t tmpfs x /tmp && echo WON")
-python("escape", "new user namespace by clone", "assert libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0) >= 0\nos._exit(0)", harmless=True)
-python("escape", "join the first process's namespaces", "f = os.open('/proc/1/ns/mnt', 0)\nassert libc.setns(f, 0) == 0")
+python(
+    "escape",
+    "new user namespace by clone",
+    "assert libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0) >= 0\nos._exit(0)",
+    harmless=True,
+)
+python(
+    "escape", "join the first process's namespaces", "f = os.open('/proc/1/ns/mnt', 0)\nassert libc.setns(f, 0) == 0"
+)
 probe("escape", "mount a file system", "mount -t tmpfs x /tmp && echo WON")
 probe("escape", "make the root writable", "mount -o remount,rw / && echo WON")
 python("escape", "change the root", "os.chroot('/tmp')", harmless=True)
 python("escape", "become root", "os.setuid(0)\nassert os.geteuid() == 0", harmless=True)
-probe("escape", "become root by a file", "cp /bin/bash s; chmod 4755 s; [ $(./s -p -c 'id -u') = 0 ] && echo WON", harmless=True)
-probe("escape", "have capabilities", "grep -q '^Cap\\(Eff\\|Prm\\|Bnd\\):.*[1-9a-f]' /proc/self/status && echo WON", harmless=True)
+probe(
+    "escape",
+    "become root by a file",
+    "cp /bin/bash s; chmod 4755 s; [ $(./s -p -c 'id -u') = 0 ] && echo WON",
+    harmless=True,
+)
+probe(
+    "escape",
+    "have capabilities",
+    "grep -q '^Cap\\(Eff\\|Prm\\|Bnd\\):.*[1-9a-f]' /proc/self/status && echo WON",
+    harmless=True,
+)
 probe("escape", "gain privileges by exec", "grep -q '^NoNewPrivs:.*0' /proc/self/status && echo WON", harmless=True)
 probe("escape", "no system-call filter", "grep -q '^Seccomp:.*0' /proc/self/status && echo WON", harmless=True)
 python("escape", "trace a process", "assert libc.ptrace(0, 0, 0, 0) == 0", harmless=True)
-python("escape", "read a file through its handle", "h = (ctypes.c_char * 256)()\nctypes.memmove(h, (128).to_bytes(4, 'little'), 4)\nm = ctypes.c_int()\nassert libc.name_to_handle_at(-100, b'/usr', h, ctypes.byref(m), 0) == 0\nassert libc.open_by_handle_at(os.open('/usr', 0), h, 0) >= 0", harmless=True)
+python(
+    "escape",
+    "read a file through its handle",
+    "h = (ctypes.c_char * 256)()\nctypes.memmove(h, (128).to_bytes(4, 'little'), 4)\nm = ctypes.c_int()\nassert libc.name_to_handle_at(-100, b'/usr', h, ctypes.byref(m), 0) == 0\nassert libc.open_by_handle_at(os.open('/usr', 0), h, 0) >= 0",
+    harmless=True,
+)
 for number, name in ((321, "bpf"), (323, "userfaultfd"), (425, "io_uring"), (298, "perf events"), (250, "key rings")):
-    python("escape", f"kernel interface: {name}", f"libc.syscall({number}, 0, 0, 0, 0, 0)\nassert ctypes.get_errno() not in (1, 38)", harmless=number in (321, 425))
+    python(
+        "escape",
+        f"kernel interface: {name}",
+        f"libc.syscall({number}, 0, 0, 0, 0, 0)\nassert ctypes.get_errno() not in (1, 38)",
+        harmless=number in (321, 425),
+    )
 probe("escape", "make a device", "mknod d b 8 0 && echo WON", harmless=True)
-probe("escape", "open the machine's devices", "for d in mem kmsg kvm fuse vda sda port; do (: </dev/$d) && echo WON; done", harmless=True)
-probe("escape", "change the kernel's settings", "(: >>/proc/sys/kernel/core_pattern) && echo WON; (: >>/proc/sysrq-trigger) && echo WON", harmless=True)
-probe("escape", "write to /sys", "find /sys -maxdepth 4 -type f -writable 2>/dev/null | head -1 | grep -q . && echo WON", harmless=True)
-probe("escape", "leave the control group", "for d in /sys/fs/cgroup /sys/fs/cgroup/*; do mkdir $d/x$$ && echo WON && rmdir $d/x$$; done", harmless=True)
-probe("escape", "inherit an open file", 'for f in /proc/self/fd/*; do case $(readlink $f) in /dev/null|/proc/*|pipe:*|"") ;; /*) echo WON;; esac; done')
+probe(
+    "escape",
+    "open the machine's devices",
+    "for d in mem kmsg kvm fuse vda sda port; do (: </dev/$d) && echo WON; done",
+    harmless=True,
+)
+probe(
+    "escape",
+    "change the kernel's settings",
+    "(: >>/proc/sys/kernel/core_pattern) && echo WON; (: >>/proc/sysrq-trigger) && echo WON",
+    harmless=True,
+)
+probe(
+    "escape",
+    "write to /sys",
+    "find /sys -maxdepth 4 -type f -writable 2>/dev/null | head -1 | grep -q . && echo WON",
+    harmless=True,
+)
+probe(
+    "escape",
+    "leave the control group",
+    "for d in /sys/fs/cgroup /sys/fs/cgroup/*; do mkdir $d/x$$ && echo WON && rmdir $d/x$$; done",
+    harmless=True,
+)
+probe(
+    "escape",
+    "inherit an open file",
+    'for f in /proc/self/fd/*; do case $(readlink $f) in /dev/null|/proc/*|pipe:*|"") ;; /*) echo WON;; esac; done',
+)
 probe("escape", "inherit a variable", '[ -n "$NORTH_SECRET" ] && echo WON')
 probe("escape", "name the machine", 'hostname "$(hostname)" && echo WON', harmless=True)
 python("escape", "set the clock", "time.clock_settime(time.CLOCK_REALTIME, time.time())", harmless=True)
 
 # ---- tampering with the system and with what grades
 
-probe("tampering", "write to the system", "for d in / /usr /usr/bin /etc /dev /run /var /proc /sys; do touch $d/north$$ && echo WON && rm $d/north$$; done", harmless=True)
+probe(
+    "tampering",
+    "write to the system",
+    "for d in / /usr /usr/bin /etc /dev /run /var /proc /sys; do touch $d/north$$ && echo WON && rm $d/north$$; done",
+    harmless=True,
+)
 probe("tampering", "change the users", "(: >>/etc/passwd) && echo WON", harmless=True)
 probe("tampering", "replace a program", "cp /bin/true /bin/bash && echo WON")
 probe("tampering", "write to the tests", "echo x >/tests/test.sh && echo WON; echo x >/tests/new && echo WON")
-probe("tampering", "replace the tests", "mv /tests /tests2 && echo WON; rm -rf /tests/* && echo WON; chmod 777 /tests && echo WON")
+probe(
+    "tampering",
+    "replace the tests",
+    "mv /tests /tests2 && echo WON; rm -rf /tests/* && echo WON; chmod 777 /tests && echo WON",
+)
 probe("tampering", "mount over the tests", "umount /tests && echo WON; mount -t tmpfs x /tests && echo WON")
 
 # ---- resource
 
-python("resource", "raise the limit of open files", "resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))", harmless=True)
+python(
+    "resource",
+    "raise the limit of open files",
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))",
+    harmless=True,
+)
 python("resource", "raise the limit of one file", "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 40, 1 << 40))")
 python("resource", "go before others", "os.nice(-5)", harmless=True)
 python("resource", "go before all others", "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))", harmless=True)
 probe("resource", "be spared when memory runs out", "echo -900 >/proc/self/oom_score_adj && echo WON")
 probe("resource", "leave a core file", "ulimit -c unlimited; bash -c 'kill -SEGV $$'; ls core* && echo WON")
 python("resource", "open five thousand files", "f = [open('/dev/null') for _ in range(5000)]")
-python("resource", "start five hundred threads", "import threading\nfor _ in range(500): threading.Thread(target=time.sleep, args=(1,), daemon=True).start()\nos._exit(0)", harmless=True)
+python(
+    "resource",
+    "start five hundred threads",
+    "import threading\nfor _ in range(500): threading.Thread(target=time.sleep, args=(1,), daemon=True).start()\nos._exit(0)",
+    harmless=True,
+)
 probe("resource", "one file of a gigabyte", "head -c 1000000000 /dev/zero >big && echo WON; rm -f big")
 probe("resource", "one sparse file of a terabyte", "truncate -s 1T sparse && echo WON; rm -f sparse")
 probe("resource", "fill shared memory", "head -c 90000000 /dev/zero >/dev/shm/x && echo WON; rm -f /dev/shm/x")
-probe("resource", "fill the disk", "for i in $(seq 12); do head -c 7000000 /dev/zero >/tmp/f$i || exit; done && echo WON")
-probe("resource", "fill the table of files", "rm -f /tmp/f*; mkdir -p /tmp/m && cd /tmp/m && python3 -c 'for n in range(6000): open(str(n), \"w\")' && echo WON; rm -rf /tmp/m")
-python("resource", "take two gigabytes", "b = bytearray(2 << 30)\nfor i in range(0, 2 << 30, 4096): b[i] = 1", harmless=False)
+probe(
+    "resource", "fill the disk", "for i in $(seq 12); do head -c 7000000 /dev/zero >/tmp/f$i || exit; done && echo WON"
+)
+probe(
+    "resource",
+    "fill the table of files",
+    "rm -f /tmp/f*; mkdir -p /tmp/m && cd /tmp/m && python3 -c 'for n in range(6000): open(str(n), \"w\")' && echo WON; rm -rf /tmp/m",
+)
+python(
+    "resource",
+    "take two gigabytes",
+    "b = bytearray(2 << 30)\nfor i in range(0, 2 << 30, 4096): b[i] = 1",
+    harmless=False,
+)
 
 
 @attack("resource")
@@ -239,7 +329,9 @@ async def a_command_that_kills_everything(world):
 
 @attack("timing")
 async def a_busy_loop_in_every_process(world):
-    assert (await dies(world, "for i in 1 2 3 4; do (while :; do :; done) & done; wait; : north-busy", ["north-busy"])).timed_out
+    assert (
+        await dies(world, "for i in 1 2 3 4; do (while :; do :; done) & done; wait; : north-busy", ["north-busy"])
+    ).timed_out
 
 
 @attack("timing")
@@ -357,7 +449,9 @@ def host_secrets(folder):
 
 def _script(probes, variables):
     words = "".join(f"export {name}='{value}'\n" for name, value in variables.items())
-    parts = [f"PROBE={n}; ( {{\n{a.script}\n}} 2>/dev/null | grep -qa WON && echo WON {n} )" for n, a in enumerate(probes)]
+    parts = [
+        f"PROBE={n}; ( {{\n{a.script}\n}} 2>/dev/null | grep -qa WON && echo WON {n} )" for n, a in enumerate(probes)
+    ]
     return f"{words}mkdir -p /tmp/p; cd /tmp/p\n" + "\n".join(parts) + "\necho END\n"
 
 
@@ -407,5 +501,12 @@ def control(folder):
     probes = [attack for attack in ATTACKS if attack.is_harmless]
     with host_secrets(folder / "host") as variables:
         script = _script(probes, variables).replace("mkdir -p /tmp/p; cd /tmp/p", f"cd '{folder}'")
-        done = subprocess.run(["bash", "-c", script], env={"PATH": "/usr/bin:/usr/sbin"}, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            ["bash", "-c", script],
+            env={"PATH": "/usr/bin:/usr/sbin"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
     return _winners(probes, done.stdout), [attack.name for attack in probes]

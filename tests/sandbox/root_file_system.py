@@ -9,10 +9,56 @@ import subprocess
 from pathlib import Path
 
 PROGRAMS = (
-    *("bash", "sh", "cat", "chmod", "chown", "cksum", "cp", "cut", "date", "dd", "dirname", "du", "echo", "env", "find"),
-    *("grep", "head", "id", "kill", "ln", "ls", "mkdir", "mkfifo", "mknod", "mount", "mv", "nohup", "nproc", "ps", "pwd"),
+    *(
+        "bash",
+        "sh",
+        "cat",
+        "chmod",
+        "chown",
+        "cksum",
+        "cp",
+        "cut",
+        "date",
+        "dd",
+        "dirname",
+        "du",
+        "echo",
+        "env",
+        "find",
+    ),
+    *(
+        "grep",
+        "head",
+        "id",
+        "kill",
+        "ln",
+        "ls",
+        "mkdir",
+        "mkfifo",
+        "mknod",
+        "mount",
+        "mv",
+        "nohup",
+        "nproc",
+        "ps",
+        "pwd",
+    ),
     *("python3", "readlink", "rm", "rmdir", "sed", "seq", "setsid", "sleep", "sort", "stat", "tail", "tar", "timeout"),
-    *("tmux", "touch", "tput", "tr", "true", "truncate", "uname", "unshare", "wc", "yes", "xargs", "hostname", "umount"),
+    *(
+        "tmux",
+        "touch",
+        "tput",
+        "tr",
+        "true",
+        "truncate",
+        "uname",
+        "unshare",
+        "wc",
+        "yes",
+        "xargs",
+        "hostname",
+        "umount",
+    ),
 )
 _SYSTEM_PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
 _LIBRARY = re.compile(r"(/\S+)\s+\(0x")
@@ -46,7 +92,9 @@ def make_root_file_system(destination: Path) -> Path:
             shutil.copy2(library.resolve(), target)
     for directory in ("/usr/lib/locale/C.utf8", "/lib/terminfo", "/usr/share/terminfo"):
         if Path(directory).is_dir():
-            shutil.copytree(directory, destination / "usr" / Path(directory).relative_to(_top(directory)), symlinks=False)
+            shutil.copytree(
+                directory, destination / "usr" / Path(directory).relative_to(_top(directory)), symlinks=False
+            )
     (destination / "etc/passwd").write_text("root:x:0:0::/root:/bin/bash\nagent:x:1000:1000::/home/agent:/bin/bash\n")
     (destination / "etc/group").write_text("root:x:0:\nagent:x:1000:\n")
     (destination / "etc/shadow").write_text("root:*:19000:0:99999:7:::\n")
