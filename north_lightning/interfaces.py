@@ -114,7 +114,7 @@ class RolloutQueue(ABC):
 
     @abstractmethod
     def admit(self) -> int | None:
-        """The id of a new group, or None while every slot is charged."""
+        """The id of a new group, or of one to be begun anew; None while every slot is charged."""
 
     @abstractmethod
     def complete(self, group: RolloutGroup) -> None:
@@ -131,6 +131,15 @@ class RolloutQueue(ABC):
     @abstractmethod
     def release(self, group_ids: Iterable[int]) -> None:
         """The groups were trained: free their slots."""
+
+    @abstractmethod
+    def end_of(self, group_id: int) -> str | None:
+        """The ledger: ``"trained"``, the reason the group was dropped for, or None while it has not ended."""
+
+    def interrupted(self) -> list[int]:
+        """Groups that nobody shall work on any longer: given up, or to be begun anew (``admit`` hands them out again).
+        Each is named once; a queue that never gives up by itself has none."""
+        return []
 
     @abstractmethod
     def stats(self) -> Mapping[str, float]:

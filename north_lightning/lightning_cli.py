@@ -22,15 +22,17 @@ refuse_cuda_torchvision()
 
 import torch  # noqa: E402
 from jsonargparse.typing import PositiveInt  # noqa: E402
-from lightning.pytorch import LightningDataModule, LightningModule  # noqa: E402
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
+from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
 
 import north_lightning.data.sft  # noqa: E402 (here and below: importing a class makes its short name known)
 import north_lightning.synthesis  # noqa: E402, F401
-from north_lightning.callbacks import RunLock, SaveOnTermination  # noqa: E402
+from north_lightning.callbacks import RandomState, RunLock, SaveOnTermination  # noqa: E402
 from north_lightning.errors import ConfigError  # noqa: E402
 from north_lightning.modules import NorthModule  # noqa: E402, and with it NorthStrategy's short name
+from north_lightning.parallel.single_file import DurableCheckpointIO  # noqa: E402
 from north_lightning.parser import ExplainingParser  # noqa: E402
 
 PLUGIN_GROUP = "north_lightning.plugins"
@@ -71,6 +73,13 @@ class NorthCLI(LightningCLI):
         if settings.num_threads is not None:
             torch.set_num_threads(settings.num_threads)
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """With checkpoints that survive a crash, where the config does not choose how they are written."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        return trainer
+
 
 def run_training(arguments: Sequence[str]) -> int:
     """Run one of Lightning's commands; 0, or 143 after a SIGTERM and 130 after Ctrl-C, when callbacks have saved.
@@ -99,7 +108,7 @@ def run_training(arguments: Sequence[str]) -> int:
             save_config_kwargs={"overwrite": True},
             parser_class=TrainingParser,
             parser_kwargs=_parser_kwargs(),
-            trainer_defaults={"callbacks": [RunLock(), saver]},
+            trainer_defaults={"callbacks": [RunLock(), RandomState(), saver]},
         )
     except SystemExit as ended:  # SIGTERMException is one; Lightning makes one of a KeyboardInterrupt
         if saver.received is None and not isinstance(ended, SIGTERMException):

@@ -4,7 +4,7 @@ from north_lightning.callbacks.hf_checkpoint import HFCheckpoint
 from north_lightning.callbacks.history import JSONLHistory, RunSummary, Throughput
 from north_lightning.callbacks.producer import RolloutProducerCallback
 from north_lightning.callbacks.progress import ProgressLine
-from north_lightning.callbacks.run_directory import RunLock, SaveOnTermination
+from north_lightning.callbacks.run_directory import RandomState, RunLock, SaveOnTermination
 from north_lightning.callbacks.sidecar import SidecarCallback
 from north_lightning.callbacks.stopping import StopAtLoss
 from north_lightning.callbacks.weight_sync import WeightSyncCallback
@@ -13,6 +13,7 @@ __all__ = [
     "HFCheckpoint",
     "JSONLHistory",
     "ProgressLine",
+    "RandomState",
     "RolloutProducerCallback",
     "RunLock",
     "RunSummary",

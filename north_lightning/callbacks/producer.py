@@ -20,6 +20,7 @@ from north_lightning.interfaces import RolloutQueue
 from north_lightning.modules import CISPOModule
 from north_lightning.parallel import on_process_zero
 from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer
+from north_lightning.rollout.records import forget_unended
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.tasks import load_task_sets
 
@@ -101,9 +102,12 @@ class RolloutProducerCallback(Callback):
     def _start(self, trainer: Trainer, module: LightningModule, data: RolloutDataModule) -> None:
         self.rollouts.check_server(running_sidecar(trainer).max_model_len)
         kept = Path(trainer.default_root_dir) / ROLLOUTS if self.keep_rollouts else None
+        if kept is not None:
+            forget_unended(kept, data.queue.end_of)
         self._producer = RolloutProducer(data.queue, self._spec(trainer, module), self.failures, kept)
         running_sidecar(trainer).stop_before(self._stop)
         self._producer.start()
+        running_sidecar(trainer).around_restart(self._producer.suspend, self._producer.resume)
         data.add_check(self._producer.check)
 
     def _numbers(self, queue: RolloutQueue) -> dict[str, float]:

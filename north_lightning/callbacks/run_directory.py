@@ -1,13 +1,14 @@
 """One trainer per run folder, and nothing lost when it is told to end.
 
-In: ``trainer.default_root_dir``. Out: a lock while a run is alive, a checkpoint after a SIGTERM or Ctrl-C. Not here:
-periodic checkpoints (Lightning's ``ModelCheckpoint``).
+In: ``trainer.default_root_dir``. Out: a lock while a run is alive, a checkpoint after a SIGTERM or Ctrl-C, the random
+generators in every checkpoint. Not here: periodic checkpoints (Lightning's ``ModelCheckpoint``).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import random
 import shlex
 import signal
 import threading
@@ -15,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -123,3 +126,37 @@ class SaveOnTermination(Callback):
     def _end_wait(self) -> None:
         if self.received is not None:
             raise SIGTERMException
+
+
+class RandomState(Callback):
+    """Puts Python's, NumPy's and torch's random generators into checkpoints: stochastic rounding and the like go on
+    after a resume as they would have. Several processes resume with the first one's, as they start with one seed."""
+
+    def __init__(self) -> None:
+        self._resumed: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        version, words, gauss = random.getstate()
+        name, keys, position, has_gauss, cached = np.random.get_state()
+        return {
+            "python": [version, list(words), gauss],
+            "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = state_dict
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Before the first step, because setting up a run draws numbers too."""
+        state, self._resumed = self._resumed, None
+        if state is None:
+            return
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+        torch.set_rng_state(state["torch"].cpu())
+        if len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])

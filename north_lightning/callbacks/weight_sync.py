@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -72,6 +73,7 @@ class WeightSyncCallback(Callback):
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
         if trainer.global_step > 0:
             self._publish(trainer, pl_module)
+        running_sidecar(trainer).around_restart(None, partial(self._publish, trainer, pl_module))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: RolloutStep, batch_idx: int
@@ -153,6 +155,8 @@ class WeightSyncCallback(Callback):
                 self._push(pl_module.model, self.version + 1)
                 break
             except WeightPushError:
+                if running_sidecar(trainer).check():
+                    return time.monotonic() - started  # to the server that took the dead one's place
                 if attempt == self.num_retries:
                     raise
         self.version += 1

@@ -1,6 +1,7 @@
 """Training on many processes: FSDP2, expert, context and tensor parallelism, through torch.distributed only.
 
-``NorthStrategy`` is what a config names; the files below it know no Lightning.
+``NorthStrategy`` is what a config names; it and ``single_file`` are plug-ins of Lightning, which the other files do not
+know.
 """
 
 from north_lightning.parallel.clipping import clip_grad_norm

@@ -105,13 +105,13 @@ def _finish(written: Future[Any], rest: bytes, unfinished: Path, folder: Path) -
         if dist.get_rank() == 0:  # the last to know that all are done
             (unfinished / REST).write_bytes(rest)
             for path in [*unfinished.iterdir(), unfinished]:
-                _flush(path)
+                flush(path)
             old = folder.with_name(f".{folder.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             if folder.exists():
                 folder.rename(old)
             unfinished.rename(folder)
-            _flush(folder.parent)
+            flush(folder.parent)
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, dcp.CheckpointException) as error:
         raise CheckpointError(f"could not write '{folder}': {error}") from error
@@ -122,7 +122,8 @@ def _remove_after(writing: Future[None] | None, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the kernel write a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -62,6 +62,13 @@ class CancelAll:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancel:
+    """To the child: forget this dispatch; nothing about it will be answered."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     heavy_modules: tuple[str, ...]
 
@@ -121,7 +128,7 @@ class _Worker:
         self._group_size = spec.group_size
         self._seed = spec.seed
         self._tasks = {task.id: task for task in spec.tasks}
-        self._jobs: set[asyncio.Task[None]] = set()
+        self._jobs: dict[int, asyncio.Task[None]] = {}  # by number of the dispatch
         self._stopping = asyncio.Event()
         self._sender = ThreadPoolExecutor(1, "send")  # a large group must not hold the event loop
 
@@ -140,9 +147,9 @@ class _Worker:
         signal.alarm(EXIT_GRACE_S)
         loop.remove_reader(self._connection.fileno())
         beating.cancel()
-        for job in self._jobs:
+        for job in self._jobs.values():
             job.cancel()
-        await asyncio.gather(beating, *self._jobs, return_exceptions=True)
+        await asyncio.gather(beating, *self._jobs.values(), return_exceptions=True)
         await self._runner.close()
         self._sender.shutdown(wait=False, cancel_futures=True)
 
@@ -153,14 +160,16 @@ class _Worker:
         except (EOFError, OSError):
             self._stopping.set()
 
-    def _handle(self, message: Dispatch | CancelAll) -> None:
-        if isinstance(message, CancelAll):
-            for job in self._jobs:
-                job.cancel()
+    def _handle(self, message: Dispatch | Cancel | CancelAll) -> None:
+        if isinstance(message, Dispatch):
+            job = asyncio.create_task(self._work(message))
+            self._jobs[message.number] = job
+            job.add_done_callback(lambda _: self._jobs.pop(message.number))
             return
-        job = asyncio.create_task(self._work(message))
-        self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
+        numbers = [message.number] if isinstance(message, Cancel) else list(self._jobs)
+        for number in numbers:
+            if number in self._jobs:
+                self._jobs[number].cancel()
 
     async def _work(self, dispatch: Dispatch) -> None:
         answer: Finished | Failed | Fatal

@@ -35,6 +35,7 @@ from north_lightning.interfaces import RolloutQueue
 from north_lightning.rollout.child import (
     EXIT_GRACE_S,
     Alive,
+    Cancel,
     CancelAll,
     ChildSpec,
     Dispatch,
@@ -203,6 +204,7 @@ class RolloutProducer:
                 if self._suspended.is_set():
                     self._recall()
                 elif self._ready.is_set():
+                    self._interrupt()
                     self._dispatch()
                 self._receive()
         except Exception as error:
@@ -220,10 +222,23 @@ class RolloutProducer:
                 group_id = self._queue.admit()
                 if group_id is None:
                     return
+                self._forget(group_id)  # where the queue wants it begun anew
                 job = _Job(group_id)
             number, self._next_dispatch = self._next_dispatch, self._next_dispatch + 1
             self._running[number] = job
             self._send(Dispatch(number, job.group_id, self._schedule.task(job.group_id).id))
+
+    def _interrupt(self) -> None:
+        """Stop working on groups that the queue has given up or wants begun anew: they hold places of others."""
+        for group_id in self._queue.interrupted():
+            self._forget(group_id)
+
+    def _forget(self, group_id: int) -> None:
+        self._waiting = [job for job in self._waiting if job.group_id != group_id]
+        for number in [number for number, job in self._running.items() if job.group_id == group_id]:
+            del self._running[number]
+            self._counts["interrupted"] += 1
+            self._send(Cancel(number))
 
     def _recall(self) -> None:
         if self._running:
@@ -355,7 +370,7 @@ class RolloutProducer:
         self._waiting = [*self._running.values(), *self._waiting]
         self._running = {}
 
-    def _send(self, message: Dispatch | CancelAll) -> None:
+    def _send(self, message: Dispatch | Cancel | CancelAll) -> None:
         assert self._connection is not None
         try:
             self._connection.send(message)

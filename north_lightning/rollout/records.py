@@ -4,7 +4,7 @@ said."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,24 @@ def append_records(path: Path, rollouts: Iterable[Rollout]) -> None:
             if file.read(1) != b"\n":
                 lines = "\n" + lines
         file.write(lines.encode())
+
+
+def forget_unended(path: Path, end_of: Callable[[int], str | None]) -> None:
+    """Drop the lines of groups that have not ended by the queue's ledger: a resumed run samples them again, and a fresh
+    one begins with none. A line that a crash has torn goes with them."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            group_id = json.loads(line)["group_id"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+        if end_of(group_id) is not None:
+            kept.append(line + "\n")
+    unfinished = path.with_name(f".{path.name}.writing")
+    unfinished.write_text("".join(kept))
+    unfinished.replace(path)
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class Sidecar:
         self.start_seconds = time.monotonic() - started
         _say(f"generating at {self.url} after {self.start_seconds:.1f} s")
 
-    def check_alive(self, timeout_s: float = 30.0) -> None:
+    def check_alive(self, timeout_s: float = 10.0) -> None:
         """``SidecarError`` with the end of the log if the server has ended, or if its engine does not answer in time.
 
         The engine answers between two of its steps however many requests are waiting: a busy sampler passes. Cheap to

@@ -36,7 +36,7 @@ class CompletionOrderQueue(RolloutQueue):
         self._completed: list[RolloutGroup] = []
         self._taken: set[int] = set()
         self._num_trained = 0
-        self._dropped: Counter[str] = Counter()
+        self._dropped: dict[int, str] = {}  # group id -> reason
 
     def admit(self) -> int | None:
         with self._lock:
@@ -57,7 +57,7 @@ class CompletionOrderQueue(RolloutQueue):
     def drop(self, group_id: int, reason: str) -> None:
         with self._lock:
             self._end_flight(group_id)
-            self._dropped[reason] += 1
+            self._dropped[group_id] = reason
 
     def take(self, num_groups: int) -> list[RolloutGroup] | None:
         with self._lock:
@@ -75,6 +75,13 @@ class CompletionOrderQueue(RolloutQueue):
             self._taken -= ids
             self._num_trained += len(ids)
 
+    def end_of(self, group_id: int) -> str | None:
+        with self._lock:
+            completed = (group.group_id for group in self._completed)
+            if group_id >= self._next_id or group_id in {*self._again, *self._in_flight, *completed, *self._taken}:
+                return None
+            return self._dropped.get(group_id, "trained")
+
     def stats(self) -> Mapping[str, float]:
         with self._lock:
             return {
@@ -82,7 +89,7 @@ class CompletionOrderQueue(RolloutQueue):
                 "in_flight": float(len(self._in_flight)),
                 "completed": float(len(self._completed)),
                 "trained": float(self._num_trained),
-                **{f"dropped/{reason}": float(count) for reason, count in self._dropped.items()},
+                **{f"dropped/{reason}": float(count) for reason, count in Counter(self._dropped.values()).items()},
             }
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,13 +99,13 @@ class CompletionOrderQueue(RolloutQueue):
                 "next_id": self._next_id,
                 "again": sorted(self._in_flight | completed | self._taken | set(self._again)),
                 "num_trained": self._num_trained,
-                "dropped": dict(self._dropped),
+                "dropped": [[group_id, reason] for group_id, reason in self._dropped.items()],
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         with self._lock:
             self._next_id, self._again = state["next_id"], list(state["again"])
-            self._num_trained, self._dropped = state["num_trained"], Counter(state["dropped"])
+            self._num_trained, self._dropped = state["num_trained"], dict(state["dropped"])
 
     def _end_flight(self, group_id: int) -> None:
         if group_id not in self._in_flight:

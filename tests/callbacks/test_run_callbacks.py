@@ -2,20 +2,36 @@
 
 import fcntl
 import json
+import os
+import random
+import resource
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from small_runs import quiet_trainer, write_run_inputs
 
-from north_lightning.callbacks import HFCheckpoint, JSONLHistory, RunLock, RunSummary, StopAtLoss, Throughput
+from north_lightning.callbacks import (
+    HFCheckpoint,
+    JSONLHistory,
+    RandomState,
+    RunLock,
+    RunSummary,
+    StopAtLoss,
+    Throughput,
+)
 from north_lightning.chat import NorthTokenizer
 from north_lightning.data import SFTDataModule, SFTSource
-from north_lightning.errors import ConfigError, DataError
+from north_lightning.errors import CheckpointError, ConfigError, DataError
 from north_lightning.history import read_history
 from north_lightning.model import load_checkpoint
 from north_lightning.modules import SFTModule
+from north_lightning.parallel.single_file import DurableCheckpointIO
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +148,64 @@ def test_a_second_trainer_in_the_same_folder_is_refused_and_the_first_named(inpu
             fit(inputs, tmp_path, RunLock(), max_steps=1)
     fit(inputs, tmp_path, RunLock(), max_steps=1)  # the other one has ended
     fit(inputs, tmp_path, RunLock(), max_steps=1)  # and so has this one
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+class Draw(Callback):
+    """Draws one number of each generator in every step; saves after step 2."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.drawn: dict[int, tuple[float, float, float]] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        self.drawn[trainer.global_step] = (random.random(), float(np.random.rand()), float(torch.rand(())))
+        if trainer.global_step == 2:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_resumed_run_draws_the_random_numbers_the_uninterrupted_one_draws(inputs: Path, tmp_path: Path) -> None:
+    whole, rest = Draw(tmp_path / "two.ckpt"), Draw(tmp_path / "again.ckpt")
+    fit(inputs, tmp_path / "whole", RandomState(), whole, max_steps=4)
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    data = SFTDataModule(inputs / "tokenizer", {"sums": SFTSource([inputs / "sums.jsonl"])}, 256)
+    module = SFTModule(config=inputs / "model.json", tokenizer=inputs / "tokenizer")
+    trainer = quiet_trainer(tmp_path / "rest", callbacks=[RandomState(), rest], max_steps=4)
+    trainer.fit(module, datamodule=data, ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+    assert rest.drawn == {step: whole.drawn[step] for step in (3, 4)}
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_it(tmp_path: Path) -> None:
+    path, files = tmp_path / "run" / "last.ckpt", DurableCheckpointIO()
+    files.save_checkpoint({"step": torch.ones(1)}, path)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit fails as on a full disk
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"could not write '.*last.ckpt'"):
+            files.save_checkpoint({"step": torch.zeros(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert os.listdir(path.parent) == ["last.ckpt"]
+    assert torch.load(path, weights_only=True)["step"] == 1
+    files.save_checkpoint({"step": torch.full((1,), 2)}, path)
+    assert torch.load(path, weights_only=True)["step"] == 2
+
+
+def test_a_kill_at_any_moment_of_a_write_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Child processes overwrite one checkpoint for ever and are killed after random delays."""
+    path, files, noise = tmp_path / "last.ckpt", DurableCheckpointIO(), random.Random(0)
+    files.save_checkpoint({"x": torch.full((200_000,), -1)}, path)
+    for number in range(12):
+        child = os.fork()
+        if child == 0:
+            while True:
+                files.save_checkpoint({"x": torch.full((200_000,), number)}, path)
+        time.sleep(noise.uniform(0.0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        values = torch.load(path, weights_only=True)["x"]
+        assert len(values) == 200_000
+        assert values.min() == values.max()

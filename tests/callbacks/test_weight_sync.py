@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_runs import quiet_trainer, write_run_inputs
 from torch import Tensor
 
 from north_lightning.callbacks import JSONLHistory, SidecarCallback, WeightSyncCallback
+from north_lightning.callbacks.sidecar import running_sidecar
 from north_lightning.data import RolloutDataModule
 from north_lightning.errors import ConfigError, SidecarError, TrainingError, WeightPushError
 from north_lightning.history import read_history
@@ -31,9 +32,11 @@ class FakeSidecar:
         self.vocab_size: int | None = None
         self.events: list[str] = []
         self.is_dead = False
+        self.can_be_revived = True
 
     def start(self) -> None:
         self.events.append("start")
+        self.is_dead = self.is_dead and not self.can_be_revived
 
     def stop(self) -> None:
         self.events.append("stop")
@@ -220,17 +223,66 @@ def test_a_resumed_run_pushes_its_weights_under_the_next_version_before_it_train
     assert all(torch.equal(tensor, trained[name]) for name, tensor in transport.pushed[0][1].items())
 
 
-def test_a_dead_sidecar_ends_training_with_its_own_error(checkpoint: Path, tmp_path: Path) -> None:
+class SidecarDies(Callback):
+    """After step 3, an odd one: no push is due."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_train_start(self, trainer: Trainer, pl_module: object) -> None:
+        events = self.run.sidecars[0].events
+        running_sidecar(trainer).around_restart(lambda: events.append("let go"), lambda: events.append("take up"))
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == 3:
+            self.run.sidecars[0].is_dead = True
+
+
+def test_a_dead_sidecar_is_replaced_and_gets_the_weights_of_now_before_it_is_sampled_from(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    run = Run(checkpoint, tmp_path, FakeTransport())
+    run.fit(9, SidecarDies(run))
+    assert run.sidecars[0].events == ["start", "let go", "stop", "start", "take up", "stop"]
+    assert run.sync.published_at == {
+        0: 0,
+        1: 4,
+        2: 4,
+        3: 8,
+    }  # the push of step 4 was due all the same
+    first, second = (content for _, content in run.transport.pushed[:2])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_push_that_fails_because_the_sidecar_died_goes_to_the_new_one_once(checkpoint: Path, tmp_path: Path) -> None:
+    run = Run(checkpoint, tmp_path, FakeTransport())
+
+    class DiesInThePush(FakeTransport):
+        def push(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+            if not self.attempts:
+                run.sidecars[0].is_dead = True
+                self.failing = (1,)
+            super().push(tensors, version)
+
+    run.transport = transport = DiesInThePush()
+    run.sync = WeightSyncCallback(every_n_steps=4, transport=lambda url: transport)
+    run.fit(9)
+    assert run.sidecars[0].events == ["start", "stop", "start", "stop"]
+    assert [version for version, _ in transport.pushed] == [1, 2]
+    assert run.sync.published_at == {0: 0, 1: 4, 2: 8}
+
+
+def test_a_sidecar_that_dies_again_and_again_ends_training_with_its_own_error(checkpoint: Path, tmp_path: Path) -> None:
     run = Run(checkpoint, tmp_path, FakeTransport())
 
     class KillsTheSidecar(Callback):
         def on_train_start(self, trainer: object, pl_module: object) -> None:
-            run.sidecars[0].is_dead = True
+            run.sidecars[0].is_dead, run.sidecars[0].can_be_revived = True, False
 
     never_filled = WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=2)
     with pytest.raises(SidecarError, match="killed by SIGKILL"):
         run.fit(4, KillsTheSidecar(), queue=never_filled)
-    assert run.sidecars[0].events == ["start", "stop"]
+    assert run.sidecars[0].events == ["start", *["stop", "start"] * 3, "stop"]
 
 
 def test_the_sidecar_serves_the_modules_checkpoint_and_is_stopped_at_the_end(checkpoint: Path, tmp_path: Path) -> None:

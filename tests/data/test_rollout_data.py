@@ -47,6 +47,9 @@ class ListQueue(RolloutQueue):
     def release(self, group_ids):
         self.released += group_ids
 
+    def end_of(self, group_id):
+        return "trained" if group_id in self.released else None
+
     def stats(self):
         return {"depth": float(len(self.groups))}
 

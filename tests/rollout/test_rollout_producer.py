@@ -157,6 +157,16 @@ def test_a_group_the_queue_has_given_up_comes_in_late(
     assert 0 not in [group.group_id for group in trained]
 
 
+def test_a_stuck_head_is_cancelled_and_begun_anew(tasks: list[Task], tokenizer_dir: Path, tmp_path: Path) -> None:
+    queue = WindowedFIFOQueue(2, max_batches_ahead=1, window=1, head_timeout_s=1.0, head_requeues=1)
+    with producing(queue, tasks, tokenizer_dir, tmp_path, {0: "once slow", 2: "slow"}) as producer:
+        trained = train(queue, producer, 2)
+        assert producer.stats()["interrupted"] >= 2.0
+    assert (tmp_path / "cancelled").exists()
+    assert [group.group_id for group in trained] == [0, 1, 3, 4]
+    assert (queue.end_of(0), queue.end_of(2)) == ("trained", "head_timeout")
+
+
 # ---- failing groups ------------------------------------------------------------------------------------------------
 
 

@@ -8,38 +8,13 @@ import json
 import random
 import threading
 import time
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from queue_machine import FakeClock, Learner, QueueAgainstListModel, complete, filled, ids
 
 from north_lightning.errors import ConfigError, QueueError
 from north_lightning.rollout.queue import WindowedFIFOQueue
-from north_lightning.types import RolloutGroup
-
-
-def group(group_id: int) -> RolloutGroup:
-    return RolloutGroup(group_id, f"task{group_id}", "terminal", [])
-
-
-def ids(groups: list[RolloutGroup] | None) -> list[int] | None:
-    return None if groups is None else [member.group_id for member in groups]
-
-
-def filled(queue: WindowedFIFOQueue) -> list[int]:
-    """Admit until every slot is charged."""
-    admitted = []
-    while (group_id := queue.admit()) is not None:
-        admitted.append(group_id)
-    return admitted
-
-
-def complete(queue: WindowedFIFOQueue, *group_ids: int) -> None:
-    for group_id in group_ids:
-        queue.complete(group(group_id))
-
 
 # ---- order ---------------------------------------------------------------------------------------------------------
 
@@ -75,6 +50,16 @@ def test_a_window_as_wide_as_the_queue_is_completion_order() -> None:
     filled(queue)
     complete(queue, 3, 1, 0, 2)
     assert ids(queue.take(4)) == [3, 1, 0, 2]
+
+
+def test_an_unbounded_window_is_completion_order_for_ever_and_has_no_bound() -> None:
+    queue = WindowedFIFOQueue(groups_per_batch=1, max_batches_ahead=1, window="unbounded")
+    for newest in range(1, 20):
+        filled(queue)
+        complete(queue, newest)
+        assert ids(queue.take(1)) == [newest]  # 0 is never finished
+        queue.release([newest])
+    assert queue.max_policy_lag(push_every_k=1) is None
 
 
 def test_a_dropped_head_lets_the_window_slide() -> None:
@@ -151,7 +136,13 @@ def test_take_refuses_what_can_never_be_there(num_groups: int) -> None:
 
 @pytest.mark.parametrize(
     ("key", "wrong"),
-    [("groups_per_batch", 0), ("max_batches_ahead", -1), ("window", 0), ("head_timeout_s", 0.0)],
+    [
+        ("groups_per_batch", 0),
+        ("max_batches_ahead", -1),
+        ("window", 0),
+        ("head_timeout_s", 0.0),
+        ("head_requeues", -1),
+    ],
 )
 def test_wrong_settings_are_named(key: str, wrong: float) -> None:
     arguments = {"groups_per_batch": 2, "max_batches_ahead": 1, key: wrong}
@@ -160,14 +151,6 @@ def test_wrong_settings_are_named(key: str, wrong: float) -> None:
 
 
 # ---- head time-out -------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class FakeClock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def stuck_queue(clock: FakeClock) -> WindowedFIFOQueue:
@@ -192,6 +175,48 @@ def test_a_head_that_makes_the_trainer_wait_too_long_is_dropped_visibly() -> Non
     assert ids(queue.take(1)) == [2]
     with pytest.raises(QueueError):
         complete(queue, 0)  # it comes in late
+
+
+def test_a_stuck_head_is_begun_anew_in_its_place_before_it_is_dropped() -> None:
+    clock = FakeClock()
+    queue = WindowedFIFOQueue(1, max_batches_ahead=1, window=1, head_timeout_s=10.0, head_requeues=1, clock=clock)
+    filled(queue)
+    complete(queue, 1)
+    for expected in ([0], None):  # the first time it is handed out once more, the second time it is not
+        assert queue.take(1) is None
+        clock.now += 10.0
+        assert queue.take(1) is None
+        assert queue.stats()["depth"] == (2.0 if expected else 1.0)
+        if expected:
+            assert queue.interrupted() == [0]
+            assert filled(queue) == [0]
+    assert (queue.interrupted(), queue.interrupted()) == ([0], [])
+    assert queue.end_of(0) == "head_timeout"
+    assert queue.stats()["requeued"] == queue.stats()["dropped/head_timeout"] == 1.0
+    assert ids(queue.take(1)) == [1]
+
+
+def test_a_group_that_comes_in_before_it_is_begun_anew_counts() -> None:
+    clock = FakeClock()
+    queue = WindowedFIFOQueue(1, max_batches_ahead=1, window=1, head_timeout_s=10.0, head_requeues=1, clock=clock)
+    filled(queue)
+    queue.take(1)
+    clock.now += 10.0
+    queue.take(1)
+    complete(queue, 0)
+    assert queue.admit() is None
+    assert ids(queue.take(1)) == [0]
+
+
+def test_a_group_handed_out_anew_is_not_called_interrupted_afterwards() -> None:
+    clock = FakeClock()
+    queue = WindowedFIFOQueue(1, max_batches_ahead=0, window=1, head_timeout_s=10.0, head_requeues=1, clock=clock)
+    filled(queue)
+    queue.take(1)
+    clock.now += 10.0
+    queue.take(1)
+    assert queue.admit() == 0
+    assert queue.interrupted() == []  # or the work that has just begun would be thrown away
 
 
 def test_time_counts_only_while_the_trainer_waits() -> None:
@@ -295,7 +320,14 @@ def test_groups_not_handed_out_again_yet_still_hold_the_window() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"next_id": 9}, {"num_trained": 3}, {"pending": [0, 0, 1, 2]}, {"dropped": {"x": 1}}]
+    "wrong",
+    [
+        {"next_id": 9},
+        {"num_trained": 3},
+        {"pending": [0, 0, 1, 2]},
+        {"dropped": {"x": [7]}},
+        {"dropped": {"x": [0]}, "num_trained": 1},
+    ],
 )
 def test_a_ledger_that_does_not_add_up_is_refused(wrong: dict[str, object]) -> None:
     queue = WindowedFIFOQueue(groups_per_batch=2, max_batches_ahead=1)
@@ -313,38 +345,6 @@ def test_a_used_queue_cannot_be_loaded_into() -> None:
 
 
 # ---- policy lag ----------------------------------------------------------------------------------------------------
-
-
-class Learner:
-    """Trains a queue and pushes every ``push_every_k`` steps; what is admitted is sampled at once, at its oldest."""
-
-    def __init__(self, queue: WindowedFIFOQueue, push_every_k: int, releases_after_push: bool = True) -> None:
-        self.queue = queue
-        self.push_every_k = push_every_k
-        self.releases_after_push = releases_after_push
-        self.step = 0
-        self.served_step = 0
-        self.sampled_at: dict[int, int] = {}
-        self.trained: list[int] = []
-        self.max_lag = 0
-
-    def admit_all(self) -> list[int]:
-        admitted = filled(self.queue)
-        self.sampled_at |= dict.fromkeys(admitted, self.served_step)
-        return admitted
-
-    def train(self, batch: list[int]) -> None:
-        for group_id in batch:
-            self.max_lag = max(self.max_lag, self.step - self.sampled_at[group_id])
-        self.trained += batch
-        self.step += 1
-        if not self.releases_after_push:
-            self.queue.release(batch)
-            self.admit_all()
-        if self.step % self.push_every_k == 0:
-            self.served_step = self.step
-        if self.releases_after_push:
-            self.queue.release(batch)
 
 
 def lag_when_one_group_is_slowest(learner: Learner, slow: int) -> int:
@@ -401,112 +401,33 @@ def test_releasing_before_the_push_exceeds_the_bound_by_one() -> None:
     assert worst == queue.max_policy_lag(push_every_k=2) + 1
 
 
+# ---- fairness ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [1, 3, 6])
+def test_a_slow_environment_keeps_its_share_of_every_prefix_to_within_the_window(window: int) -> None:
+    """Even ids belong to the slow environment: they finish only when nothing else could be trained."""
+    queue = WindowedFIFOQueue(groups_per_batch=1, max_batches_ahead=11, window=window)
+    trained: list[int] = []
+    worst = 0
+    while len(trained) < 100:
+        complete(queue, *[group_id for group_id in filled(queue) if group_id % 2])
+        batch = ids(queue.take(1))
+        if batch is None:
+            slow = min(i for i in range(0, 1000, 2) if i not in trained)
+            complete(queue, slow)
+            continue
+        queue.release(batch)
+        trained += batch
+        worst = max(worst, abs(sum(i % 2 for i in trained) - len(trained) // 2))
+    assert worst <= window - 1
+    assert window == 1 or worst >= (window - 1) // 2  # the schedule is as unfair as it can be
+
+
 # ---- state machine -------------------------------------------------------------------------------------------------
 
 
-class QueueAgainstListModel(RuleBasedStateMachine):
-    """Every schedule, resumes included: the queue does what a list does, and no batch is older than the bound."""
-
-    @initialize(
-        num_groups=st.integers(1, 3), ahead=st.integers(0, 3), window=st.integers(1, 8), push_every_k=st.integers(1, 3)
-    )
-    def start(self, num_groups: int, ahead: int, window: int, push_every_k: int) -> None:
-        self.queue = WindowedFIFOQueue(num_groups, ahead, window)
-        self.learner = Learner(self.queue, push_every_k)
-        self.status: list[str] = []  # of group i: pending, flight, done, taken, trained, dropped
-        self.finish_order: list[int] = []
-        self.batches: list[list[int]] = []  # taken ahead of training
-        self.trained: list[int] = []
-
-    def having(self, *statuses: str) -> list[int]:
-        return [group_id for group_id, status in enumerate(self.status) if status in statuses]
-
-    @rule()
-    def admit(self) -> None:
-        if len(self.having("flight", "done", "taken")) >= self.queue.num_slots:
-            assert self.queue.admit() is None
-            return
-        expected = min(self.having("pending"), default=len(self.status))
-        assert self.queue.admit() == expected
-        self.status[expected : expected + 1] = ["flight"]
-        self.learner.sampled_at[expected] = self.learner.served_step
-
-    @precondition(lambda self: self.having("flight"))
-    @rule(pick=st.randoms(use_true_random=False))
-    def complete(self, pick: random.Random) -> None:
-        group_id = pick.choice(self.having("flight"))
-        complete(self.queue, group_id)
-        self.status[group_id] = "done"
-        self.finish_order.append(group_id)
-
-    @precondition(lambda self: self.having("flight"))
-    @rule(pick=st.randoms(use_true_random=False))
-    def drop(self, pick: random.Random) -> None:
-        group_id = pick.choice(self.having("flight"))
-        self.queue.drop(group_id, "SandboxError")
-        self.status[group_id] = "dropped"
-
-    @rule()
-    def take(self) -> None:
-        expected = self.expected_batch()
-        assert ids(self.queue.take(self.queue.groups_per_batch)) == expected
-        if expected is not None:
-            self.batches.append(expected)
-            for group_id in expected:
-                self.status[group_id] = "taken"
-                self.finish_order.remove(group_id)
-
-    def expected_batch(self) -> list[int] | None:
-        status = list(self.status)
-        batch: list[int] = []
-        for _ in range(self.queue.groups_per_batch):
-            unended = [i for i, name in enumerate(status) if name in ("pending", "flight", "done")]
-            if not unended:
-                return None
-            window = range(unended[0], unended[0] + self.queue.window)
-            ready = [i for i in self.finish_order if status[i] == "done" and i in window]
-            if not ready:
-                return None
-            status[ready[0]] = "taken"
-            batch.append(ready[0])
-        return batch
-
-    @precondition(lambda self: self.batches)
-    @rule()
-    def train(self) -> None:
-        batch = self.batches.pop(0)
-        self.learner.train(batch)
-        self.trained += batch
-        for group_id in batch:
-            self.status[group_id] = "trained"
-
-    @rule()
-    def resume(self) -> None:
-        self.queue = self.learner.queue = resumed(self.queue)
-        self.learner.served_step = self.learner.step  # a resumed trainer pushes before it samples
-        self.batches, self.finish_order = [], []
-        self.status = ["pending" if name in ("flight", "done", "taken") else name for name in self.status]
-
-    @invariant()
-    def no_batch_is_older_than_the_bound(self) -> None:
-        if hasattr(self, "queue"):
-            assert self.learner.max_lag <= self.queue.max_policy_lag(self.learner.push_every_k)
-
-    @invariant()
-    def every_group_is_accounted_for_once(self) -> None:
-        if not hasattr(self, "queue"):
-            return
-        assert len(set(self.trained)) == len(self.trained)
-        stats = self.queue.stats()
-        assert stats["in_flight"] == len(self.having("flight"))
-        assert stats["completed"] == len(self.having("done"))
-        assert stats["pending"] == len(self.having("pending"))
-        assert stats["trained"] == len(self.having("trained"))
-        assert stats.get("dropped/SandboxError", 0.0) == len(self.having("dropped"))
-        assert stats["depth"] == len(self.having("flight", "done", "taken"))
-
-
-QueueAgainstListModel.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+QueueAgainstListModel.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
 TestQueueAgainstListModel = QueueAgainstListModel.TestCase
 
 
