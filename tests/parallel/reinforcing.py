@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import torch.distributed as dist
 from launch import as_torchrun_would
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from small_runs import quiet_trainer
 from torch import Tensor
 
-from north_lightning.callbacks import JSONLHistory, SidecarCallback, Throughput, WeightSyncCallback
+from north_lightning.callbacks import JSONLHistory, SaveOnTermination, SidecarCallback, Throughput, WeightSyncCallback
 from north_lightning.data import RolloutDataModule
 from north_lightning.errors import InfrastructureError, SidecarError, WeightPushError
 from north_lightning.interfaces import WeightTransport
@@ -222,8 +224,21 @@ def odd_error(run: Run) -> None:
     run.sidecar.error = Unpicklable("this", "that")
 
 
+class InterruptsProcessZero(SaveOnTermination):
+    """As it does where a terminal sends it to one process first."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.is_global_zero and trainer.global_step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+
+def interrupted(run: Run) -> Callback:
+    return InterruptsProcessZero()
+
+
 FAULTS: dict[str, Callable[[Run], Callback | None]] = {
-    fault.__name__: fault for fault in (never_filled, dead_producer, no_push, too_old, no_sidecar, odd_error)
+    fault.__name__: fault
+    for fault in (never_filled, dead_producer, no_push, too_old, no_sidecar, odd_error, interrupted)
 }
 
 
@@ -233,6 +248,6 @@ def raised(inputs: Path, folder: Path, fault: Callable[[Run], Callback | None]) 
     callback = fault(run)
     try:
         run.fit(*[] if callback is None else [callback])
-    except Exception as error:
+    except (Exception, SIGTERMException) as error:
         return type(error).__name__, str(error)
     return "nothing", ""

@@ -119,3 +119,12 @@ def test_what_goes_wrong_on_process_0_ends_every_process_with_the_same_error(
 def test_an_error_that_cannot_travel_arrives_as_one_of_its_kind(two: list[dict[str, Any]]) -> None:
     assert two[0]["raised"]["odd_error"] == ("Unpicklable", "this and that")
     assert two[1]["raised"]["odd_error"] == ("InfrastructureError", "Unpicklable: this and that")
+
+
+def test_an_interrupt_of_process_0_ends_every_process_after_the_step_with_a_checkpoint(
+    two: list[dict[str, Any]], folder: Path
+) -> None:
+    assert [of_rank["raised"]["interrupted"][0] for of_rank in two] == ["SIGTERMException"] * 2
+    saved = torch.load(folder / "faults" / "interrupted.ckpt" / "trainer.pt", weights_only=True)
+    assert saved["global_step"] == 3
+    assert saved["RolloutDataModule"]["queue"]["num_trained"] == 3 * reinforcing.GROUPS_PER_BATCH
