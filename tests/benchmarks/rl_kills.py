@@ -35,13 +35,14 @@ from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer
 LAST = "last.ckpt"
 
 
-def kill_until(num_kills: int, life: Callable[[], None], has_begun: Callable[[], bool], longest_s: float) -> int:
-    """Kill ``life`` up to ``num_kills`` times, up to ``longest_s`` after it has begun to train; then let it end."""
+def kill_until(num_kills: int, life: Callable[[], None], begun: Path, longest_s: float) -> int:
+    """Kill ``life`` up to ``num_kills`` times, up to ``longest_s`` after it has made ``begun``; then let it end."""
     noise = random.Random(0)
     kills = 0
     while True:
+        begun.unlink(missing_ok=True)
         child = fork(life)
-        while kills < num_kills and not has_begun() and not ended(child):
+        while kills < num_kills and not begun.exists() and not ended(child):
             time.sleep(0.005)
         if kills < num_kills:
             time.sleep(noise.uniform(0.0, longest_s))
@@ -85,9 +86,7 @@ class Begun(Callback):
 def trainer_in(folder: Path, num_steps: int, *callbacks: Callback) -> tuple[Trainer, Path | None]:
     """A trainer that writes a checkpoint after every step, and the one to resume from."""
     keep = ModelCheckpoint(dirpath=folder, filename="last", every_n_train_steps=1, enable_version_counter=False)
-    begun = folder / "begun"
-    begun.unlink(missing_ok=True)
-    everything = [Begun(begun), RunLock(), RandomState(), *callbacks, keep]
+    everything = [Begun(folder / "begun"), RunLock(), RandomState(), *callbacks, keep]
     trainer = quiet_trainer(folder, max_steps=num_steps, callbacks=everything, enable_checkpointing=True)
     trainer.strategy.checkpoint_io = DurableCheckpointIO()
     resume = folder / LAST
@@ -111,13 +110,13 @@ def kill_sft(scratch: Path, num_kills: int, num_steps: int) -> dict:
     inputs = scratch / "inputs"
     inputs.mkdir()
     os.waitpid(fork(partial(write_run_inputs, inputs)), 0)
-    kill_until(0, partial(sft_life, inputs, scratch / "whole", num_steps), lambda: True, 0.0)
+    kill_until(0, partial(sft_life, inputs, scratch / "whole", num_steps), scratch / "begun", 0.0)
     whole = load(scratch / "whole")
     kills, runs, identical = 0, 0, True
     while kills < num_kills:
         folder = scratch / f"killed{runs}"
         life = partial(sft_life, inputs, folder, num_steps)
-        kills += kill_until(num_kills - kills, life, (folder / "begun").exists, 0.25)
+        kills += kill_until(num_kills - kills, life, folder / "begun", 0.25)
         runs += 1
         identical &= same(whole, load(folder))
     return {"kills": kills, "runs": runs, "steps": num_steps, "bit_identical": identical}
@@ -230,7 +229,7 @@ def kill_rl(scratch: Path, num_kills: int, num_steps: int) -> dict:
         folder = scratch / f"killed{runs}"
         folder.mkdir()
         life = partial(rl_life, inputs, folder, num_steps)
-        kills += kill_until(num_kills - kills, life, (folder / "begun").exists, 3.5)
+        kills += kill_until(num_kills - kills, life, folder / "begun", 3.5)
         runs += 1
         ledger, book = read_ledger(folder), read_book(folder / "book.txt")
         exact &= sorted(book) == [group_id for group_id, end in ledger.items() if end == "trained"]

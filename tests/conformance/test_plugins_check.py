@@ -220,7 +220,7 @@ def test_the_reward_that_ships_keeps_its_promises() -> None:
 QUEUE = (ROOT / "plugins" / "queues" / "completion_order.py").read_text()
 BROKEN_QUEUES = [
     (", self._completed[num_groups:]", ", []", "gives back what was completed"),
-    ("self._dropped[reason] += 1", "pass", "frees the slot of what is dropped"),
+    ("self._dropped[group_id] = reason", "pass", "frees the slot of what is dropped"),
     ('"again": sorted(', '"again": sorted([]) and sorted(', "resumes"),
     ("if group_id not in self._in_flight", "if False", "lets a group end once"),
     ("            if len(self._completed) < num_groups:\n                return None\n", "", "does not block"),
