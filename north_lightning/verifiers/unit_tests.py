@@ -126,11 +126,8 @@ class UnitTestVerifier(RewardVerifier):
     ) -> Reward:
         expected = expected_tests(task, tests)
         graded = scratch / "work"
-        allowance = Allowance(self.max_snapshot_mib * 2**20)
         try:
-            await asyncio.to_thread(
-                build_graded_tree, task.directory / "environment" / "files", workdir, graded, allowance
-            )
+            await self._build_graded(task, workdir, graded)
         except UngradableTree as error:
             return Reward(0.0, {"reason": str(error)})
         logs = make_writable(scratch / "logs")
@@ -171,11 +168,8 @@ class UnitTestVerifier(RewardVerifier):
                 f"{len(expected)} tests and {task.metadata['log_parser']!r}"
             )
         graded = scratch / "work"
-        allowance = Allowance(self.max_snapshot_mib * 2**20)
         try:
-            await asyncio.to_thread(
-                build_graded_tree, task.directory / "environment" / "files", workdir, graded, allowance
-            )
+            await self._build_graded(task, workdir, graded)
         except UngradableTree as error:
             return Reward(0.0, {"reason": str(error)})
         logs = make_writable(scratch / "logs")
@@ -194,6 +188,11 @@ class UnitTestVerifier(RewardVerifier):
         passed = [test for test in expected if outcomes.get(test) == "passed"]
         failed = [test for test in expected if outcomes.get(test) != "passed"]
         return Reward(float(not failed), {**details, "passed": passed, "failed": failed})
+
+    async def _build_graded(self, task: Task, workdir: Path, graded: Path) -> None:
+        """The task's files with the attempt's changes, in ``graded``; ``UngradableTree`` says why there is none."""
+        pristine, allowance = task.directory / "environment" / "files", Allowance(self.max_snapshot_mib * 2**20)
+        await asyncio.to_thread(build_graded_tree, pristine, workdir, graded, allowance)
 
     async def _run(
         self,
