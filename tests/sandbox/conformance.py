@@ -81,6 +81,13 @@ def processes_with(text):
     return found
 
 
+def resident_bytes(pid):
+    """Memory that the process of this host pid holds; 0 once it has ended."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 # ---- commands
 
 
