@@ -80,6 +80,7 @@ class PolicyLossInputs:
     loss_mask: Tensor  # [T] bool
     num_trained_tokens: int  # of the whole optimizer step: the denominator
     entropy: Tensor | None = None  # [T], without gradient; for metrics
+    sequence_ids: Tensor | None = None  # [T] int64: which rollout of the row a token belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,15 @@ class PolicyLoss(ABC):
 
     ``is_zero_without_advantage`` says that a token with advantage 0 adds nothing to loss and gradient: such rollouts
     are then not computed. A loss with a KL or entropy term leaves it false.
+    ``corrects_mismatch`` says that the loss weighs tokens by trainer over sampler already: a second weight on top
+    counts the mismatch twice, and whatever would put one there refuses such a loss.
+    ``needs_whole_sequences`` says that a token's loss depends on the others of its rollout: it is refused where several
+    processes share a row.
     """
 
     is_zero_without_advantage: ClassVar[bool] = False
+    corrects_mismatch: ClassVar[bool] = False
+    needs_whole_sequences: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, inputs: PolicyLossInputs) -> PolicyLossOutputs:

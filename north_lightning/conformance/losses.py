@@ -23,7 +23,8 @@ def batch(seed: int = 0) -> PolicyLossInputs:
     trainer = (rollout + 0.2 * torch.randn(NUM_TOKENS, generator=generator)).requires_grad_()
     advantages = torch.randn(NUM_TOKENS, generator=generator)
     mask = torch.rand(NUM_TOKENS, generator=generator) < 0.7
-    return PolicyLossInputs(trainer, rollout, advantages, mask, int(mask.sum()))
+    sequence_ids = torch.arange(NUM_TOKENS) // (NUM_TOKENS // 4)
+    return PolicyLossInputs(trainer, rollout, advantages, mask, int(mask.sum()), sequence_ids=sequence_ids)
 
 
 def gradient(loss: PolicyLoss, inputs: PolicyLossInputs) -> torch.Tensor:
@@ -81,7 +82,7 @@ def divides_by_the_whole_step(make: Make) -> None:
     """By ``num_trained_tokens``: the parts of a batch add up to the batch."""
     inputs, half = batch(), NUM_TOKENS // 2
     parts = [
-        replace(inputs, **{name: getattr(inputs, name)[part] for name in (*ALIGNED, "loss_mask")})
+        replace(inputs, **{name: getattr(inputs, name)[part] for name in (*ALIGNED, "loss_mask", "sequence_ids")})
         for part in (slice(None, half), slice(half, None))
     ]
     whole, total = make()(inputs).loss.item(), sum(make()(part).loss.item() for part in parts)

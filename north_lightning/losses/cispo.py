@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from north_lightning.interfaces import PolicyLoss, PolicyLossInputs, PolicyLossOutputs
+from north_lightning.losses.metrics import ratio_metrics
 
 
 class CISPOLoss(PolicyLoss):
@@ -30,6 +31,7 @@ class CISPOLoss(PolicyLoss):
     """
 
     is_zero_without_advantage = True
+    corrects_mismatch = True
 
     def __init__(self, max_importance_weight: float = 5.0) -> None:
         if not (math.isfinite(max_importance_weight) and max_importance_weight > 0):
@@ -45,31 +47,8 @@ class CISPOLoss(PolicyLoss):
         advantages = inputs.advantages[mask]
         loss = -(weight * advantages * trainer).sum() / max(inputs.num_trained_tokens, 1)
         entropy = None if inputs.entropy is None else inputs.entropy[mask]
-        return PolicyLossOutputs(loss, self._metrics(log_ratio, advantages, entropy))
-
-    @torch.no_grad()
-    def _metrics(self, log_ratio: Tensor, advantages: Tensor, entropy: Tensor | None) -> dict[str, float]:
-        """Means over the trained tokens of this (micro-)batch; combine several with ``losses.combine_metrics``.
-
-        ``mismatch_kl`` is Schulman's k3 estimate of KL(rollout || trainer): mean of ratio - 1 - log ratio.
-        """
-        count = log_ratio.numel()
-        if count == 0:
-            return {"num_tokens": 0.0}
         clipped = log_ratio > math.log(self.max_importance_weight)
-        difference = log_ratio.abs()
-        values = {
-            "mismatch_kl": (log_ratio.expm1() - log_ratio).mean(),
-            "mismatch_abs": difference.mean(),
-            "mismatch_abs_max": difference.max(),
-            "importance_ratio": log_ratio.exp().mean(),
-            "clip_fraction_positive": (clipped & (advantages > 0)).float().mean(),
-            "clip_fraction_negative": (clipped & (advantages < 0)).float().mean(),
-        }
-        if entropy is not None:
-            values["entropy"] = entropy.mean()
-        numbers = torch.stack([value.float() for value in values.values()]).tolist()  # one transfer from the device
-        return {"num_tokens": float(count), **dict(zip(values, numbers, strict=True))}
+        return PolicyLossOutputs(loss, ratio_metrics(log_ratio, clipped, advantages, entropy))
 
 
 def refuse_unusable(inputs: PolicyLossInputs) -> None:

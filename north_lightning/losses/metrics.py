@@ -1,8 +1,11 @@
-"""Metrics of micro-batches, put together into those of an optimizer step."""
+"""Metrics of policy losses: of one micro-batch, and put together into those of an optimizer step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
 
 
 def combine_metrics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -27,3 +30,30 @@ def combine_metrics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
             total = sum(weights)
             combined[name] = sum(v * w for v, w in zip(values, weights, strict=True) if w) / total if total else 0.0
     return combined
+
+
+@torch.no_grad()
+def ratio_metrics(log_ratio: Tensor, clipped: Tensor, advantages: Tensor, entropy: Tensor | None) -> dict[str, float]:
+    """Means over the trained tokens [R] of one (micro-)batch; combine several with ``combine_metrics``.
+
+    ``log_ratio`` is of trainer over sampler, ``clipped`` (bool) the tokens whose weight was changed or whose gradient
+    was held back. ``mismatch_kl`` is Schulman's k3 estimate of KL(rollout || trainer): mean of ratio - 1 - log ratio.
+    """
+    count = log_ratio.numel()
+    if count == 0:
+        return {"num_tokens": 0.0}
+    difference = log_ratio.abs()
+    token_kl = log_ratio.expm1() - log_ratio
+    values = {
+        "mismatch_kl": token_kl.mean(),
+        "mismatch_kl_max": token_kl.max(),
+        "mismatch_abs": difference.mean(),
+        "mismatch_abs_max": difference.max(),
+        "importance_ratio": log_ratio.exp().mean(),
+        "clip_fraction_positive": (clipped & (advantages > 0)).float().mean(),
+        "clip_fraction_negative": (clipped & (advantages < 0)).float().mean(),
+    }
+    if entropy is not None:
+        values["entropy"] = entropy.mean()
+    numbers = torch.stack([value.float() for value in values.values()]).tolist()  # one transfer from the device
+    return {"num_tokens": float(count), **dict(zip(values, numbers, strict=True))}

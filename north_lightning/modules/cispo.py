@@ -57,6 +57,7 @@ class CISPOModule(NorthModule):
         """The loss over one packed row, already divided by the step's ``num_trained_tokens``."""
         if self.router_replay and row.routed_experts is None:
             raise TrainingError("model.router_replay: expected rollouts with the sampler's routed experts, got none")
+        self._refuse_parts_of_sequences(len(row.token_ids))
         routed_experts = row.routed_experts if self.router_replay else None
         logprobs, entropy = self.trained_logprobs(
             row, self.temperature, with_entropy=True, routed_experts=routed_experts
@@ -69,11 +70,20 @@ class CISPOModule(NorthModule):
             loss_mask=row.loss_mask,
             num_trained_tokens=row.num_trained_tokens,
             entropy=_spread(entropy, row.loss_mask),
+            sequence_ids=_sequence_ids(row),
         )
         try:
             return self.loss(inputs)
         except ValueError as error:
             raise TrainingError(f"step {self.global_step} was not taken: {error}") from error
+
+    def _refuse_parts_of_sequences(self, num_tokens: int) -> None:
+        assert self.model is not None, "configure_model has not run"
+        if self.loss.needs_whole_sequences and self.model.tokens_held(num_tokens) != slice(0, num_tokens):
+            raise TrainingError(
+                "model.loss: expected one that is computed token by token, because several processes share a row "
+                f"(trainer.strategy.context), got {type(self.loss).__name__}"
+            )
 
     def _step_optimizer(self) -> None:
         optimizer: Any = self.optimizers()
@@ -102,6 +112,12 @@ def _rollout_metrics(groups: Sequence[RolloutGroup]) -> tuple[dict[str, float], 
     environments = tuple(f"rollout/{group.environment}/" for group in groups)
     sometimes = {name: value for name, value in metrics.items() if name.startswith(environments)}
     return {name: value for name, value in metrics.items() if name not in sometimes}, sometimes
+
+
+def _sequence_ids(row: RolloutBatch) -> Tensor:
+    """Which rollout of the row each token [T] belongs to, from 0."""
+    lengths = row.cu_seqlens.diff().long()
+    return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

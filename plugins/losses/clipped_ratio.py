@@ -36,6 +36,7 @@ class ClippedRatioLoss(PolicyLoss):
     """
 
     is_zero_without_advantage = True
+    corrects_mismatch = True
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.28) -> None:
         if not 0 < clip_low < 1:
