@@ -7,6 +7,7 @@ from north_lightning.callbacks.progress import ProgressLine
 from north_lightning.callbacks.run_directory import RandomState, RunLock, SaveOnTermination
 from north_lightning.callbacks.sidecar import SidecarCallback
 from north_lightning.callbacks.stopping import StopAtLoss
+from north_lightning.callbacks.time_accounts import TimeAccounts
 from north_lightning.callbacks.weight_sync import WeightSyncCallback
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "SidecarCallback",
     "StopAtLoss",
     "Throughput",
+    "TimeAccounts",
     "WeightSyncCallback",
 ]

@@ -7,6 +7,7 @@ which hold the optimizer too and from which a run resumes.
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,6 +29,7 @@ class HFCheckpoint(Callback):
             raise ConfigError(f"every_n_steps: expected at least 1, got {every_n_steps}")
         self.directory = directory
         self.every_n_steps = every_n_steps
+        self.seconds = 0.0  # spent in writing so far
         self._written_at = -1
 
     def on_train_batch_end(
@@ -45,6 +47,11 @@ class HFCheckpoint(Callback):
         return self.directory or Path(trainer.default_root_dir) / "checkpoint"
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, directory: Path) -> None:
+        started = time.monotonic()
+        self._replace(trainer, pl_module, directory)
+        self.seconds += time.monotonic() - started
+
+    def _replace(self, trainer: Trainer, pl_module: LightningModule, directory: Path) -> None:
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
         fresh = directory.with_name(f".{directory.name}.writing")
         if trainer.is_global_zero:

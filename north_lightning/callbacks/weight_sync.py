@@ -56,6 +56,7 @@ class WeightSyncCallback(Callback):
         self.num_retries = num_retries
         self.max_policy_lag = max_policy_lag
         self.version = 0
+        self.seconds = 0.0  # spent in pushing so far
         self.published_at = {0: 0}  # version -> optimizer steps complete when it was published
         self._make_transport = transport
         self._transport: WeightTransport | None = None
@@ -93,6 +94,7 @@ class WeightSyncCallback(Callback):
             self._step = trainer.global_step
             if self._step % self.every_n_steps == 0:
                 seconds = self._publish(trainer, pl_module)
+                self.seconds += seconds
                 pl_module.record({"weights/push_s": seconds})
         pl_module.log("weights/version", float(self.version))
         _rollout_data(trainer).release(batch)

@@ -6,6 +6,7 @@ and the numbers that tell whether it learns and stays stable. Not here: sampling
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,14 +44,19 @@ class CISPOModule(NorthModule):
         self.loss = loss
         self.temperature = temperature
         self.router_replay = router_replay
+        self.seconds = {"forward_backward": 0.0, "optimizer": 0.0}  # spent so far
 
     def training_step(self, step: RolloutStep, batch_idx: int) -> None:
+        started = time.monotonic()
         outputs = []
         for row in step.micro_batches:
             output = self.policy_loss(self.keep_predicted_here(row))
             self.manual_backward(output.loss * rows_at_once(self.trainer)[0])  # gradients are averaged over rows
             outputs.append(output)
+        computed = time.monotonic()
         self._step_optimizer()
+        self.seconds["forward_backward"] += computed - started
+        self.seconds["optimizer"] += time.monotonic() - computed
         self._log_step(step, outputs)
 
     def policy_loss(self, row: RolloutBatch) -> PolicyLossOutputs:

@@ -1,5 +1,7 @@
 """WeightSyncCallback and SidecarCallback: when weights are pushed, how old tokens are, what a failure does."""
 
+import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from small_runs import quiet_trainer, write_run_inputs
 from torch import Tensor
 
-from north_lightning.callbacks import JSONLHistory, SidecarCallback, WeightSyncCallback
+from north_lightning.callbacks import HFCheckpoint, JSONLHistory, SidecarCallback, TimeAccounts, WeightSyncCallback
 from north_lightning.callbacks.sidecar import running_sidecar
 from north_lightning.data import RolloutDataModule
 from north_lightning.errors import ConfigError, SidecarError, TrainingError, WeightPushError
@@ -300,3 +302,35 @@ def test_reinforcement_learning_from_random_weights_is_refused(checkpoint: Path,
     run.module = CISPOModule(loss=CISPOLoss(), config=checkpoint / "config.json", tokenizer=checkpoint)
     with pytest.raises(ConfigError, match=r"model\.checkpoint: expected a folder"):
         run.fit(2)
+
+
+class SlowTransport(FakeTransport):
+    def push(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        super().push(tensors, version)
+        time.sleep(0.2)
+
+
+class WallClock(Callback):
+    """Measured beside the accounts, from outside."""
+
+    def on_train_start(self, *_: object) -> None:
+        self.started = time.monotonic()
+
+    def on_train_end(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self.started
+
+
+def test_the_accounts_of_time_add_up_to_the_wall_time_and_every_step_to_one(checkpoint: Path, tmp_path: Path) -> None:
+    run, accounts, clock = Run(checkpoint, tmp_path, SlowTransport()), TimeAccounts(), WallClock()
+    saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=4)
+    run.fit(9, HFCheckpoint(every_n_steps=3), accounts, clock, saving)
+    written = json.loads((tmp_path / "time.json").read_text())["trainer_s"]
+    assert sum(written.values()) == pytest.approx(clock.seconds, rel=0.02, abs=0.02)
+    assert all(seconds >= 0 for seconds in written.values())
+    assert written["push"] >= 2 * 0.2
+    assert written["checkpoint"] > 0
+    assert written["forward_backward"] > written["optimizer"] > 0
+    for line in read_history(tmp_path / "history.jsonl"):
+        assert sum(value for name, value in line.items() if name.startswith("time/")) == pytest.approx(1)
+    with_push = [line["time/push"] for line in read_history(tmp_path / "history.jsonl")]
+    assert [share > 0 for share in with_push] == [step in (3, 7) for step in range(9)]
