@@ -10,6 +10,8 @@ The server is reachable from this machine only: its weight-update routes have no
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import itertools
 import json
 import os
 import signal
@@ -99,6 +101,7 @@ class Sidecar:
         self.start_timeout_s = start_timeout_s
         self.environment = dict(environment or {})
         self.extra_args = tuple(extra_args)
+        _refuse_wider_than_loopback(self.extra_args)
         self.start_seconds: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
@@ -300,6 +303,27 @@ class Sidecar:
         except OSError:
             lines = []
         return f"the log is {self.log_path}, its last lines:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _refuse_wider_than_loopback(arguments: Sequence[str]) -> None:
+    """``ConfigError`` for a ``--host`` that other machines can reach, with ``--api-key`` or without.
+
+    vLLM asks for its key on some paths only: weights can be replaced, and sampling stopped, without it.
+    """
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    for option, host in itertools.pairwise(words):
+        if option == "--host" and not _is_loopback(host):
+            raise ConfigError(
+                f"extra_args: expected no --host beyond loopback, got {host}: vLLM's weight-update routes answer "
+                "without --api-key; put a proxy that authenticates in front of the loopback address"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _say(text: str) -> None:

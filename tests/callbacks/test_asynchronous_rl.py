@@ -1,6 +1,7 @@
 """The whole loop with nothing faked but the reward: real vLLM, sandboxes, rollout process, pushes, optimizer steps."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,8 @@ import httpx
 import pytest
 import torch
 from launch import as_torchrun_would, run_processes
+from lightning.pytorch import Callback
+from listeners import beyond_loopback, listeners_of_tree
 from rl_plugins import FirstTokenIsEven
 from small_runs import quiet_trainer
 
@@ -68,6 +71,16 @@ class Running:
     def stop(self) -> None: ...
 
 
+class Listeners(Callback):
+    """What listens after every step: trainer, rollout process, sandboxes, and the session's server, a child too."""
+
+    def __init__(self) -> None:
+        self.found: list[set[tuple[str, str, int]]] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.found.append(listeners_of_tree(os.getpid()))
+
+
 @pytest.fixture
 def checkpoint(vllm_checkpoint: Path, tmp_path: Path) -> Path:
     """The served weights, with a tokenizer."""
@@ -113,10 +126,15 @@ def test_rollouts_are_sampled_trained_and_sampled_again_from_the_new_weights(
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.95)),
     )
     sidecar = SidecarCallback(lambda model_dir, log_path: Running(vllm_server.url, vllm_server.max_model_len))
-    callbacks = [sidecar, sync, make_producer(tasks), Throughput(), HFCheckpoint()]
+    listeners = Listeners()
+    callbacks = [sidecar, sync, make_producer(tasks), Throughput(), HFCheckpoint(), listeners]
     trainer = quiet_trainer(run_dir, max_steps=STEPS, callbacks=callbacks, logger=JSONLHistory(run_dir))
     data = RolloutDataModule(queue, GROUPS_PER_BATCH, max_row_tokens=3000, num_batches=STEPS, max_wait_s=200)
     trainer.fit(module, datamodule=data)
+
+    server_port = int(vllm_server.url.rpartition(":")[2])
+    assert all(("tcp", "127.0.0.1", server_port) in found for found in listeners.found)
+    assert [beyond_loopback(found) for found in listeners.found] == [set()] * STEPS
 
     history = read_history(run_dir / "history.jsonl")
     assert [line["step"] for line in history] == list(range(STEPS))

@@ -56,6 +56,15 @@ def test_a_directory_without_checkpoint_is_refused_before_anything_starts(tmp_pa
         Sidecar(tmp_path / "nowhere", tmp_path / "log").start()
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--host", "0.0.0.0"], ["--host=::"], ["--api-key", "secret", "--host", "10.0.0.1"], ["--host", "me"]]
+)
+def test_a_host_that_other_machines_reach_is_refused_because_the_weight_routes_ask_for_no_key(arguments, tmp_path):
+    with pytest.raises(ConfigError, match="extra_args: expected no --host beyond loopback"):
+        Sidecar(tmp_path, tmp_path / "log", extra_args=arguments)
+    Sidecar(tmp_path, tmp_path / "log", extra_args=["--host", "127.0.0.1", "--host=::1", "--host", "localhost"])
+
+
 @pytest.mark.parametrize("setting", [{"vocab_size": 601}, {"eos_token_id": 9}])
 def test_a_checkpoint_of_another_tokenizer_is_refused_at_the_handshake(setting, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 600, "eos_token_id": 7}))
