@@ -273,6 +273,10 @@ class Sampler(ABC):
     async def generate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> Sample:
         """``SamplerError`` when no answer can be had."""
 
+    def for_attempt(self) -> Sampler:
+        """The sampler of all turns of one attempt, never closed; of several servers, it stays with one."""
+        return self
+
     async def close(self) -> None:  # noqa: B027
         """Release connections."""
 

@@ -143,7 +143,7 @@ class RolloutProducerCallback(Callback):
         make_runner = partial(
             self.rollouts.make_runner,
             pl_module.tokenizer_dir,
-            running_sidecar(trainer).url,
+            running_sidecar(trainer).urls,
             record_routing=pl_module.router_replay,
         )
         return ProducerSpec(

@@ -1,6 +1,6 @@
-"""The life cycle of the vLLM sidecar during training.
+"""The life cycle of the vLLM sidecar, or of several, during training.
 
-In: the module's checkpoint. Out: a running server, started again when it dies, stopped however training ends. Not here:
+In: the module's checkpoint. Out: running servers, started again when they die, stopped however training ends. Not here:
 the server (``sampling``).
 
     found dead ─► users let go (sampling suspended) ─► started ─► users take it up (weights pushed, sampling resumed)
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +38,37 @@ class SidecarCallback(Callback):
     Args:
         sidecar: Makes the sidecar; the checkpoint's folder and the log's path are filled in.
         max_restarts: Deaths borne with no optimizer step between.
+        environments: One server is started for each entry, with these further environment variables, such as
+            ``CUDA_VISIBLE_DEVICES``; all serve the same weights, and rollouts are spread over them.
     """
 
-    def __init__(self, sidecar: Callable[[Path, Path], Sidecar] = Sidecar, max_restarts: int = 3) -> None:
+    def __init__(
+        self,
+        sidecar: Callable[[Path, Path], Sidecar] = Sidecar,
+        max_restarts: int = 3,
+        environments: Sequence[Mapping[str, str]] = ({},),
+    ) -> None:
+        if not environments:
+            raise ConfigError("environments: expected an entry for every server, at least one; got none")
         self._make = sidecar
+        self.environments = environments
         self.max_restarts = max_restarts
         self._num_restarts = 0
         self._is_one_of_several = False
         self._let_go: list[Callable[[], None]] = []
         self._take_up: list[Callable[[], object]] = []
-        self._sidecar: Sidecar | None = None
+        self._sidecars: list[Sidecar] = []
         self._users: list[Callable[[], None]] = []
 
     @property
-    def url(self) -> str:
-        if self._sidecar is None:
-            raise ConfigError("the sidecar is not running: it is started when fit begins")
-        return self._sidecar.url
+    def urls(self) -> list[str]:
+        """Of all servers."""
+        return [sidecar.url for sidecar in self._running()]
 
     @property
     def max_model_len(self) -> int:
-        """Longest prompt plus answer that the running server takes, in tokens."""
-        if self._sidecar is None:
-            raise ConfigError("the sidecar is not running: it is started when fit begins")
-        return self._sidecar.max_model_len
+        """Longest prompt plus answer that every running server takes, in tokens."""
+        return min(sidecar.max_model_len for sidecar in self._running())
 
     def stop_before(self, stop_user: Callable[[], None]) -> None:
         """Have ``stop_user`` called before the sidecar is stopped, so that it does not see it disappear."""
@@ -74,24 +82,20 @@ class SidecarCallback(Callback):
         self._take_up.append(take_up)
 
     def check(self) -> bool:
-        """Whether the server was dead and has been replaced; ``SidecarError`` where it cannot be.
+        """Whether a server was dead and has been replaced; ``SidecarError`` where it cannot be.
 
         Looks at nothing where several processes train: there, the data module's wait finds the death.
         """
-        if self._sidecar is None or self._is_one_of_several:
+        if self._is_one_of_several:
             return False
-        try:
-            self._sidecar.check_alive()
+        dead = [sidecar for sidecar in self._sidecars if self._is_dead(sidecar)]
+        if not dead:
             return False
-        except SidecarError as error:
-            self._num_restarts += 1
-            if self._num_restarts > self.max_restarts:
-                raise
-            log.warning("%s; starting it again", error)
         for let_go in self._let_go:
             let_go()
-        self._sidecar.stop()
-        self._sidecar.start()
+        for sidecar in dead:
+            sidecar.stop()
+        _start_all(dead)
         up = time.monotonic()
         for take_up in self._take_up:
             take_up()
@@ -114,14 +118,18 @@ class SidecarCallback(Callback):
     def _start(self, trainer: Trainer, module: NorthModule) -> None:
         assert module.checkpoint is not None
         assert module.model is not None
-        sidecar = self._make(module.checkpoint, Path(trainer.default_root_dir) / "sidecar.log")
-        sidecar.vocab_size = module.model.config.vocab_size
-        self._sidecar = sidecar
-        sidecar.start()
+        for index, environment in enumerate(self.environments):
+            name = f"sidecar{index or ''}.log"
+            sidecar = self._make(module.checkpoint, Path(trainer.default_root_dir) / name)
+            sidecar.vocab_size = module.model.config.vocab_size
+            if environment:
+                sidecar.environment |= environment
+            self._sidecars.append(sidecar)
+        _start_all(self._sidecars)
         self._is_one_of_several = trainer.world_size > 1
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "add_check"):
-            data.add_check(sidecar.check_alive if self._is_one_of_several else self.check)
+            data.add_check(self._check_all_alive if self._is_one_of_several else self.check)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stop()
@@ -133,9 +141,39 @@ class SidecarCallback(Callback):
         while self._users:
             self._users.pop()()
         self._let_go, self._take_up = [], []
-        if self._sidecar is not None:
-            self._sidecar.stop()
-            self._sidecar = None
+        while self._sidecars:
+            self._sidecars.pop().stop()
+
+    def _running(self) -> list[Sidecar]:
+        if not self._sidecars:
+            raise ConfigError("the sidecar is not running: it is started when fit begins")
+        return self._sidecars
+
+    def _check_all_alive(self) -> None:
+        for sidecar in self._sidecars:
+            sidecar.check_alive()
+
+    def _is_dead(self, sidecar: Sidecar) -> bool:
+        """Raises its error where there were too many."""
+        try:
+            sidecar.check_alive()
+        except SidecarError as error:
+            self._num_restarts += 1
+            if self._num_restarts > self.max_restarts:
+                raise
+            log.warning("%s; starting it again", error)
+            return True
+        return False
+
+
+def _start_all(sidecars: Sequence[Sidecar]) -> None:
+    """At the same time; each is waited for, and the first error is raised."""
+    if len(sidecars) == 1:
+        sidecars[0].start()
+        return
+    with ThreadPoolExecutor(len(sidecars)) as threads:
+        for started in [threads.submit(sidecar.start) for sidecar in sidecars]:
+            started.result()
 
 
 def running_sidecar(trainer: Trainer) -> SidecarCallback:

@@ -37,7 +37,7 @@ class WeightSyncCallback(Callback):
 
     Args:
         every_n_steps: Optimizer steps between pushes (K).
-        transport: Makes the transport from the sidecar's URL.
+        transport: Makes the transport from the URLs of the servers.
         num_retries: How often a failed push is tried again; the sampler is paused meanwhile.
         max_policy_lag: Refuse a batch with a token that is more optimizer steps old. Default: the bound that the queue
             can prove (``max_policy_lag(every_n_steps)``), if it offers one.
@@ -46,7 +46,7 @@ class WeightSyncCallback(Callback):
     def __init__(
         self,
         every_n_steps: int = 4,
-        transport: Callable[[str], WeightTransport] = SharedMemoryTransport,
+        transport: Callable[[list[str]], WeightTransport] = SharedMemoryTransport,
         num_retries: int = 2,
         max_policy_lag: int | None = None,
     ) -> None:
@@ -67,7 +67,7 @@ class WeightSyncCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume the sidecar serves what training began with: push what training has come to."""
         self._step = trainer.global_step
-        on_process_zero(lambda: self._open(running_sidecar(trainer).url))
+        on_process_zero(lambda: self._open(running_sidecar(trainer).urls))
         queue = _rollout_data(trainer).queue
         if self.max_policy_lag is None and hasattr(queue, "max_policy_lag"):
             self.max_policy_lag = queue.max_policy_lag(self.every_n_steps)
@@ -177,8 +177,8 @@ class WeightSyncCallback(Callback):
 
         on_process_zero(push, others=lambda: _take_all(tensors))
 
-    def _open(self, url: str) -> None:
-        self._transport = self._make_transport(url)
+    def _open(self, urls: list[str]) -> None:
+        self._transport = self._make_transport(urls)
 
     def _close(self) -> None:
         close = getattr(self._transport, "close", None)

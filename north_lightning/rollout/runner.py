@@ -291,7 +291,7 @@ class RolloutRunner(AttemptRunner):
     def make_policy(self, rollout: Rollout) -> Policy:
         return SampledPolicy(
             self.chat,
-            self.sampler,
+            self.sampler.for_attempt(),
             self.params,
             self.max_context_tokens,
             self.timeouts.sample_s,

@@ -16,6 +16,7 @@ from north_lightning.rollout.chat_policy import ChatRunner, ChatServer
 from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.rollout.stages import Timeouts
 from north_lightning.sampling.client import VLLMSampler
+from north_lightning.sampling.pool import SamplerPool
 from north_lightning.sandbox.scratch import delete_stale_scratch
 from north_lightning.tasks import image_of
 from north_lightning.types import SamplingParams, Task
@@ -110,11 +111,14 @@ class RolloutSettings(AttemptSettings):
                 f"got {self.max_context_tokens}"
             )
 
-    def make_runner(self, tokenizer_dir: Path, url: str, record_routing: bool = False) -> RolloutRunner:
-        """A runner for the model that the vLLM server at ``url`` serves, with its tokenizer."""
+    def make_runner(
+        self, tokenizer_dir: Path, urls: str | Sequence[str], record_routing: bool = False
+    ) -> RolloutRunner:
+        """A runner for the model that the vLLM server at this URL, or each of several, serves; with its tokenizer."""
+        samplers = [VLLMSampler(url) for url in ([urls] if isinstance(urls, str) else urls)]
         return RolloutRunner(
             ChatFormat(NorthTokenizer.load(tokenizer_dir), self.reasoning),
-            VLLMSampler(url),
+            samplers[0] if len(samplers) == 1 else SamplerPool(samplers),
             self.sandboxes,
             self.harnesses,
             self.verifier,

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from north_lightning.sampling.client import VLLMSampler
+    from north_lightning.sampling.pool import SamplerPool
     from north_lightning.sampling.scripted import ScriptedSampler
     from north_lightning.sampling.sidecar import Sidecar
     from north_lightning.sampling.transport import PushReport, SharedMemoryTransport
 
-__all__ = ["PushReport", "ScriptedSampler", "SharedMemoryTransport", "Sidecar", "VLLMSampler"]
+__all__ = ["PushReport", "SamplerPool", "ScriptedSampler", "SharedMemoryTransport", "Sidecar", "VLLMSampler"]
 
 _MODULES = {
     "PushReport": "transport",
+    "SamplerPool": "pool",
     "ScriptedSampler": "scripted",
     "SharedMemoryTransport": "transport",
     "Sidecar": "sidecar",

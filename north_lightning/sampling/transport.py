@@ -1,10 +1,12 @@
-"""Pushing the trainer's weights into a running vLLM server on the same machine.
+"""Pushing the trainer's weights into running vLLM servers on the same machine.
 
-Comes in: tensors under their Hugging Face names, and a version. Goes out: a server that samples with them, its requests
+Comes in: tensors under their Hugging Face names, and a version. Goes out: servers that sample with them, their requests
 in flight kept and continued with the new weights. Nothing here knows the model or decides when to push.
 
     trainer: write to memory ─► pause (keep) ─► start ─► update(path)... ─► finish(version) ─► confirm ─► resume
     engine:                     requests freeze           reads the files                                 requests go on
+
+Several servers take each step together, and are compared at the end.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import httpx
 
@@ -26,7 +29,11 @@ from north_lightning.interfaces import WeightTransport
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
+
 BUCKET_BYTES = 2**30
+PROBE = tuple(range(1, 33))
+"""Token ids that every server scores after a push."""
 
 _DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 
@@ -51,22 +58,35 @@ class SharedMemoryTransport(WeightTransport):
     A push that fails leaves the server paused (``fenced`` is true): its weights are unknown, so it must not sample
     until a push succeeds. The version counts as served only when the engine has confirmed it.
 
+    Several servers read the same files at the same time. None samples before all have confirmed the version, and it
+    counts only when all give the tokens of ``PROBE`` the same log-probabilities; one that fails is named, and fences
+    all. What is sampled while they are probed has its own log-probabilities, whatever the probe says.
+
     Args:
-        url: base URL of the server, as in ``Sidecar.url``.
+        urls: base URL of the server, as in ``Sidecar.url``, or of several that serve the same model.
         timeout_s: limit for each of the requests a push consists of.
         max_staged_gib: sampling pauses once so much is written, and what follows is read as it is made: less memory on
             the host, a longer pause. None: everything is written before sampling pauses.
+        probe_tolerance: largest mean difference of log-probabilities between two servers, in nats; bfloat16 needs some.
     """
 
-    def __init__(self, url: str, timeout_s: float = 60.0, max_staged_gib: float | None = None) -> None:
-        self.url = url.rstrip("/")
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        timeout_s: float = 60.0,
+        max_staged_gib: float | None = None,
+        probe_tolerance: float = 0.02,
+    ) -> None:
+        self.urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
+        self.probe_tolerance = probe_tolerance
         self.timeout_s = timeout_s
         self.max_staged_bytes = math.inf if max_staged_gib is None else max_staged_gib * 2**30
         self.fenced = False
         self.last_push: PushReport | None = None
         # A connection per request: the server closes one after an error, which a request on it would run into.
         no_reuse = httpx.Limits(max_keepalive_connections=0)
-        self._client = httpx.Client(base_url=self.url, timeout=timeout_s, limits=no_reuse)
+        self._clients = [httpx.Client(base_url=url, timeout=timeout_s, limits=no_reuse) for url in self.urls]
+        self._threads = ThreadPoolExecutor(len(self.urls), "weight-push")
 
     def push(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Make ``version`` the served weights; ``WeightPushError`` if that was not confirmed."""
@@ -89,56 +109,123 @@ class SharedMemoryTransport(WeightTransport):
                 paused = self._pause() if paused is None else paused
                 self._load(paths)
             self._finish(version)
-        except httpx.HTTPError as error:
+        except _ServersFailed as failed:
+            urls = ", ".join(failed.errors)
+            reasons = "; ".join(f"{type(error).__name__}: {error}" for error in failed.errors.values())
             raise WeightPushError(
-                f"{self.url}: version {version} was not confirmed ({type(error).__name__}: {error}); "
-                "the sampler stays paused until a push succeeds"
-            ) from error
+                f"{urls}: version {version} was not confirmed ({reasons}); the sampler stays paused until a push "
+                "succeeds"
+            ) from failed
         ended = time.monotonic()
+        self._check_agreement(version)
         self.last_push = PushReport(version, ended - started, ended - paused, total)
 
     def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
+        """Close the connections."""
+        self._threads.shutdown()
+        for client in self._clients:
+            client.close()
 
     def _pause(self) -> float:
         """Begin: no token is sampled from here on. When that was asked for."""
         self.fenced = True
         paused = time.monotonic()
         self._post("/pause", params={"mode": "keep", "clear_cache": "true"})
-        self._start()
+        self._on_all(self._start)
         return paused
 
     def _load(self, paths: list[str]) -> None:
-        """Have the engine read what is staged."""
+        """Have the engines read what is staged."""
         while paths:
             self._post("/update_weights", json={"update_info": {"path": paths.pop(0)}})
 
     def _finish(self, version: int) -> None:
         self._post("/finish_weight_update", json={"weight_version": str(version)})
-        served = self._client.get("/weight_info").raise_for_status().json()["weight_version"]
-        if served != str(version):
-            raise WeightPushError(f"{self.url}: pushed version {version}, but the engine serves {served}")
+        for url, served in zip(self.urls, self._on_all(_served_version), strict=True):
+            if served != str(version):
+                raise WeightPushError(f"{url}: pushed version {version}, but the engine serves {served}")
         self._post("/resume")
         self.fenced = False
 
-    def _start(self) -> None:
+    def _check_agreement(self, version: int) -> None:
+        """``WeightPushError``, with all fenced, if two servers differ on the probe. One has none to differ from."""
+        if len(self.urls) == 1:
+            return
+        try:
+            scores = self._on_all(_score_probe)
+            for url, score in zip(self.urls[1:], scores[1:], strict=True):
+                apart = sum(abs(one - other) for one, other in zip(scores[0], score, strict=True)) / len(score)
+                if not apart <= self.probe_tolerance:
+                    raise WeightPushError(
+                        f"{url}: version {version} gives log-probabilities {apart:.3g} from those of {self.urls[0]}, "
+                        f"expected at most {self.probe_tolerance:g}; all are paused until a push succeeds"
+                    )
+        except _ServersFailed as failed:
+            self._fence()
+            raise WeightPushError(f"version {version} could not be probed: {failed}") from failed
+        except WeightPushError:
+            self._fence()
+            raise
+
+    def _fence(self) -> None:
+        self.fenced = True
+        with suppress(_ServersFailed):  # one that cannot be reached samples for nobody
+            self._post("/pause", params={"mode": "keep", "clear_cache": "true"})
+
+    @staticmethod
+    def _start(client: httpx.Client) -> None:
         """Start an update session, ending first the one that a failed push or another trainer has left open."""
         try:
-            self._post("/start_weight_update")
+            _post(client, "/start_weight_update")
         except httpx.HTTPStatusError:
             # vLLM has no request that ends a session, but a chunk that cannot be read does.
-            self._client.post("/update_weights", json={"update_info": {"path": ""}})
-            self._post("/start_weight_update")
+            client.post("/update_weights", json={"update_info": {"path": ""}})
+            _post(client, "/start_weight_update")
 
     def _post(self, path: str, **content: Any) -> None:
-        response = self._client.post(path, **content)
-        if response.is_error:
-            raise httpx.HTTPStatusError(
-                f"{path} answered {response.status_code}: {response.text[:500]}",
-                request=response.request,
-                response=response,
-            )
+        self._on_all(lambda client: _post(client, path, **content))
+
+    def _on_all(self, request: Callable[[httpx.Client], T]) -> list[T]:
+        """Ask every server at the same time and wait for all; their answers, in the order of ``urls``."""
+        asked = [self._threads.submit(request, client) for client in self._clients]
+        errors = {url: error for url, future in zip(self.urls, asked, strict=True) if (error := future.exception())}
+        for error in errors.values():
+            if not isinstance(error, httpx.HTTPError):
+                raise error
+        if errors:
+            raise _ServersFailed(errors)
+        return [future.result() for future in asked]
+
+
+class _ServersFailed(Exception):
+    """What went wrong where: URL -> error."""
+
+    def __init__(self, errors: Mapping[str, BaseException]) -> None:
+        super().__init__("; ".join(f"{url}: {type(error).__name__}: {error}" for url, error in errors.items()))
+        self.errors = errors
+
+
+def _post(client: httpx.Client, path: str, **content: Any) -> httpx.Response:
+    response = client.post(path, **content)
+    if response.is_error:
+        raise httpx.HTTPStatusError(
+            f"{path} answered {response.status_code}: {response.text[:500]}",
+            request=response.request,
+            response=response,
+        )
+    return response
+
+
+def _served_version(client: httpx.Client) -> str:
+    return str(client.get("/weight_info").raise_for_status().json()["weight_version"])
+
+
+def _score_probe(client: httpx.Client) -> list[float]:
+    """Log-probability of every token of ``PROBE`` but the first."""
+    sampling_params = {"max_tokens": 1, "temperature": 1.0, "detokenize": False, "prompt_logprobs": 0}
+    body = {"token_ids": PROBE, "sampling_params": sampling_params}
+    entries = _post(client, "/inference/v1/generate", json=body).json()["prompt_logprobs"][1:]
+    return [float(entry[str(token)]["logprob"]) for token, entry in zip(PROBE[1:], entries, strict=True)]
 
 
 def _in_buckets(tensors: Iterable[tuple[str, Tensor]], num_bytes: float) -> Iterator[list[tuple[str, Tensor]]]:

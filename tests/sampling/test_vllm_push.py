@@ -65,7 +65,7 @@ def test_a_push_reports_what_it_took_and_leaves_no_copy_of_the_weights(weight_tr
     assert report.num_bytes >= sum(tensor.nbytes for tensor in pushed_tensors.values())
     links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
     assert not any("north_lightning-weights" in os.readlink(link) for link in links if os.path.lexists(link))
-    assert not is_paused(weight_transport.url)
+    assert not is_paused(weight_transport.urls[0])
 
 
 def test_tensors_are_taken_in_buckets_and_read_in_several_files(
@@ -133,12 +133,12 @@ def test_an_incomplete_push_is_refused_and_fenced_and_the_next_good_one_restores
     with pytest.raises(WeightPushError, match="version 2 was not confirmed"):
         weight_transport.push(BAD_PUSHES[defect](scrambled).items(), 2)
     assert weight_transport.fenced
-    assert is_paused(weight_transport.url)
-    assert httpx.get(f"{weight_transport.url}/weight_info").json() == {"weight_version": "1"}
+    assert is_paused(weight_transport.urls[0])
+    assert httpx.get(f"{weight_transport.urls[0]}/weight_info").json() == {"weight_version": "1"}
 
     weight_transport.push(pushed_tensors.items(), 3)
     assert not weight_transport.fenced
-    assert not is_paused(weight_transport.url)
+    assert not is_paused(weight_transport.urls[0])
     assert score(PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
 
 
@@ -149,7 +149,7 @@ def test_a_push_cut_off_after_any_tensor_is_refused_and_a_good_one_restores_ever
     for num_tensors in [*range(1, len(names), 6), len(names) - 1]:
         with pytest.raises(WeightPushError, match="weights are missing"):
             weight_transport.push([(name, pushed_tensors[name] - 0.05) for name in names[:num_tensors]], 1)
-    assert httpx.get(f"{weight_transport.url}/weight_info").json() == {"weight_version": "0"}
+    assert httpx.get(f"{weight_transport.urls[0]}/weight_info").json() == {"weight_version": "0"}
     weight_transport.push(pushed_tensors.items(), 2)
     assert score(PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
 
@@ -181,9 +181,9 @@ def test_another_trainer_that_takes_over_a_fenced_server_can_push(
 ):
     """After a crash between two steps of a push, a new process knows nothing of the session that is still open."""
     weight_transport.push(pushed_tensors.items(), 1)
-    httpx.post(f"{weight_transport.url}/pause", params={"mode": "keep"}).raise_for_status()
-    httpx.post(f"{weight_transport.url}/start_weight_update").raise_for_status()
-    successor = SharedMemoryTransport(weight_transport.url)
+    httpx.post(f"{weight_transport.urls[0]}/pause", params={"mode": "keep"}).raise_for_status()
+    httpx.post(f"{weight_transport.urls[0]}/start_weight_update").raise_for_status()
+    successor = SharedMemoryTransport(weight_transport.urls[0])
     successor.push(pushed_tensors.items(), 2)
     successor.close()
     assert score(PROMPTS[15]) == pytest.approx(pushed_logprobs(PROMPTS[15]), abs=TOLERANCE)
