@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import httpx
 
-from north_lightning.errors import WeightPushError
+from north_lightning.errors import ConfigError, WeightPushError
 from north_lightning.interfaces import WeightTransport
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ class SharedMemoryTransport(WeightTransport):
         timeout_s: limit for each of the requests a push consists of.
         max_staged_gib: sampling pauses once so much is written, and what follows is read as it is made: less memory on
             the host, a longer pause. None: everything is written before sampling pauses.
+        prefix_cache: ``cleared`` at every push, so that every token is sampled as its version would: requests in flight
+            read their context again. ``kept``: neither they nor later prompts that begin alike do, and what is sampled
+            behind such a prefix mixes versions; cheaper for long contexts, with a larger mismatch to the trainer.
         probe_tolerance: largest mean difference of log-probabilities between two servers, in nats; bfloat16 needs some.
     """
 
@@ -75,10 +78,14 @@ class SharedMemoryTransport(WeightTransport):
         urls: str | Sequence[str],
         timeout_s: float = 60.0,
         max_staged_gib: float | None = None,
+        prefix_cache: Literal["cleared", "kept"] = "cleared",
         probe_tolerance: float = 0.02,
     ) -> None:
+        if prefix_cache not in ("cleared", "kept"):
+            raise ConfigError(f"prefix_cache: expected cleared or kept, got {prefix_cache!r}")
         self.urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
         self.probe_tolerance = probe_tolerance
+        self.prefix_cache = prefix_cache
         self.timeout_s = timeout_s
         self.max_staged_bytes = math.inf if max_staged_gib is None else max_staged_gib * 2**30
         self.fenced = False
@@ -130,7 +137,8 @@ class SharedMemoryTransport(WeightTransport):
         """Begin: no token is sampled from here on. When that was asked for."""
         self.fenced = True
         paused = time.monotonic()
-        self._post("/pause", params={"mode": "keep", "clear_cache": "true"})
+        clears = str(self.prefix_cache == "cleared").lower()
+        self._post("/pause", params={"mode": "keep", "clear_cache": clears})
         self._on_all(self._start)
         return paused
 

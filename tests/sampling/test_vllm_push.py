@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from north_lightning.errors import WeightPushError
+from north_lightning.errors import ConfigError, WeightPushError
 from north_lightning.sampling import SharedMemoryTransport
 from north_lightning.sampling.transport import _write_safetensors
 from north_lightning.types import Sample, SamplingParams
@@ -55,6 +55,30 @@ def test_requests_in_flight_survive_a_push_and_every_token_has_the_logprob_of_it
         expected = [from_model[v % 2][len(PROMPTS[row]) + i] for i, v in enumerate(answer.policy_versions)]
         assert answer.logprobs == pytest.approx(expected, abs=TOLERANCE)
     assert len(seen) >= 3
+
+
+def test_prefixes_of_older_weights_are_forgotten_at_a_push_unless_they_are_kept(
+    vllm_server, vllm_sampler, weight_transport, pushed_tensors, pushed_logprobs
+):
+    keeping = SharedMemoryTransport(vllm_server.url, prefix_cache="kept")
+    prompt = [(37 * i) % 580 + 10 for i in range(120)]
+
+    async def run() -> list[Sample]:
+        samples = [await vllm_sampler.generate(prompt, SamplingParams(max_tokens=4))]
+        for version, transport in ((1, keeping), (2, weight_transport)):
+            await asyncio.to_thread(transport.push, pushed_tensors.items(), version)
+            samples.append(await vllm_sampler.generate(prompt, SamplingParams(max_tokens=4)))
+        await vllm_sampler.close()
+        return samples
+
+    _, kept, cleared = asyncio.run(run())
+    keeping.close()
+    for sample, version, is_exact in ((kept, 1, False), (cleared, 2, True)):
+        assert sample.policy_versions == [version] * 4
+        expected = pushed_logprobs(prompt + sample.token_ids)[len(prompt) :]
+        assert (sample.logprobs == pytest.approx(expected, abs=TOLERANCE)) == is_exact
+    with pytest.raises(ConfigError, match="prefix_cache: expected cleared or kept"):
+        SharedMemoryTransport(vllm_server.url, prefix_cache="salted")
 
 
 def test_a_push_reports_what_it_took_and_leaves_no_copy_of_the_weights(weight_transport, pushed_tensors):
