@@ -330,7 +330,8 @@ def test_the_accounts_of_time_add_up_to_the_wall_time_and_every_step_to_one(chec
     assert all(seconds >= 0 for seconds in written.values())
     assert written["push"] >= 2 * 0.2
     assert written["checkpoint"] > 0
-    assert written["forward_backward"] > 0 and written["optimizer"] > 0
+    assert written["forward_backward"] > 0
+    assert written["optimizer"] > 0
     for line in read_history(tmp_path / "history.jsonl"):
         assert sum(value for name, value in line.items() if name.startswith("time/")) == pytest.approx(1)
     with_push = [line["time/push"] for line in read_history(tmp_path / "history.jsonl")]
