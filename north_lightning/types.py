@@ -141,7 +141,8 @@ class Task:
     ``environment`` names the kind of work (``terminal``, ``swe``) and so the harness; ``family`` the generator or
     benchmark it came from; ``max_turns`` is the step budget of an attempt; ``verifier_timeout_s`` limits one run of its
     tests (None: the verifier's own limit), ``agent_timeout_s`` the commands of an attempt together (what the sampler
-    takes is not the model's doing and does not count). ``verifier_env`` is set for ``test.sh``.
+    takes is not the model's doing and does not count). ``verifier_env`` is set for ``test.sh``;
+    ``has_separate_verifier`` where Harbor runs that in an environment of its own.
     """
 
     id: str
@@ -155,6 +156,7 @@ class Task:
     agent_timeout_s: float | None = None
     verifier_env: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[TaskStep, ...] = ()
+    has_separate_verifier: bool = False
 
 
 @dataclass(frozen=True, slots=True)

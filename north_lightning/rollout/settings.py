@@ -54,6 +54,12 @@ class AttemptSettings:
         stepwise = [task.id for task in tasks if task.steps]
         if stepwise:
             raise ConfigError(f"task_sets: expected tasks of one step, got several steps in {', '.join(stepwise[:5])}")
+        separate = [task.id for task in tasks if task.has_separate_verifier]
+        if separate:
+            raise ConfigError(
+                f"task_sets: expected tasks graded in their own environment, got a separate one for the verifier in "
+                f"{', '.join(separate[:5])}"
+            )
         self._check_limits(tasks)
 
     def _check_limits(self, tasks: Sequence[Task]) -> None:

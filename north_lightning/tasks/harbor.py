@@ -127,6 +127,7 @@ def load_task(directory: Path) -> Task:
         verifier_timeout_s=_timeout_s(directory, "verifier", config.verifier),
         agent_timeout_s=_timeout_s(directory, "agent", config.agent),
         verifier_env={name: _substituted(directory, value) for name, value in config.verifier.env.items()},
+        has_separate_verifier=config.verifier.mode == "separate",
         steps=tuple(_step(directory, step) for step in config.steps or ()),
     )
 

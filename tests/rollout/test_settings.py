@@ -19,7 +19,7 @@ from north_lightning.harnesses import (
 from north_lightning.interfaces import Harness
 from north_lightning.rollout import Timeouts
 from north_lightning.rollout.settings import AttemptSettings
-from north_lightning.types import Task
+from north_lightning.types import Task, TaskStep
 from north_lightning.verifiers import Part, RewardSum, UnitTestVerifier
 
 TASK = Task("task0", "terminal", "family", "do it", Path("task"), 4)
@@ -59,3 +59,11 @@ def test_tests_that_may_outlast_their_stage_name_both() -> None:
         settings(EchoHarness(), Timeouts(verify_s=300), verifier_s=300).prepare([TASK])
     # A limit that the task sets for its own tests is given beside the stage's.
     settings(EchoHarness(), Timeouts(verify_s=30)).prepare([replace(TASK, verifier_timeout_s=1800.0)])
+
+
+def test_what_is_loaded_and_cannot_be_run_yet_is_named() -> None:
+    steps = (TaskStep("one", "do it", Path("one"), None),)
+    with pytest.raises(ConfigError, match="one step, got several steps in task0"):
+        settings(EchoHarness()).prepare([replace(TASK, steps=steps)])
+    with pytest.raises(ConfigError, match="a separate one for the verifier in task0"):
+        settings(EchoHarness()).prepare([replace(TASK, has_separate_verifier=True)])

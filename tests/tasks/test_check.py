@@ -63,6 +63,7 @@ def test_whatever_harbor_takes_loads(name, tmp_path):
     task = load_task(directory)
     assert (task.environment, task.max_turns) == ("terminal", 100)
     assert task.instruction == ("" if task.steps else "Do it.")
+    assert task.has_separate_verifier == name.startswith(("separate", "all fields"))
     with pytest.raises(TaskError, match="environment is an image"):
         image_of(task)
 
