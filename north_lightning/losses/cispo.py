@@ -46,9 +46,8 @@ class CISPOLoss(PolicyLoss):
         weight = log_ratio.exp().clamp(max=self.max_importance_weight)
         advantages = inputs.advantages[mask]
         loss = -(weight * advantages * trainer).sum() / max(inputs.num_trained_tokens, 1)
-        entropy = None if inputs.entropy is None else inputs.entropy[mask]
         clipped = log_ratio > math.log(self.max_importance_weight)
-        return PolicyLossOutputs(loss, ratio_metrics(log_ratio, clipped, advantages, entropy))
+        return PolicyLossOutputs(loss, ratio_metrics(inputs, log_ratio, clipped))
 
 
 def refuse_unusable(inputs: PolicyLossInputs) -> None:

@@ -56,6 +56,4 @@ class GSPOLoss(PolicyLoss):
         ratio = mean.clamp(max=20.0).exp()[place]  # [R]: the sum over tokens weighs a rollout by its length
         bounded = ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
         loss = -torch.minimum(ratio * advantages, bounded).sum() / max(inputs.num_trained_tokens, 1)
-        entropy = None if inputs.entropy is None else inputs.entropy[mask]
-        metrics = ratio_metrics(log_ratio.detach(), bounded < ratio * advantages, advantages, entropy)
-        return PolicyLossOutputs(loss, metrics)
+        return PolicyLossOutputs(loss, ratio_metrics(inputs, log_ratio.detach(), bounded < ratio * advantages))

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from north_lightning.interfaces import PolicyLossInputs
+
 
 def combine_metrics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """One mapping for several micro-batches of the same step.
@@ -33,15 +35,17 @@ def combine_metrics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def ratio_metrics(log_ratio: Tensor, clipped: Tensor, advantages: Tensor, entropy: Tensor | None) -> dict[str, float]:
+def ratio_metrics(inputs: PolicyLossInputs, log_ratio: Tensor, clipped: Tensor) -> dict[str, float]:
     """Means over the trained tokens [R] of one (micro-)batch; combine several with ``combine_metrics``.
 
-    ``log_ratio`` is of trainer over sampler, ``clipped`` (bool) the tokens whose weight was changed or whose gradient
-    was held back. ``mismatch_kl`` is Schulman's k3 estimate of KL(rollout || trainer): mean of ratio - 1 - log ratio.
+    ``log_ratio`` [R] is of trainer over sampler, ``clipped`` [R] (bool) the tokens whose weight was changed or whose
+    gradient was held back. ``mismatch_kl`` is Schulman's k3 estimate of KL(rollout || trainer): mean of
+    ratio - 1 - log ratio.
     """
     count = log_ratio.numel()
     if count == 0:
         return {"num_tokens": 0.0}
+    advantages = inputs.advantages[inputs.loss_mask]
     difference = log_ratio.abs()
     token_kl = log_ratio.expm1() - log_ratio
     values = {
@@ -53,7 +57,7 @@ def ratio_metrics(log_ratio: Tensor, clipped: Tensor, advantages: Tensor, entrop
         "clip_fraction_positive": (clipped & (advantages > 0)).float().mean(),
         "clip_fraction_negative": (clipped & (advantages < 0)).float().mean(),
     }
-    if entropy is not None:
-        values["entropy"] = entropy.mean()
+    if inputs.entropy is not None:
+        values["entropy"] = inputs.entropy[inputs.loss_mask].mean()
     numbers = torch.stack([value.float() for value in values.values()]).tolist()  # one transfer from the device
     return {"num_tokens": float(count), **dict(zip(values, numbers, strict=True))}

@@ -67,7 +67,4 @@ def weighted(
     mask = inputs.loss_mask
     advantages = torch.zeros_like(inputs.advantages).masked_scatter(mask, inputs.advantages[mask] * weight)
     output = loss(replace(inputs, advantages=advantages))
-    entropy = None if inputs.entropy is None else inputs.entropy[mask]
-    return replace(
-        output, metrics={**output.metrics, **ratio_metrics(log_ratio, clipped, inputs.advantages[mask], entropy)}
-    )
+    return replace(output, metrics={**output.metrics, **ratio_metrics(inputs, log_ratio, clipped)})

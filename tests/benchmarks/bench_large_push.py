@@ -7,7 +7,6 @@ The engine writes what it gets in its kernels' layout: a push is a copy to be sh
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -15,12 +14,12 @@ import time
 from pathlib import Path
 
 import torch
+from bench_weight_push import QUICKSTART, write
 
 from north_lightning.model import NorthConfig, NorthModel, named_hf_tensors, save_checkpoint
 from north_lightning.sampling import SharedMemoryTransport, Sidecar
 
-LARGE = {
-    "vocab_size": 1536,
+LARGE = QUICKSTART | {
     "hidden_size": 1024,
     "intermediate_size": 512,
     "prefix_dense_intermediate_size": 2048,
@@ -28,13 +27,6 @@ LARGE = {
     "num_key_value_heads": 4,
     "head_dim": 64,
     "num_experts": 64,
-    "num_experts_per_tok": 4,
-    "first_k_dense_replace": 1,
-    "sliding_window": 127,
-    "max_position_embeddings": 4096,
-    "bos_token_id": 5,
-    "pad_token_id": 0,
-    "eos_token_id": 7,
 }
 BYTES_PER_LAYER = 64 * 3 * 1024 * 512 * 2
 
@@ -53,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     num_layers = 1 + max(1, round(options.gib * 2**30 / BYTES_PER_LAYER))
-    model = NorthModel(NorthConfig(num_hidden_layers=num_layers, **LARGE)).bfloat16()
+    model = NorthModel(NorthConfig(**LARGE | {"num_hidden_layers": num_layers})).bfloat16()
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(model, Path(folder) / "checkpoint")
         with Sidecar(Path(folder) / "checkpoint", Path(folder) / "server.log", dtype="bfloat16") as sidecar:
@@ -79,9 +71,7 @@ def main() -> None:
         "torch_threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    write(options.output, result)
 
 
 if __name__ == "__main__":

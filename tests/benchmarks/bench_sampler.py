@@ -19,13 +19,13 @@ import psutil
 import torch
 from bench_weight_push import QUICKSTART
 
-from north_lightning.model import NorthModel, save_checkpoint
+from north_lightning.model import NorthConfig, NorthModel, save_checkpoint
 from north_lightning.sampling import Sidecar, VLLMSampler
 from north_lightning.types import SamplingParams
 
 
 def random_ids(rng, size):
-    return [rng.randrange(10, QUICKSTART.vocab_size) for _ in range(size)]
+    return [rng.randrange(10, QUICKSTART["vocab_size"]) for _ in range(size)]
 
 
 class Load:
@@ -97,7 +97,7 @@ def main():
     torch.manual_seed(0)
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(NorthModel(QUICKSTART), Path(folder) / "checkpoint")
+        save_checkpoint(NorthModel(NorthConfig(**QUICKSTART)), Path(folder) / "checkpoint")
         with Sidecar(Path(folder) / "checkpoint", Path(folder) / "server.log", max_num_seqs=128) as sidecar:
             for name in ("single_turn", "rollouts"):
                 for concurrency in (16, 32, 64, 128):

@@ -19,24 +19,24 @@ from north_lightning.model import NorthConfig, NorthModel, named_hf_tensors, sav
 from north_lightning.sampling import SharedMemoryTransport, Sidecar, VLLMSampler
 from north_lightning.types import SamplingParams
 
-QUICKSTART = NorthConfig(
-    vocab_size=1536,
-    hidden_size=128,
-    intermediate_size=64,
-    prefix_dense_intermediate_size=256,
-    num_hidden_layers=5,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    num_experts=16,
-    num_experts_per_tok=4,
-    first_k_dense_replace=1,
-    sliding_window=127,
-    max_position_embeddings=4096,
-    bos_token_id=5,
-    pad_token_id=0,
-    eos_token_id=7,
-)
+QUICKSTART = {
+    "vocab_size": 1536,
+    "hidden_size": 128,
+    "intermediate_size": 64,
+    "prefix_dense_intermediate_size": 256,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "first_k_dense_replace": 1,
+    "sliding_window": 127,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 5,
+    "pad_token_id": 0,
+    "eos_token_id": 7,
+}
 
 
 async def push_while_sampling(url, model, num_pushes, num_in_flight):
@@ -65,6 +65,13 @@ async def push_while_sampling(url, model, num_pushes, num_in_flight):
     return reports, num_tokens
 
 
+def write(output, result):
+    """Keep the figures in a file, and show them."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
 def summary(seconds):
     return {"median": round(statistics.median(seconds), 4), "max": round(max(seconds), 4)}
 
@@ -76,7 +83,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/bench/weight_push.json"))
     options = parser.parse_args()
     torch.manual_seed(0)
-    model = NorthModel(QUICKSTART)
+    model = NorthModel(NorthConfig(**QUICKSTART))
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(model, Path(folder) / "checkpoint")
         with Sidecar(Path(folder) / "checkpoint", Path(folder) / "server.log") as sidecar:
@@ -95,9 +102,7 @@ def main():
         "server_start_s": round(start_seconds, 1),
         "cpu_count": os.cpu_count(),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    write(options.output, result)
 
 
 if __name__ == "__main__":
