@@ -11,11 +11,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from north_lightning.chat.batch_encoding import BatchEncoder
 from north_lightning.chat.controls import BOS, BOS_ID, CONTROL_TOKENS, END_TURN, PAD, PAD_ID, TEXT_MARKERS
 from north_lightning.errors import TokenizerError
 
@@ -107,9 +109,9 @@ class NorthTokenizer:
         """``encode_text`` of many texts, on all cores."""
         is_plain = [self._markers.search(text) is None for text in texts]
         plain = [text for text, without_markers in zip(texts, is_plain, strict=True) if without_markers]
-        encoded = iter(self._tokenizer.encode_batch_fast(plain, add_special_tokens=False))
+        encoded = iter(self._batch_encoder(plain))
         return [
-            next(encoded).ids if without_markers else self.encode_text(text)
+            next(encoded) if without_markers else self.encode_text(text)
             for text, without_markers in zip(texts, is_plain, strict=True)
         ]
 
@@ -127,6 +129,10 @@ class NorthTokenizer:
     def is_control(self, token_id: int) -> bool:
         """Whether an id is structure (a control or any registered special token) and never content."""
         return token_id in self._reserved
+
+    @cached_property
+    def _batch_encoder(self) -> BatchEncoder:
+        return BatchEncoder(self._tokenizer.to_str(), self._tokenizer)
 
     # ---- decoding --------------------------------------------------------------------------------------------------
 

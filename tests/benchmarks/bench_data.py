@@ -214,8 +214,11 @@ def prepare_ours(chat, conversations, row_tokens):
     return stages.seconds, tokens, trained
 
 
-def prepare_trl(trl_parts, tokenizer_dir, conversations, row_tokens):
-    """TRL's own preparation: messages to packed rows with an assistant mask, without a trainer around it."""
+def prepare_trl(trl_parts, tokenizer_dir, conversations, row_tokens, num_processes=None):
+    """TRL's own preparation: messages to packed rows with an assistant mask, without a trainer around it.
+
+    CPU seconds are this process's: with ``num_processes`` only the wall time says something.
+    """
     datasets, sft_trainer, pack_dataset, transformers = trl_parts
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
     template = template_with_generation()
@@ -236,7 +239,7 @@ def prepare_trl(trl_parts, tokenizer_dir, conversations, row_tokens):
     owner.chat_template, owner._tokenizer, owner.completion_only_loss = template, tokenizer, False
     arguments = type("Arguments", (), {})()
     settings = {
-        "dataset_num_proc": None, "dataset_text_field": "text", "assistant_only_loss": True, "max_length": row_tokens,
+        "dataset_num_proc": num_processes, "dataset_text_field": "text", "assistant_only_loss": True, "max_length": row_tokens,
         "shuffle_dataset": False, "seed": 0, "packing_strategy": "bfd", "truncation_mode": "keep_start",
     }  # fmt: skip
     vars(arguments).update(settings | {"max_length": None})
@@ -304,11 +307,12 @@ def preparation(num_conversations, rounds, trl_folder):
     trl_parts = import_trl(trl_folder)
     with tempfile.TemporaryDirectory() as directory:
         chat = ChatFormat(train_tokenizer(lines, [], 8192, directory), reasoning=True)
-        ours, theirs = [], []
+        ours, theirs, theirs_two = [], [], []
         for _ in range(rounds):
             ours.append(prepare_ours(chat, conversations, K128))
             if not isinstance(trl_parts, str):
                 theirs.append(prepare_trl(trl_parts, directory, conversations, K128))
+                theirs_two.append(prepare_trl(trl_parts, directory, conversations, K128, num_processes=2))
     result = {"conversations": num_conversations, "rounds": rounds, "tokens": ours[0][1], "trained_tokens": ours[0][2]}
     result["ours"] = median_stages(ours)
     if not theirs:
@@ -319,6 +323,11 @@ def preparation(num_conversations, rounds, trl_folder):
             kind: round(result["trl"][stage][kind] / result["ours"][stage][kind], 2) for kind in ("wall_s", "cpu_s")
         }
         for stage in result["ours"]
+    }
+    two = {stage: times["wall_s"] for stage, times in median_stages(theirs_two).items()}
+    result["trl_two_processes"] = {"wall_s": two}
+    result["ours_faster_than_two_processes_by"] = {
+        stage: round(wall / result["ours"][stage]["wall_s"], 2) for stage, wall in two.items()
     }
     return result
 

@@ -7,14 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from chat_corpus import PROPERTY, TOOLS, conversation, random_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from north_lightning.chat import ChatFormat, NorthTokenizer, conversation_texts, mine_phrases, train_tokenizer
+from north_lightning.chat.batch_encoding import BatchEncoder
 from north_lightning.chat.controls import CONTROL_TOKENS, END_TEXT, END_TURN, START_TEXT, TEXT_MARKERS
 from north_lightning.errors import ConfigError, TokenizerError
 
@@ -89,6 +92,36 @@ def test_conversations_survive_a_tokenizer_without_text_marker_tokens(released_l
     answer = [*released_like.control_ids(START_TEXT), *released_like.encode_text("bye")]
     ids = [*answer, *released_like.control_ids(END_TEXT), released_like.eos_id]
     assert chat.parse(ids, (), 0).content == "bye"
+
+
+@given(texts=st.lists(TEXTS, max_size=5))
+@settings(PROPERTY, max_examples=150)
+def test_many_texts_have_the_ids_that_the_tokenizers_library_gives_each(tokenizer, released_like, texts):
+    for subject in (tokenizer, released_like):
+        assert subject.encode_texts(texts) == [subject.encode_text(text) for text in texts]
+
+
+def test_many_lines_of_code_have_the_ids_that_the_tokenizers_library_gives_each(tokenizer):
+    texts = [path.read_text() for path in Path(json.__file__).parent.glob("*.py")]
+    texts += [line for text in texts for line in text.splitlines()]
+    assert tokenizer.encode_texts(texts) == [tokenizer.encode_text(text) for text in texts]
+
+
+def test_other_ids_than_those_of_the_tokenizers_library_are_refused(tokenizer, phrases):
+    content = json.loads((tokenizer.directory / "tokenizer.json").read_text())
+    reference = Tokenizer.from_str(json.dumps(content))
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != phrases[0]]
+    encode = BatchEncoder(json.dumps(content), reference)
+    assert encode(["-"]) == [tokenizer.encode_text("-")]
+    with pytest.raises(TokenizerError, match=f"fastokens.*{re.escape(repr(phrases[0]))}"):
+        for _ in range(64):
+            encode([phrases[0]])
+
+
+def test_a_tokenizer_that_only_the_tokenizers_library_reads_is_used(tokenizer, caplog):
+    encode = BatchEncoder("{}", Tokenizer.from_file(str(tokenizer.directory / "tokenizer.json")))
+    assert "fastokens cannot read" in caplog.text
+    assert encode(["one two"]) == [tokenizer.encode_text("one two")]
 
 
 def test_bos_pad_and_eos_have_the_ids_of_the_format(tokenizer):
