@@ -50,6 +50,8 @@ class ConversationFilter(ABC):
 
     reason: str
     """What dropped samples are counted under, in snake case."""
+    remembers: ClassVar[bool] = False
+    """Whether a sample's fault may depend on the samples before it."""
 
     @abstractmethod
     def find_fault(self, sample: Conversation) -> str | None:

@@ -22,6 +22,7 @@ class Identical(ConversationFilter):
     """The very same messages again; what was thought counts. Put it last, as ``Duplicate``, of which it is a part."""
 
     reason = "identical"
+    remembers = True
 
     def __init__(self) -> None:
         self._seen: dict[bytes, str] = {}
@@ -48,6 +49,7 @@ class Duplicate(ConversationFilter):
     """
 
     reason = "duplicate"
+    remembers = True
 
     def __init__(
         self,

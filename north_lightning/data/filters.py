@@ -50,13 +50,16 @@ class SampleFilter:
         self.examples: dict[str, list[dict[str, str]]] = {}
 
     def __call__(self, samples: Iterable[Conversation]) -> Iterator[Conversation]:
-        for sample in samples:
-            fault = next(self._faults(sample), None)
-            if fault is None:
-                self.kept += 1
-                yield sample
-            else:
-                self.count(sample, *fault)
+        return (sample for sample in samples if self.passes(sample))
+
+    def passes(self, sample: Conversation) -> bool:
+        """Whether ``sample`` has no fault; counted either way."""
+        fault = next(self._faults(sample), None)
+        if fault is None:
+            self.kept += 1
+        else:
+            self.count(sample, *fault)
+        return fault is None
 
     def count(self, sample: Conversation, reason: str, detail: str) -> None:
         """Count ``sample`` as dropped; the first few of every reason are kept as examples."""

@@ -1,7 +1,8 @@
 """Packed batches for supervised fine-tuning: files in, one row of documents per micro-batch out.
 
-Everything is tokenised once when a stage starts and kept in memory; every rank does the same and takes its rows. No
-model here, and no template: ``chat`` renders.
+Everything is tokenised once, when a stage starts: by every process for itself and in memory, or, with ``cache_dir``, by
+all processes together and for later runs too. Then every process takes its rows. No model here, and no template:
+``chat`` renders.
 
 Normalisation. ``batch.num_trained_tokens`` counts the trainable tokens of the *whole optimizer step*: of every
 micro-batch that is accumulated and of every rank; ``batch.num_documents`` its conversations. The exact loss of a step
@@ -14,29 +15,26 @@ rows (``rows_at_once``), so a training step returns
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from rich.progress import track
 
-from north_lightning.chat import ChatFormat, NorthTokenizer
 from north_lightning.data.batches import move_batch, rows_at_once
-from north_lightning.data.filters import SampleFilter
 from north_lightning.data.loader import SFTLoader, ValidationLoader
 from north_lightning.data.mixing import Order
 from north_lightning.data.packing import BestFitPacker
-from north_lightning.data.sources import read_samples
 from north_lightning.data.store import TokenStore
 from north_lightning.data.stream import StepStream
+from north_lightning.data.tokenised import Account, Tokeniser
 from north_lightning.errors import ConfigError, DataError
 from north_lightning.interfaces import ConversationFilter
-from north_lightning.types import Conversation, PackedBatch
+from north_lightning.types import PackedBatch
 
 _log = logging.getLogger(__name__)
 
@@ -58,15 +56,12 @@ class SFTSource:
 
 
 @dataclass
-class SourceReport:
+class SourceReport(Account):
     """What became of a source's files."""
 
-    num_read: int = 0
     num_samples: int = 0  # used
     num_tokens: int = 0
     num_trained_tokens: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)  # by reason
-    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # of what was dropped, by reason
 
 
 class SFTDataModule(LightningDataModule):
@@ -87,6 +82,9 @@ class SFTDataModule(LightningDataModule):
         buffer_samples: samples of each source that are held to choose from.
         order: of the samples of a source: random, or from short to long.
         num_workers: processes that make batches ahead of the training; 0 makes them when they are needed.
+        cache_dir: folder for tokens, on a file system that all processes share: each tokenises its part of the records,
+            once for all runs with the same files, tokenizer and filters, and reads the rest from there. What is no
+            longer used is yours to delete. None: all processes tokenise everything and keep it in memory.
     """
 
     def __init__(
@@ -101,6 +99,7 @@ class SFTDataModule(LightningDataModule):
         buffer_samples: int = 256,
         order: Order = "random",
         num_workers: int = 0,
+        cache_dir: Path | None = None,
     ) -> None:
         super().__init__()
         given = [name for name, source in sources.items() if source.share is not None]
@@ -127,6 +126,7 @@ class SFTDataModule(LightningDataModule):
         self.buffer_samples = buffer_samples
         self.order = order
         self.num_workers = num_workers
+        self.cache_dir = cache_dir
         self.store = TokenStore()
         self.reports: dict[str, SourceReport] = {}
         self._numbers: dict[str, np.ndarray] = {}
@@ -141,13 +141,17 @@ class SFTDataModule(LightningDataModule):
         return {name: share / sum(given.values()) for name, share in given.items()} or None
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and not self._numbers:
+        reads_sources = stage == "fit" and not self._numbers
+        reads_validation = stage in ("fit", "validate") and self._validation is None
+        files = [path for source in self.sources.values() for path in source.files] if reads_sources else []
+        self._fill_cache(files + self.validation_files * reads_validation)
+        if reads_sources:
             for name, source in self.sources.items():
                 self._numbers[name] = self._read_source(name, source)
-        if stage in ("fit", "validate") and self._validation is None:
+        if reads_validation:
             self._validation = TokenStore()
             for path in self.validation_files:
-                self._tokenise(path, None, self._validation, SourceReport())
+                self._add_file(path, None, self._validation, SourceReport())
 
     def make_stream(self, rows_per_step: int) -> StepStream:
         """The steps of a training run, from the first."""
@@ -206,7 +210,7 @@ class SFTDataModule(LightningDataModule):
         """Numbers of the samples in the store that the source may use."""
         first, report = len(self.store), SourceReport()
         for path in source.files:
-            self._tokenise(path, name, self.store, report)
+            self._add_file(path, name, self.store, report)
         numbers = np.arange(first, len(self.store))
         if source.max_samples is not None and source.max_samples < len(numbers):
             chosen = np.random.default_rng(self.seed).permutation(len(numbers))[: source.max_samples]
@@ -221,34 +225,24 @@ class SFTDataModule(LightningDataModule):
         self.reports[name] = report
         return numbers
 
-    def _tokenise(self, path: Path, source: str | None, store: TokenStore, report: SourceReport) -> None:
+    def _add_file(self, path: Path, source: str | None, store: TokenStore, report: SourceReport) -> None:
         """Add the usable samples of a file to ``store``, and what is not used to ``report``."""
-        chat = ChatFormat(NorthTokenizer.load(self.tokenizer), self.reasoning)
-        fit = SampleFilter(self.filters)
-        conversations = list(read_samples(path))
-        quiet = self.trainer is not None and self.trainer.global_rank != 0
-        for conversation in track(list(fit(conversations)), f"Tokenising {Path(path).name}", disable=quiet):
-            self._encode(conversation, source, chat, store, fit)
-        report.num_read += len(conversations)
-        report.dropped += fit.dropped
-        for reason, examples in fit.examples.items():
-            report.examples.setdefault(reason, []).extend(examples)
-        if fit.dropped:
-            _log.warning("%s: dropped %s of %d samples", path, dict(fit.dropped), len(conversations))
+        file = self._tokeniser.read(path, quiet=self.trainer is not None and self.trainer.global_rank != 0)
+        for number in range(len(file.store)):
+            store.take(file.store, number, source)
+        report.add(file.account)
+        if file.account.dropped:
+            _log.warning("%s: dropped %s of %d samples", path, dict(file.account.dropped), file.account.num_read)
 
-    def _encode(
-        self, conversation: Conversation, source: str | None, chat: ChatFormat, store: TokenStore, fit: SampleFilter
-    ) -> None:
-        label = conversation.source if source is None else source
-        try:
-            sample = chat.encode_conversation(conversation.messages, conversation.tools, label)
-        except DataError as error:
-            fit.count(conversation, "not_renderable", str(error))
-            return
-        if len(sample.token_ids) > self.row_tokens:
-            fit.count(conversation, "too_long", f"{len(sample.token_ids)} tokens, a row has {self.row_tokens}")
-        elif not any(sample.loss_mask):
-            fit.count(conversation, "nothing_to_train", "no trainable token")
-        else:
-            assert not sample.loss_mask[0], "a conversation begins with a control token that nothing predicts"
-            store.add(sample, conversation.harness)
+    def _fill_cache(self, files: list[Path]) -> None:
+        if self.trainer is None:
+            self._tokeniser.fill_cache(files)
+        elif self.cache_dir is not None:
+            try:
+                self._tokeniser.fill_cache(files, self.trainer.global_rank, self.trainer.world_size)
+            finally:  # if it failed here, the others find a part missing
+                self.trainer.strategy.barrier("tokens")
+
+    @cached_property
+    def _tokeniser(self) -> Tokeniser:
+        return Tokeniser(self.tokenizer, self.reasoning, self.row_tokens, self.filters, self.cache_dir)

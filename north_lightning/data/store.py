@@ -1,14 +1,15 @@
-"""Tokenised samples in memory, four bytes a token, and packed batches made of them.
+"""Tokenised samples, four bytes a token, and packed batches made of them.
 
-In: samples as ``chat`` encodes them, one at a time. Out: their lengths and counts for planning, and batches of those
-that a plan puts into one row. Forked workers read the same memory.
+In: samples as ``chat`` encodes them, one at a time, or a file of their tokens, which is mapped and not read. Out: their
+lengths and counts for planning, and batches of those that a plan puts into one row. Forked workers share the memory.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,6 +41,33 @@ class TokenStore:
         self._trained.append(int(mask.sum()))
         self.sources.append(sample.source)
         self.harnesses.append(harness)
+
+    def take(self, other: TokenStore, number: int, source: str | None = None) -> None:
+        """Keep a sample of another store too, with its own label or ``source``; its tokens are not copied."""
+        self._chunks.append(other._chunks[number])
+        self._lengths.append(other._lengths[number])
+        self._trained.append(other._trained[number])
+        self.sources.append(other.sources[number] if source is None else source)
+        self.harnesses.append(other.harnesses[number])
+
+    def write_tokens(self, path: Path) -> None:
+        """All samples' tokens to a file, one after the other."""
+        with path.open("wb") as file:
+            for chunk in self._chunks:
+                file.write(chunk.data)
+
+    @classmethod
+    def map_tokens(
+        cls, path: Path, lengths: Sequence[int], trained: Sequence[int], sources: list[str], harnesses: list[str]
+    ) -> TokenStore:
+        """The samples whose tokens ``write_tokens`` has written; what is not used stays on disk."""
+        store = cls()
+        store.sources, store.harnesses = sources, harnesses
+        store._lengths, store._trained = array("q", lengths), array("q", trained)
+        tokens = np.asarray(np.memmap(path, np.uint32, "r")) if len(lengths) else np.empty(0, np.uint32)
+        bounds = [0, *accumulate(lengths)]
+        store._chunks = [tokens[start:end] for start, end in pairwise(bounds)]
+        return store
 
     @property
     def lengths(self) -> np.ndarray:

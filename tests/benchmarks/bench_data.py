@@ -239,8 +239,9 @@ def prepare_trl(trl_parts, tokenizer_dir, conversations, row_tokens, num_process
     owner.chat_template, owner._tokenizer, owner.completion_only_loss = template, tokenizer, False
     arguments = type("Arguments", (), {})()
     settings = {
-        "dataset_num_proc": num_processes, "dataset_text_field": "text", "assistant_only_loss": True, "max_length": row_tokens,
-        "shuffle_dataset": False, "seed": 0, "packing_strategy": "bfd", "truncation_mode": "keep_start",
+        "dataset_num_proc": num_processes, "dataset_text_field": "text", "assistant_only_loss": True,
+        "max_length": row_tokens, "shuffle_dataset": False, "seed": 0, "packing_strategy": "bfd",
+        "truncation_mode": "keep_start",
     }  # fmt: skip
     vars(arguments).update(settings | {"max_length": None})
     prepare = sft_trainer.SFTTrainer._prepare_dataset

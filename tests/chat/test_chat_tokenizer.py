@@ -114,8 +114,7 @@ def test_other_ids_than_those_of_the_tokenizers_library_are_refused(tokenizer, p
     encode = BatchEncoder(json.dumps(content), reference)
     assert encode(["-"]) == [tokenizer.encode_text("-")]
     with pytest.raises(TokenizerError, match=f"fastokens.*{re.escape(repr(phrases[0]))}"):
-        for _ in range(64):
-            encode([phrases[0]])
+        encode([phrases[0]] * 64)
 
 
 def test_a_tokenizer_that_only_the_tokenizers_library_reads_is_used(tokenizer, caplog):

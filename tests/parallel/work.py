@@ -161,7 +161,8 @@ def make_module(inputs: Path, **settings: Any) -> SFTModule:
 
 def make_data(inputs: Path) -> SFTDataModule:
     sources = {name: SFTSource([inputs / f"{name}.jsonl"], 0.5) for name in ("names", "sums")}
-    return SFTDataModule(inputs / "tokenizer", sources, 128, validation_files=[inputs / "sums.jsonl"])
+    files, cache_dir = [inputs / "sums.jsonl"], inputs / "tokens"
+    return SFTDataModule(inputs / "tokenizer", sources, 128, validation_files=files, cache_dir=cache_dir)
 
 
 def fit(
