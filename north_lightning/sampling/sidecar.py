@@ -50,8 +50,8 @@ TORCHRUN_VARIABLES = (
 """How their names begin. They say which of the trainer's processes this is; a server that read them would look for the
 others."""
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-"""On CPU a weight push packs every layer into new memory. What glibc keeps need not be mapped and zeroed again: a third of
-the pause."""
+"""On CPU a weight push packs every layer into new memory. What glibc keeps need not be mapped and zeroed again: a third
+of the pause."""
 
 
 class Sidecar:
