@@ -1,6 +1,7 @@
-"""What a sandbox costs and holds on this machine: time, memory, what 10,000 of them leave behind, attacks, late writes.
+"""What a sandbox costs and holds on this machine: time, memory, what 10,000 of them leave behind, attacks, late writes,
+cheats; and how fast task directories are checked.
 
-    python tests/benchmarks/bench_sandbox.py [--count 100] [--cycles 10000] [--races 1000] [--output FILE]
+    python tests/benchmarks/bench_sandbox.py [steps] [levels] [live_terminals] [leftovers] [cheats] [checks]
 
 Steps: CPU counts this process and everything it started; the bare start is the same command line by ``subprocess``.
 Suites run on every isolation level that this machine has, and the file says which those were.
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import cycle as cycled
 from pathlib import Path
 
 import psutil
@@ -24,12 +26,14 @@ import psutil
 from north_lightning.sandbox import BubblewrapProvider, DockerProvider, Shell, Terminal
 from north_lightning.sandbox.slots import UIDS_PER_PROCESS
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "sandbox"))
+sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("sandbox", "tasks", "verifiers"))
 from attacks import ATTACKS, attack_all
 from conformance import CASES, run_cases
 from container_engine import container_engine
+from harbor_directories import DIRECTORIES, write_directory
 from late_write import graded, naively_graded, rewards
 from root_file_system import make_root_file_system
+from test_unit_tests import FIXED, SOFTWARE_CHEATS, TERMINAL_CHEATS, cheat_at, make_software, make_terminal, score
 
 MIB = 1 << 20
 SUITE_LIMITS = {"max_work_bytes": 64 * MIB, "max_file_bytes": 8 * MIB, "max_files": 5000, "max_processes": 64}
@@ -305,41 +309,92 @@ def levels(folder, stack):
     yield "docker", DockerProvider(image, engine=engine, memory_bytes=512 * MIB, **SUITE_LIMITS)
 
 
-def measure_all(arguments):
-    results = {"steps": asyncio.run(measure(arguments.count)), "levels": {}}
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-sandbox-")))
-        folder.chmod(0o755)
-        empty = folder / "empty"
-        empty.mkdir()
-        for name, provider in levels(folder, stack):
-            provider.check()
-            level = results["levels"][name] = {}
-            slow = 1 if name == "bubblewrap" else 5
-            level["starts"] = asyncio.run(starts(provider, empty, max(arguments.count // slow, 2)))
-            print(name, level["starts"])
-            level["suites"] = asyncio.run(suites(provider, folder / name))
-            num = arguments.races if name == "bubblewrap" else max(arguments.races // 50, 1)
-            level["late_writes"] = asyncio.run(races(provider, folder / name / "races", num))
-            print(name, level["late_writes"])
-        provider = BubblewrapProvider()
-        results["live_terminals"] = asyncio.run(live_terminals(provider, empty, 256))
-        print(results["live_terminals"])
-        results["leftovers"] = asyncio.run(leftovers_of(provider, empty, arguments.cycles))
-        print(results["leftovers"])
+# ---- grading and checking
+
+
+def cheats(folder):
+    """Rewards of every named cheat, and of the honest solutions beside them."""
+    provider = BubblewrapProvider()
+    results = {}
+    for kind, make, named, honest in (
+        ("software", make_software, SOFTWARE_CHEATS, {"calc.py": FIXED}),
+        ("terminal", make_terminal, TERMINAL_CHEATS, {"answer": "blue\n"}),
+    ):
+        rewards = {}
+        for number, (name, files) in enumerate({**named, "": honest}.items()):
+            task = make(folder / f"{kind}{number}")
+            rewards[name] = score(task, cheat_at(task, files), provider).value
+        honest_reward = rewards.pop("")
+        won = sorted(name for name, value in rewards.items() if value != 0.0)
+        results[kind] = {"cheats": len(rewards), "won": won, "honest": honest_reward}
+    return results
+
+
+def checks(folder, count):
+    """``tasks check`` on so many directories of all kinds that there are, the command's start included."""
+    directories = [write_directory(name, folder / str(i)) for i, name in zip(range(count), cycled(DIRECTORIES))]
+    command = [sys.executable, "-m", "north_lightning", "tasks", "check", "--quiet", "true", *map(str, directories)]
+    begin = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    seconds = time.perf_counter() - begin
+    assert done.stdout, done.stderr
+    return {"directories": count, "per_s": round(count / seconds), "said": done.stdout.splitlines()[-1]}
+
+
+SECTIONS = ("steps", "levels", "live_terminals", "leftovers", "cheats", "checks")
+
+
+def measure_section(name, arguments, stack):
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-sandbox-")))
+    folder.chmod(0o755)
+    empty = folder / "empty"
+    empty.mkdir()
+    if name == "steps":
+        return asyncio.run(measure(arguments.count))
+    if name == "levels":
+        return measure_levels(arguments, folder, empty, stack)
+    if name == "live_terminals":
+        return asyncio.run(live_terminals(BubblewrapProvider(), empty, 256))
+    if name == "leftovers":
+        return asyncio.run(leftovers_of(BubblewrapProvider(), empty, arguments.cycles))
+    return cheats(folder) if name == "cheats" else checks(folder, arguments.checks)
+
+
+def measure_levels(arguments, folder, empty, stack):
+    results = {}
+    for name, provider in levels(folder, stack):
+        provider.check()
+        level = results[name] = {}
+        slow = 1 if name == "bubblewrap" else 5
+        level["starts"] = asyncio.run(starts(provider, empty, max(arguments.count // slow, 2)))
+        print(name, level["starts"])
+        level["suites"] = asyncio.run(suites(provider, folder / name))
+        num = arguments.races if name == "bubblewrap" else max(arguments.races // 50, 1)
+        level["late_writes"] = asyncio.run(races(provider, folder / name / "races", num))
+        print(name, level["late_writes"])
     return results
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all by default")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--cycles", type=int, default=10_000)
     parser.add_argument("--races", type=int, default=1000)
+    parser.add_argument("--checks", type=int, default=5000)
     parser.add_argument("--output", type=Path, default=Path("runs/bench/sandbox.json"))
     arguments = parser.parse_args()
-    results = measure_all(arguments)
+    if unknown := set(arguments.sections) - set(SECTIONS):
+        parser.error(f"expected sections of {', '.join(SECTIONS)}, got {', '.join(unknown)}")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    for name in arguments.sections or SECTIONS:
+        load = os.getloadavg()[0]
+        with contextlib.ExitStack() as stack:
+            result = measure_section(name, arguments, stack)
+        results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+        results[name] = {"load_before": round(load, 2)} | result
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+        print(name, json.dumps(results[name]))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,15 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 @pytest.fixture
 def software(tmp_path: Path) -> Task:
-    directory = tmp_path / "software"
+    return make_software(tmp_path / "software")
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Task:
+    return make_terminal(tmp_path / "terminal")
+
+
+def make_software(directory: Path) -> Task:
     write(directory / "environment" / "files", {"calc.py": BUGGY, "test_calc.py": TESTS})
     write(directory / "tests", {"test_calc.py": TESTS, "test.sh": "exit 1\n"})
     metadata = {
@@ -67,9 +75,7 @@ def software(tmp_path: Path) -> Task:
     return Task("software", "swe", "tiny", "add must add", directory, 8, metadata)
 
 
-@pytest.fixture
-def terminal(tmp_path: Path) -> Task:
-    directory = tmp_path / "terminal"
+def make_terminal(directory: Path) -> Task:
     write(directory / "environment" / "files", {"note": "blue\n"})
     script = 'if [ "$(cat answer)" = blue ]; then echo 1; else echo 0; fi > /logs/verifier/reward.txt\n'
     write(directory / "tests", {"test.sh": script})
@@ -81,6 +87,14 @@ def attempt_at(task: Task, files: dict[str, str]) -> Path:
     workdir = task.directory / "attempt"
     shutil.copytree(task.directory / "environment" / "files", workdir, symlinks=True)
     return write(workdir, files)
+
+
+def cheat_at(task: Task, files: dict[str, str]) -> Path:
+    """A snapshot with these changes in which everything may be executed."""
+    workdir = attempt_at(task, files)
+    for path in workdir.rglob("*"):
+        path.chmod(0o755)
+    return workdir
 
 
 def score(task: Task, workdir: Path, sandboxes: BubblewrapProvider, timeout_s: float = 20.0, **settings) -> Reward:
@@ -352,10 +366,7 @@ SOFTWARE_CHEATS: dict[str, dict[str, str]] = {
 
 @pytest.mark.parametrize("name", SOFTWARE_CHEATS)
 def test_software_cheat_scores_0(name, software, sandboxes):
-    workdir = attempt_at(software, SOFTWARE_CHEATS[name])
-    for path in workdir.rglob("*"):
-        path.chmod(0o755)
-    reward = score(software, workdir, sandboxes)
+    reward = score(software, cheat_at(software, SOFTWARE_CHEATS[name]), sandboxes)
     assert reward.value == 0.0, reward.details
 
 
@@ -535,10 +546,7 @@ TERMINAL_CHEATS: dict[str, dict[str, str]] = {
 
 @pytest.mark.parametrize("name", TERMINAL_CHEATS)
 def test_terminal_cheat_scores_0(name, terminal, sandboxes):
-    workdir = attempt_at(terminal, TERMINAL_CHEATS[name])
-    for path in workdir.rglob("*"):
-        path.chmod(0o755)
-    reward = score(terminal, workdir, sandboxes)
+    reward = score(terminal, cheat_at(terminal, TERMINAL_CHEATS[name]), sandboxes)
     assert reward.value == 0.0, reward.details
 
 
