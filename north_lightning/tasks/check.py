@@ -19,12 +19,11 @@ from north_lightning.tasks.schema import TaskConfig, Verifier
 _SCRIPTS = {"linux": "test.sh", "windows": "test.bat"}
 
 
-def check_tasks(directories: list[Path], quiet: bool = False) -> None:
+def check_tasks(directories: list[Path]) -> None:
     """Read Harbor task directories and say of each whether it is one.
 
     Args:
         directories: Task directories; give as many as you like.
-        quiet: Show only those that are not ok, and the count.
     """
     num_bad = 0
     for directory in directories:
@@ -34,8 +33,7 @@ def check_tasks(directories: list[Path], quiet: bool = False) -> None:
             num_bad += 1
             print(f"{directory}: {error}")
         else:
-            if not quiet:
-                print(f"{directory}: ok")
+            print(f"{directory}: ok")
     print(f"{len(directories) - num_bad} of {len(directories)} ok")
     if num_bad:
         raise TaskError(f"{num_bad} of {len(directories)} directories are no task Harbor could run")

@@ -333,11 +333,11 @@ def cheats(folder):
 def checks(folder, count):
     """``tasks check`` on so many directories of all kinds that there are, the command's start included."""
     directories = [write_directory(name, folder / str(i)) for i, name in zip(range(count), cycled(DIRECTORIES))]
-    command = [sys.executable, "-m", "north_lightning", "tasks", "check", "--quiet", "true", *map(str, directories)]
+    command = [sys.executable, "-m", "north_lightning", "tasks", "check", *map(str, directories)]
     begin = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - begin
-    assert done.stdout, done.stderr
+    assert done.stdout, done.stderr[:500]
     return {"directories": count, "per_s": round(count / seconds), "said": done.stdout.splitlines()[-1]}
 
 
