@@ -29,6 +29,7 @@ from north_lightning.data.batches import move_batch, rows_at_once
 from north_lightning.data.loader import SFTLoader, ValidationLoader
 from north_lightning.data.mixing import Order
 from north_lightning.data.packing import BestFitPacker
+from north_lightning.data.records import list_files
 from north_lightning.data.store import TokenStore
 from north_lightning.data.stream import StepStream
 from north_lightning.data.tokenised import Account, Tokeniser
@@ -44,7 +45,7 @@ class SFTSource:
     """One ingredient of the mix."""
 
     files: list[Path]
-    """JSONL files of conversations."""
+    """JSONL files of conversations, or patterns with ``*``."""
     share: float | None = None
     """Share of the trainable tokens; for all sources or for none (then every sample is used once per pass)."""
     max_epochs: float | None = None
@@ -110,10 +111,10 @@ class SFTDataModule(LightningDataModule):
             if value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
         for name, source in sources.items():
-            for key in ("max_epochs", "max_samples"):
-                limit = getattr(source, key)
-                if limit is not None and limit <= 0:
-                    raise ConfigError(f"sources.{name}.{key}: expected more than 0, got {limit}")
+            for key in ("share", "max_epochs", "max_samples"):
+                value = getattr(source, key)
+                if value is not None and not 0 < value < float("inf"):
+                    raise ConfigError(f"sources.{name}.{key}: expected more than 0, got {value}")
             if source.max_epochs is not None and not given:
                 raise ConfigError(f"sources.{name}.max_epochs: expected shares beside it; without, a pass is one epoch")
         self.tokenizer = Path(tokenizer)
@@ -143,15 +144,16 @@ class SFTDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         reads_sources = stage == "fit" and not self._numbers
         reads_validation = stage in ("fit", "validate") and self._validation is None
-        files = [path for source in self.sources.values() for path in source.files] if reads_sources else []
-        self._fill_cache(files + self.validation_files * reads_validation)
+        files = [path for source in self.sources.values() for path in list_files(source.files)] if reads_sources else []
+        validation_files = list_files(self.validation_files) if reads_validation else []
+        self._fill_cache(list(map(Path, files + validation_files)))
         if reads_sources:
             for name, source in self.sources.items():
                 self._numbers[name] = self._read_source(name, source)
         if reads_validation:
             self._validation = TokenStore()
-            for path in self.validation_files:
-                self._add_file(path, None, self._validation, SourceReport())
+            for path in validation_files:
+                self._add_file(Path(path), None, self._validation, SourceReport())
 
     def make_stream(self, rows_per_step: int) -> StepStream:
         """The steps of a training run, from the first."""
@@ -209,8 +211,8 @@ class SFTDataModule(LightningDataModule):
     def _read_source(self, name: str, source: SFTSource) -> np.ndarray:
         """Numbers of the samples in the store that the source may use."""
         first, report = len(self.store), SourceReport()
-        for path in source.files:
-            self._add_file(path, name, self.store, report)
+        for path in list_files(source.files):
+            self._add_file(Path(path), name, self.store, report)
         numbers = np.arange(first, len(self.store))
         if source.max_samples is not None and source.max_samples < len(numbers):
             chosen = np.random.default_rng(self.seed).permutation(len(numbers))[: source.max_samples]

@@ -5,7 +5,7 @@ account of the others. Which source a file belongs to and how samples are mixed 
 
 In a folder, every process of a training run tokenises its part of every file's records and maps the others' parts, so
 a restart reads no conversation. An entry is named by all that decides it: the file (path, size, time of change), the
-tokenizer, the filters with their source code, and the code that renders.
+tokenizer, the filters with their settings and their modules, and the code that reads and renders.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import hashlib
 import inspect
 import json
 import os
+import pickle
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 import north_lightning.chat
@@ -91,6 +94,7 @@ class Tokeniser:
         self.row_tokens = row_tokens
         self.cache_dir = cache_dir
         self._chat = ChatFormat(NorthTokenizer.load(tokenizer), reasoning)
+        self._filters_name = "" if cache_dir is None else _name_of(self.filters)  # before they are used and remember
 
     def tokenise(self, path: Path, shard: Shard | None = None, quiet: bool = False) -> TokenisedFile:
         """The samples of a file, or of a part of its records; ``DataError`` at the first that is no sample."""
@@ -151,9 +155,8 @@ class Tokeniser:
             found = Path(path).stat()
         except OSError as error:
             raise DataError(f"{path}: expected a file of conversations, got: {error.strerror}") from error
-        filters = [(_code_of(type(one)), repr(sorted(vars(one).items()))) for one in self.filters]
         facts = [str(Path(path).resolve()), found.st_size, found.st_mtime_ns, self._chat.tokenizer.fingerprint]
-        facts += [self._chat.reasoning, self.row_tokens, filters, _rendering_code()]
+        facts += [self._chat.reasoning, self.row_tokens, self._filters_name, _own_code()]
         return Path(self.cache_dir) / f"{Path(path).stem}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}"
 
 
@@ -181,8 +184,9 @@ def _complete(entry: Path) -> list[Path] | None:
 
 def _save(file: TokenisedFile, part: Path) -> None:
     """The folder appears complete or not at all."""
-    partial = part.with_name(f".{part.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{part.name}.", suffix=".partial", dir=part.parent))
+    partial.chmod(part.parent.stat().st_mode)
     store = file.store
     samples = {"records": file.records, "lengths": store.lengths.tolist(), "trained": store.trained_tokens.tolist()}
     content = samples | {"sources": store.sources, "harnesses": store.harnesses, "account": vars(file.account)}
@@ -197,7 +201,13 @@ def _save(file: TokenisedFile, part: Path) -> None:
 
 
 def _load(part: Path) -> TokenisedFile:
-    content: dict[str, Any] = json.loads((part / _ACCOUNT).read_text(encoding="utf-8"))
+    try:
+        content: dict[str, Any] = json.loads((part / _ACCOUNT).read_text(encoding="utf-8"))
+        size = (part / _TOKENS).stat().st_size
+    except (OSError, ValueError) as error:
+        raise DataError(f"{part}: expected tokens of samples, got: {error}; delete it to make it anew") from error
+    if size != (expected := np.dtype(np.uint32).itemsize * sum(content["lengths"])):
+        raise DataError(f"{part / _TOKENS}: expected {expected} bytes, got {size}; delete {part} to make it anew")
     account = content["account"]
     store = TokenStore.map_tokens(
         part / _TOKENS, content["lengths"], content["trained"], content["sources"], content["harnesses"]
@@ -206,18 +216,52 @@ def _load(part: Path) -> TokenisedFile:
     return TokenisedFile(store, counted, content["records"])
 
 
-def _code_of(filter_class: type) -> str:
+def _name_of(filters: Sequence[ConversationFilter]) -> str:
+    """Names what filters find: the modules of their classes and base classes, and how they are set."""
+    digest = hashlib.sha256()
+    for one in filters:
+        kind = type(one)
+        derived = {
+            name for base in kind.__mro__ for name, what in vars(base).items() if isinstance(what, cached_property)
+        }
+        settings = {name: value for name, value in vars(one).items() if name not in derived}
+        try:
+            facts = [kind.__module__, kind.__qualname__, *map(_code_of, kind.__mro__), _described(settings)]
+        except Exception as error:  # pickle raises anything
+            raise ConfigError(
+                f"cache_dir: expected filters whose settings can be compared, got {kind.__name__}: {error}"
+            ) from error
+        digest.update(repr(facts).encode(errors="backslashreplace"))
+    return digest.hexdigest()
+
+
+def _code_of(kind: type) -> str:
     try:
-        return f"{filter_class.__qualname__} {inspect.getsource(filter_class)}"
-    except (OSError, TypeError):  # made without a file
-        return f"{filter_class.__module__}.{filter_class.__qualname__}"
+        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+    except (OSError, TypeError):  # built in, or made without a file
+        return ""
+
+
+def _described(value: Any) -> str:
+    """Equal in all processes for equal settings; a file is its path, size and time of change."""
+    if isinstance(value, Mapping):
+        return repr(sorted((repr(key), _described(item)) for key, item in value.items()))
+    if isinstance(value, set | frozenset):
+        return repr(sorted(map(_described, value)))
+    if isinstance(value, list | tuple):
+        return repr(list(map(_described, value)))
+    if isinstance(value, str | Path) and os.path.isfile(value):
+        found = Path(value).stat()
+        return repr([str(value), found.st_size, found.st_mtime_ns])
+    return repr(value) if isinstance(value, str | Path | int | float | None) else repr(pickle.dumps(value))
 
 
 @cache
-def _rendering_code() -> str:
-    """Names the code that turns conversations into tokens."""
-    folder = Path(north_lightning.chat.__file__).parent
+def _own_code() -> str:
+    """Names the code that turns records into stored tokens."""
+    chat = Path(north_lightning.chat.__file__).parent
+    own = [Path(inspect.getfile(one)) for one in (Tokeniser, SampleFilter, SampleReader, Shard, TokenStore)]
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.py"), Path(__file__), Path(inspect.getfile(SampleFilter))]):
+    for path in sorted([*chat.glob("*.py"), *own]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -235,6 +235,7 @@ def test_max_samples_takes_a_part_of_a_source_chosen_by_the_seed(tmp_path, token
         ({"max_epochs": 2.0}, "expected shares beside it"),
         ({"max_epochs": 0.0, "share": 1.0}, "max_epochs: expected more than 0"),
         ({"max_samples": 0}, "max_samples: expected more than 0"),
+        ({"share": 0.0}, "share: expected more than 0"),
     ],
 )
 def test_caps_that_cannot_work_are_refused(tmp_path, tokenizer_dir, source, message):

@@ -7,8 +7,9 @@ from test_sft_data import agentic, make, plain, tokenizer_dir  # noqa: F401 (fix
 
 from north_lightning.chat import train_tokenizer
 from north_lightning.data import Conversation, SFTDataModule, SFTSource, write_samples
+from north_lightning.data.decontamination import RepositoryLeak
 from north_lightning.data.dedup import Duplicate
-from north_lightning.data.filters import ErroneousWhitespace, RepetitionLoop
+from north_lightning.data.filters import ErroneousWhitespace, RepetitionLoop, TooLong
 from north_lightning.data.tokenised import Tokeniser
 from north_lightning.errors import ConfigError, DataError
 from north_lightning.types import Message
@@ -118,3 +119,48 @@ def test_a_file_that_is_not_there_is_named(tokenizer_dir, tmp_path):  # noqa: F8
     data = SFTDataModule(tokenizer_dir, {"a": SFTSource([tmp_path / "none.jsonl"])}, 100, cache_dir=tmp_path / "cache")
     with pytest.raises(DataError, match="none.jsonl: expected a file of conversations"):
         data.setup("fit")
+
+
+def test_what_a_filter_remembers_for_itself_does_not_rename_the_tokens(samples, tokenizer_dir, tmp_path):  # noqa: F811
+    filters = [TooLong(500, tokenizer_dir), RepositoryLeak()]
+    tokeniser = Tokeniser(tokenizer_dir, True, 600, filters, cache_dir=tmp_path / "cache")
+    entry = tokeniser._entry(samples)
+    tokeniser.fill_cache([samples])
+    assert tokeniser.read(samples).account.dropped == {"too_long": 1}
+    assert Tokeniser(tokenizer_dir, True, 600, filters, cache_dir=tmp_path / "cache")._entry(samples) == entry
+
+
+def test_a_file_that_a_filter_is_set_to_read_names_the_tokens(samples, tokenizer_dir, tmp_path):  # noqa: F811
+    listed = tmp_path / "list.json"
+    entries = set()
+    for content in ("a", "bc"):
+        listed.write_text(content)
+        filters = [RepositoryLeak([str(listed)])]
+        entries.add(Tokeniser(tokenizer_dir, True, 600, filters, cache_dir=tmp_path / "cache")._entry(samples))
+    assert len(entries) == 2
+
+
+def test_a_filter_that_cannot_be_compared_is_refused_with_a_folder(tokenizer_dir, tmp_path):  # noqa: F811
+    class Closure(RepetitionLoop):
+        def __init__(self):
+            self.judge = lambda: None
+
+    with pytest.raises(ConfigError, match="cache_dir: expected filters whose settings can be compared, got Closure"):
+        Tokeniser(tokenizer_dir, True, 600, [Closure()], cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokens.u32", "samples.json"])
+def test_damaged_tokens_are_refused(samples, tokenizer_dir, tmp_path, name):  # noqa: F811
+    tokeniser = Tokeniser(tokenizer_dir, True, 600, cache_dir=tmp_path / "cache")
+    tokeniser.fill_cache([samples])
+    (damaged,) = (tmp_path / "cache").rglob(name)
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    with pytest.raises(DataError, match="delete"):
+        tokeniser.read(samples)
+
+
+def test_a_pattern_of_files_is_kept_too(samples, tokenizer_dir, tmp_path):  # noqa: F811
+    pattern = samples.with_name("mi*.jsonl")
+    data = SFTDataModule(tokenizer_dir, {"a": SFTSource([pattern])}, 600, [pattern], cache_dir=tmp_path / "cache")
+    data.setup("fit")
+    assert data.reports["a"].num_samples == 21
