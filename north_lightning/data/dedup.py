@@ -14,6 +14,7 @@ from rensa import RMinHash, RMinHashLSH
 
 from north_lightning.chat.render import to_json
 from north_lightning.data.block_lists import words_of
+from north_lightning.errors import ConfigError
 from north_lightning.interfaces import ConversationFilter
 from north_lightning.types import Conversation
 
@@ -59,6 +60,8 @@ class Duplicate(ConversationFilter):
         num_bands: int = 16,
         seed: int = 0,
     ) -> None:
+        if not 0 <= min_similarity <= 1:
+            raise ConfigError(f"min_similarity: expected a number from 0 to 1, got {min_similarity}")
         self.min_similarity = min_similarity
         self.run_words = run_words
         self.num_hashes = num_hashes

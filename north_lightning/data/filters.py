@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
+from jsonschema_specifications import REGISTRY
+from referencing.exceptions import Unresolvable
 
 from north_lightning.chat import (
     ActionFormatError,
@@ -153,7 +155,7 @@ class InvalidToolCall(ConversationFilter):
     def find_fault(self, sample: Conversation) -> str | None:
         validators: dict[str, Draft202012Validator] = {}
         for index, tool in enumerate(sample.tools):
-            validator = _validator(json.dumps(dict(tool.parameters)))
+            validator = _validator(json.dumps(dict(tool.parameters), default=repr))
             if validator is None:
                 return f"tools[{index}]: {tool.name}: parameters are no JSON schema"
             validators[tool.name] = validator
@@ -164,7 +166,10 @@ class InvalidToolCall(ConversationFilter):
             seen.add(call.id)
             if call.name not in validators:
                 return f"{place}: {call.name!r} is none of {sorted(validators)}"
-            error = best_match(validators[call.name].iter_errors(dict(call.arguments)))
+            try:
+                error = best_match(validators[call.name].iter_errors(dict(call.arguments)))
+            except (Unresolvable, RecursionError) as unusable:
+                return f"tools: {call.name}: parameters are no JSON schema: {type(unusable).__name__} {unusable}"
             if error is not None:
                 return f"{place}: {call.name}: {error.json_path}: {error.message}"
         return None
@@ -178,7 +183,7 @@ def _validator(schema: str) -> Draft202012Validator | None:
         Draft202012Validator.check_schema(parameters)
     except SchemaError:
         return None
-    return Draft202012Validator(parameters)
+    return Draft202012Validator(parameters, registry=REGISTRY)  # which fetches nothing that a sample names
 
 
 class ContentBesideToolCalls(ConversationFilter):
@@ -404,7 +409,7 @@ def _assistant_texts(sample: Conversation) -> Iterator[tuple[str, str]]:
 
 def _texts(message: Message) -> list[tuple[str, str]]:
     arguments = [
-        (f"tool_calls[{number}]", json.dumps(dict(call.arguments), ensure_ascii=False))
+        (f"tool_calls[{number}]", json.dumps(dict(call.arguments), ensure_ascii=False, default=repr))
         for number, call in enumerate(message.tool_calls)
     ]
     return [("content", message.content), ("reasoning", message.reasoning), *arguments]

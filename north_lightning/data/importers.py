@@ -216,7 +216,7 @@ def _decoded(value: Any, where: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: expected JSON, got: {error}") from error
 
 

@@ -20,6 +20,7 @@ from north_lightning.data.block_lists import SHIPPED
 from north_lightning.data.decontamination import all_leaks
 from north_lightning.data.dedup import Duplicate
 from north_lightning.data.filters import SampleFilter, default_filters
+from north_lightning.data.records import list_files
 from north_lightning.data.sources import SampleReader, write_samples
 from north_lightning.errors import ConfigError, RetellingError
 from north_lightning.interfaces import ConversationFilter, ConversationImporter, ConversationVariation
@@ -62,6 +63,10 @@ def filter_data(
     """
     if not sources:
         raise ConfigError("sources: expected at least one, got none")
+    written = {(output_dir / f"{name}.jsonl").resolve() for name in sources}
+    for name, source in sources.items():  # before hours of work
+        if clash := written & {Path(file).resolve() for file in list_files(source.files)}:
+            raise ConfigError(f"output_dir: expected a folder without the files of {name}, got {min(clash)} to replace")
     checks = default_filters() if filters is None else list(filters)
     checks += all_leaks(block_lists) if block_lists else []
     checks += [] if min_similarity is None else [Duplicate(min_similarity)]
@@ -83,7 +88,8 @@ def filter_data(
         }
         for reason, examples in fit.examples.items():
             account["examples"].setdefault(reason, []).extend(examples)
-    (output_dir / "filter.json").write_text(json.dumps(account, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    content = json.dumps(account, indent=1, ensure_ascii=False) + "\n"
+    (output_dir / "filter.json").write_text(content, encoding="utf-8", errors="backslashreplace")
     _print(account, output_dir)
 
 

@@ -11,6 +11,7 @@ infers one schema over all JSON lines, which refuses tool arguments of different
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,11 @@ def list_files(patterns: Sequence[Path | str]) -> list[str]:
     """Files behind paths, URLs and patterns with ``*``, sorted within a pattern; ``DataError`` where there are none."""
     found: list[str] = []
     for pattern in patterns:
-        system, path = fsspec.core.url_to_fs(str(pattern))
-        matches = sorted(system.glob(path)) if "*" in path else [path] * system.isfile(path)
+        try:
+            system, path = fsspec.core.url_to_fs(str(pattern))
+            matches = sorted(system.glob(path)) if "*" in path else [path] * system.isfile(path)
+        except Exception as error:  # an unknown kind, a package that it needs, its server
+            raise DataError(f"{pattern}: expected a file of conversations, got: {error}") from error
         if not matches:
             raise DataError(f"{pattern}: expected a file of conversations, found none")
         local = "file" in system.protocol
@@ -66,15 +70,18 @@ def read_records(files: Sequence[Path | str], shard: Shard | None = None) -> Ite
     """The records of ``files`` that belong to ``shard``; empty lines count for nothing.
 
     Raises:
-        DataError: a file is missing, or is no parquet file though its name says so.
+        DataError: a file is missing or damaged, or is no parquet file though its name says so.
     """
     shard = shard or Shard()
     number = 0
     for file in list_files(files):
-        for record in _read_parquet(file) if file.endswith(".parquet") else _read_json(file):
-            if shard.holds(number):
-                yield record
-            number += 1
+        try:
+            for record in _read_parquet(file) if file.endswith(".parquet") else _read_json(file):
+                if shard.holds(number):
+                    yield record
+                number += 1
+        except (OSError, EOFError, zlib.error) as error:  # of the disk, the server or what is compressed
+            raise DataError(f"{file}: expected to read on after {number} records, got: {error}") from error
 
 
 def decode(content: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -84,7 +91,9 @@ def decode(content: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
             content = json.loads(content, parse_constant=_refuse_constant)
         except json.JSONDecodeError as error:
             raise DataError(f"$: expected JSON, got {error.msg} at character {error.pos + 1}") from error
-        except (UnicodeDecodeError, RecursionError) as error:
+        except DataError:
+            raise
+        except (ValueError, RecursionError) as error:  # no UTF-8, an integer of thousands of digits, too deep
             raise DataError(f"$: expected JSON, got: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"$: expected an object, got {type(content).__name__}")

@@ -79,7 +79,7 @@ def write_samples(path: Path | str, samples: Iterable[Conversation]) -> int:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     count = 0
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # half characters: JSON's escapes
             for sample in samples:
                 file.write(json.dumps(sample_to_json(sample), ensure_ascii=False) + "\n")
                 count += 1
@@ -92,7 +92,7 @@ def write_samples(path: Path | str, samples: Iterable[Conversation]) -> int:
 def append_sample(path: Path, sample: Conversation) -> None:
     """Add a conversation to a file that grows while a run lives; a kill can tear its last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(json.dumps(sample_to_json(sample), ensure_ascii=False) + "\n")
 
 
@@ -149,7 +149,7 @@ def _call(record: Any, where: str) -> ToolCall:
     if isinstance(arguments, str):  # OpenAI's API sends a string of JSON
         try:
             arguments = json.loads(arguments)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}.function.arguments: expected JSON, got {arguments[:80]!r} ({error})") from error
     if not isinstance(arguments, dict):
         raise DataError(f"{where}.function.arguments: expected an object, got {arguments!r}"[:200])

@@ -156,7 +156,7 @@ def attention_cost(lengths: np.ndarray) -> np.ndarray:
 
 def _tokens_of_pass(supply: Mapping[str, int], shares: Mapping[str, float], max_epochs: Mapping[str, float]) -> int:
     allowed = [max_epochs[name] * supply[name] / shares[name] for name in max_epochs]
-    return int(min([sum(supply.values()), *allowed]))
+    return max(int(min([sum(supply.values()), *allowed])), 1)
 
 
 def _mean_distances(placed: list[list[int]], shares: list[float]) -> list[float]:

@@ -40,19 +40,15 @@ def report_data(
         rows_per_step: Rows of an optimizer step: micro-batches x ranks.
         filter_account: The `filter.json` of `data filter`, to show what was dropped before: leaks and duplicates too.
     """
-    if filter_account is not None and not filter_account.is_file():
-        raise ConfigError(f"filter_account: expected a file that `data filter` wrote, got '{filter_account}'")
+    before = _read_account(filter_account)
     data.setup("fit")
     planned = data.make_stream(rows_per_step).plan_pass()
     summary = summarise(data, planned, rows_per_step)
-    account = {"sources": {}, "examples": {}} if filter_account is None else json.loads(filter_account.read_text())
-    summary["filtered"] = _dropped({name: source["dropped"] for name, source in account["sources"].items()})
-    summary["filtered_examples"] = [
-        {"reason": reason, **example} for reason, examples in account["examples"].items() for example in examples
-    ]
+    summary |= before
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "data.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (output_dir / "data.html").write_text(render_page(summary, _draw(data, planned, summary)))
+    page = render_page(summary, _draw(data, planned, summary))
+    (output_dir / "data.html").write_text(page, encoding="utf-8", errors="backslashreplace")
     worst = max((abs(row["error_pp"]) for row in summary["sources"] if row["target"] is not None), default=None)
     Console(highlight=False, soft_wrap=True).print(
         f"{output_dir / 'data.html'}: {summary['num_rows']} rows a pass, {100 * planned.utilisation:.2f}% full"
@@ -109,6 +105,22 @@ def summarise(data: SFTDataModule, planned: Pass, rows_per_step: int) -> dict[st
             for example in examples
         ],
     }
+
+
+def _read_account(path: Path | None) -> dict[str, Any]:
+    """What ``data filter`` dropped, in the shape of the summary; ``ConfigError`` for a file that it did not write."""
+    try:
+        account = {"sources": {}, "examples": {}} if path is None else json.loads(path.read_text(encoding="utf-8"))
+        return {
+            "filtered": _dropped({name: source["dropped"] for name, source in account["sources"].items()}),
+            "filtered_examples": [
+                {"reason": reason, **example}
+                for reason, examples in account["examples"].items()
+                for example in examples
+            ],
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"filter_account: expected a file that `data filter` wrote, got '{path}'") from error
 
 
 def render_page(summary: Mapping[str, Any], charts: Sequence[tuple[str, str]]) -> str:

@@ -1,5 +1,7 @@
 """Each check finds its fault and nothing else."""
 
+import datetime
+
 import pytest
 
 from north_lightning.chat import ChatFormat, train_tokenizer
@@ -212,3 +214,18 @@ def test_only_the_chosen_checks_are_applied():
 
 
 FAULT = "messages: no words and no calls by the assistant"
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#/definitions/none"}, {"$ref": "http://127.0.0.1:9/x"}, {"$ref": "#"}])
+def test_references_of_a_schema_that_lead_nowhere_are_a_fault_and_are_not_fetched(schema, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_: pytest.fail("fetched"))
+    sample = conversation(say("", calls=[call()]), result(), say(), tools=(ToolSpec("shell", "", schema),))
+    assert reasons(sample) == ["invalid_tool_call"]
+
+
+def test_values_that_json_does_not_know_are_a_fault():
+    day = datetime.date(2020, 1, 1)  # as parquet holds them
+    called = conversation(say("", calls=[call(command=day)]), result(), say())
+    offered = conversation(say(), tools=(ToolSpec("shell", "", {"default": day}),))
+    assert "round_trip" in reasons(called)
+    assert "round_trip" in reasons(offered)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -114,3 +115,29 @@ def test_the_blocklist_command_says_what_it_found(tmp_path, capsys):
     assert cli.main(["data", "blocklist", *arguments, "--instances", instances]) == 0
     assert "4 repositories, 4 commits, 4 hunks, 4 statements, 0 instructions" in capsys.readouterr().out
     assert json.loads((tmp_path / "b.json").read_text())["date"] == "2026-01-02"
+
+
+def test_the_files_that_are_read_are_not_replaced_and_all_are_looked_for_first(tmp_path):
+    write_samples(tmp_path / "a.jsonl", distinct(random.Random(0), 2))
+    raw = RawSource([str(tmp_path / "*.jsonl")])
+    with pytest.raises(ConfigError, match=r"output_dir: .*a\.jsonl to replace"):
+        filter_data({"a": raw}, tmp_path)
+    with pytest.raises(DataError, match="none.jsonl"):
+        filter_data({"b": raw, "c": RawSource([str(tmp_path / "none.jsonl")])}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_with_half_characters_are_written(tmp_path):
+    sample, failed = distinct(random.Random(0), 2)
+    samples = [replace(sample, task_id="a\ud800"), replace(failed, task_id="b\ud800", verified=False)]
+    write_samples(tmp_path / "a.jsonl", samples)
+    assert list(read_samples(tmp_path / "a.jsonl")) == samples
+    filter_data({"a": RawSource([str(tmp_path / "a.jsonl")])}, tmp_path / "out", block_lists=[])
+    account = json.loads((tmp_path / "out" / "filter.json").read_text())
+    assert account["examples"]["failed_verification"][0]["task_id"] == "b\ud800"
+
+
+def test_a_similarity_in_percent_is_refused(tmp_path):
+    write_samples(tmp_path / "a.jsonl", distinct(random.Random(0), 2))
+    with pytest.raises(ConfigError, match="min_similarity: expected a number from 0 to 1, got 90"):
+        filter_data({"a": RawSource([str(tmp_path / "a.jsonl")])}, tmp_path / "out", min_similarity=90)

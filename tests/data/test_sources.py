@@ -212,3 +212,25 @@ def test_a_missing_file_is_refused_by_name(tmp_path):
 def test_reading_and_writing_samples_does_not_import_torch():
     code = "import sys, north_lightning.data as d; d.write_samples; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000 + "]" * 100_000])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_numbers_and_depths_that_python_refuses_are_broken_lines(tmp_path, value, as_text):
+    arguments = f'{{"a": {value}}}'
+    call = f'{{"id": "1", "function": {{"name": "t", "arguments": {json.dumps(arguments) if as_text else arguments}}}}}'
+    line = f'{{"messages": [{{"role": "assistant", "tool_calls": [{call}]}}]}}\n'
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(DataError, match=r"a\.jsonl:1: \$.*expected JSON"):
+        list(read_samples(tmp_path / "a.jsonl"))
+
+
+def test_damaged_compression_and_unknown_systems_are_named(tmp_path):
+    content = gzip.compress(b'{"messages": [{"role": "user", "content": "q"}]}\n' * 1000)
+    (tmp_path / "cut.jsonl.gz").write_bytes(content[:-20])
+    (tmp_path / "none.jsonl.gz").write_bytes(b"{}")
+    for name in ("cut.jsonl.gz", "none.jsonl.gz"):
+        with pytest.raises(DataError, match=rf"{name}: expected to read on"):
+            list(read_samples(tmp_path / name))
+    with pytest.raises(DataError, match="foo://x: expected a file of conversations, got: Protocol not known"):
+        list(read_samples("foo://x"))

@@ -102,3 +102,8 @@ def test_fingerprint_changes_with_whatever_changes_the_stream():
 def test_a_stream_without_samples_is_refused():
     with pytest.raises(DataError, match="at least one sample"):
         StepStream([], [], {}, None, 64, 0)
+
+
+def test_a_pass_that_may_take_next_to_nothing_is_one_row():
+    steps = stream([(10, 4), (12, 5)] * 20, {"a": 1.0, "b": 1.0}, max_epochs={"a": 1e-6})
+    assert steps.plan_pass().num_rows == 1

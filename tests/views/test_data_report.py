@@ -12,6 +12,7 @@ from rich.console import Console
 
 from north_lightning.chat import NorthTokenizer, train_tokenizer
 from north_lightning.data import Conversation, SFTDataModule, SFTSource, write_samples
+from north_lightning.errors import ConfigError
 from north_lightning.types import Message
 from north_lightning.views.data_preview import TRAINED, colour, preview_data
 from north_lightning.views.data_report import report_data
@@ -134,3 +135,13 @@ def test_terminal_control_characters_of_the_data_are_shown_and_not_obeyed(tokeni
     Console(file=output, force_terminal=True, color_system=None).print(colour(ids, [False] * len(ids), tokenizer))
     assert "\\x1b[31mred\\r" in output.getvalue()
     assert "\x1b[31m" not in output.getvalue()
+
+
+@pytest.mark.parametrize("content", ["[broken", "{}", '{"sources": {"a": {}}, "examples": {}}', "[]"])
+def test_a_file_that_is_no_account_is_refused_before_the_work(
+    tmp_path: Path, tokenizer_dir: Path, content: str
+) -> None:
+    (tmp_path / "filter.json").write_text(content)
+    data = SFTDataModule(tokenizer_dir, {"a": SFTSource([tmp_path / "none.jsonl"])}, 100)
+    with pytest.raises(ConfigError, match="filter_account: expected a file that `data filter` wrote"):
+        report_data(data, tmp_path, filter_account=tmp_path / "filter.json")
