@@ -144,15 +144,14 @@ class SFTDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         reads_sources = stage == "fit" and not self._numbers
         reads_validation = stage in ("fit", "validate") and self._validation is None
-        files = [path for source in self.sources.values() for path in list_files(source.files)] if reads_sources else []
-        validation_files = list_files(self.validation_files) if reads_validation else []
-        self._fill_cache(list(map(Path, files + validation_files)))
+        files = [path for source in self.sources.values() for path in source.files] if reads_sources else []
+        self._fill_cache(files + self.validation_files * reads_validation)
         if reads_sources:
             for name, source in self.sources.items():
                 self._numbers[name] = self._read_source(name, source)
         if reads_validation:
             self._validation = TokenStore()
-            for path in validation_files:
+            for path in list_files(self.validation_files):
                 self._add_file(Path(path), None, self._validation, SourceReport())
 
     def make_stream(self, rows_per_step: int) -> StepStream:
@@ -238,10 +237,11 @@ class SFTDataModule(LightningDataModule):
 
     def _fill_cache(self, files: list[Path]) -> None:
         if self.trainer is None:
-            self._tokeniser.fill_cache(files)
+            self._tokeniser.fill_cache(list(map(Path, list_files(files))))
         elif self.cache_dir is not None:
             try:
-                self._tokeniser.fill_cache(files, self.trainer.global_rank, self.trainer.world_size)
+                found = list(map(Path, list_files(files)))
+                self._tokeniser.fill_cache(found, self.trainer.global_rank, self.trainer.world_size)
             finally:  # if it failed here, the others find a part missing
                 self.trainer.strategy.barrier("tokens")
 
