@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -65,7 +64,7 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
 }
 
 POSITIONAL = {"tasks check": "directories", "plugins check": "files"}
-"""Commands whose leading words are a list, and the parameter they are for."""
+"""Commands whose leading words are paths, and the parameter they are for."""
 
 TAKES_TRAINING_CONFIG = ("data report", "data preview")
 """Commands about the ``data`` of a config of ``fit``."""
@@ -157,8 +156,7 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     from north_lightning.parser import NorthParser
 
     location, description = UTILITIES[command]
-    if command in POSITIONAL:
-        arguments = _named(arguments, POSITIONAL[command])
+    paths, arguments = _leading_paths(arguments) if command in POSITIONAL else ([], arguments)
     module_name, function_name = location.split(":")
     function = getattr(importlib.import_module(module_name), function_name)
     parser = NorthParser(prog=f"python -m north_lightning {command}", description=description)
@@ -169,8 +167,11 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     if command in TAKES_TRAINING_CONFIG:
         for section in OTHER_SECTIONS:
             parser.add_argument(f"--{section}", type=Any, help=argparse.SUPPRESS)
+    if paths:  # jsonargparse copies a list for each of its items: thousands would take minutes
+        parser.set_defaults({POSITIONAL[command]: []})
     values = parser.instantiate(parser.parse_args([_underscored(argument) for argument in arguments]))
-    function(**{name: value for name, value in values.items() if name in inspect.signature(function).parameters})
+    given = {name: value for name, value in values.items() if name in inspect.signature(function).parameters}
+    function(**given | ({POSITIONAL[command]: paths} if paths else {}))
 
 
 def _underscored(argument: str) -> str:
@@ -179,11 +180,10 @@ def _underscored(argument: str) -> str:
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
 
 
-def _named(arguments: Sequence[str], parameter: str) -> list[str]:
-    """``DIR DIR --key value`` as ``--parameter=[...] --key value``."""
+def _leading_paths(arguments: Sequence[str]) -> tuple[list[Path], Sequence[str]]:
+    """``DIR DIR --key value`` in two."""
     num_words = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    words = [f"--{parameter}={json.dumps(list(arguments[:num_words]))}"] if num_words else []
-    return [*words, *arguments[num_words:]]
+    return [Path(word) for word in arguments[:num_words]], arguments[num_words:]
 
 
 def add_plugins_to_path() -> None:
