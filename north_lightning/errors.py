@@ -46,6 +46,11 @@ class TreeTooLargeError(NorthError):
     """An attempt left more bytes or files than may be copied. This is the model's failure: it scores 0."""
 
 
+class UploadRefusedError(NorthError):
+    """Files could not be put into a sandbox for what is in there already, or for want of room. What is in there may be
+    the model's failure."""
+
+
 class InfrastructureError(NorthError):
     """Something that is not the model's doing failed. Never a reward: retried, then dropped with its reason."""
 

@@ -20,6 +20,7 @@ from north_lightning.types import (
     Reward,
     Rollout,
     RolloutGroup,
+    RootFileSystem,
     Sample,
     SamplingParams,
     Step,
@@ -198,11 +199,16 @@ class SandboxProvider(ABC):
     @abstractmethod
     async def open(
         self,
-        image: Path,
+        image: Path | None,
         read_only: Mapping[str, Path] | None = None,
         writable: Mapping[str, Path] | None = None,
+        root: RootFileSystem | None = None,
     ) -> Sandbox:
-        """A sandbox whose ``/work`` starts as a copy of the directory ``image``; mounts: path inside -> path here."""
+        """A sandbox whose ``/work`` starts as a copy of the directory ``image``; mounts: path inside -> path here.
+
+        ``root`` takes the place of this provider's own root file system; without an ``image``, ``/work`` starts as a
+        copy of what ``root`` holds in its work directory. ``ConfigError`` if there is no such root file system here.
+        """
 
 
 # ---- harness -------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ class Step:
     """A harness's answer to one turn: what to show the model, and whether the attempt is over.
 
     ``results`` answer the calls of the turn; ``message`` is said as the user (a harness without tools, or a turn that
-    was no valid action). One of them, unless ``done``.
+    was no valid action). One of them, unless ``done``; both where the next step of a task begins.
     """
 
     results: tuple[ToolResult, ...] = ()
@@ -123,15 +123,59 @@ class TokenizedSample:
 
 
 @dataclass(frozen=True, slots=True)
+class Artifact:
+    """What a verifier in an environment of its own sees of an attempt: ``path`` is relative to ``/work``, and "." all
+    of it; ``exclude`` are patterns of GNU tar."""
+
+    path: str
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RootFileSystem:
+    """What a sandbox sees beside ``/work``: an image by name, an image archive, a directory or a Dockerfile.
+
+    ``/work`` is seen at ``workdir`` too, and begins with what the image holds there; None is the image's own WORKDIR.
+    """
+
+    image: str
+    workdir: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierEnvironment:
+    """The environment of a verifier that does not share the attempt's: its ``/work`` is as the task gives it, with the
+    ``artifacts`` of the attempt put in place. ``brings_tests`` says that ``root`` holds ``/tests`` already."""
+
+    artifacts: tuple[Artifact, ...] = ()
+    root: RootFileSystem | None = None
+    brings_tests: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of a task's own, run in the attempt's sandbox; its failure counts only where it is said to."""
+
+    command: str
+    timeout_s: float
+    retries: int = 0
+    interval_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class TaskStep:
-    """One step of a task that has several: its own instruction and tests, in the file system the step before left."""
+    """One step of a task that has several, in the sandbox that the step before left.
+
+    ``task`` is the step as a task of its own: instruction, tests, limits. ``directory`` may hold ``workdir/``, which is
+    laid over ``/work`` before the step, and whose ``setup.sh`` is run; ``healthcheck`` must succeed after that. An
+    attempt ends after a step that the tests give less than ``min_reward`` (one number: of ``reward``).
+    """
 
     name: str
-    instruction: str
     directory: Path
+    task: Task
     min_reward: float | Mapping[str, float] | None = None
-    agent_timeout_s: float | None = None
-    verifier_timeout_s: float | None = None
+    healthcheck: Command | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +185,11 @@ class Task:
     ``environment`` names the kind of work (``terminal``, ``swe``) and so the harness; ``family`` the generator or
     benchmark it came from; ``max_turns`` is the step budget of an attempt; ``verifier_timeout_s`` limits one run of its
     tests (None: the verifier's own limit), ``agent_timeout_s`` the commands of an attempt together (what the sampler
-    takes is not the model's doing and does not count). ``verifier_env`` is set for ``test.sh``;
-    ``has_separate_verifier`` where Harbor runs that in an environment of its own.
+    takes is not the model's doing and does not count). ``verifier_env`` is set for ``test.sh``. ``root`` is the root
+    file system that the task asks for (None: any). ``collect`` runs after the attempt, whether it succeeds or not.
+    ``own_verifier`` is set where the tests do not run in the attempt's environment. ``reward_strategy`` makes one
+    reward of those of the ``steps``; ``step_tests`` are a step's own, laid over ``tests/``. ``unsupported`` names what
+    the directory asks for and nothing here can give: such a task loads, and is refused before it runs.
     """
 
     id: str
@@ -156,7 +203,12 @@ class Task:
     agent_timeout_s: float | None = None
     verifier_env: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[TaskStep, ...] = ()
-    has_separate_verifier: bool = False
+    reward_strategy: Literal["mean", "final"] = "mean"
+    step_tests: Path | None = None
+    collect: tuple[Command, ...] = ()
+    own_verifier: VerifierEnvironment | None = None
+    root: RootFileSystem | None = None
+    unsupported: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +259,14 @@ class Reward:
     """A verifier's verdict: ``value`` is trained on, ``solved`` is counted in pass rates; ``details`` is for people.
 
     Left out, ``solved`` is whether the value is full marks (1 or more). A verifier that scales another's verdict uses
-    ``dataclasses.replace(verdict, value=...)``, which keeps ``solved`` as it was.
+    ``dataclasses.replace(verdict, value=...)``, which keeps ``solved`` as it was. ``numbers`` is what the tests said,
+    by name, where they say more than pass or fail; a task of several steps compares them with its ``min_reward``.
     """
 
     value: float
     details: Mapping[str, Any] = field(default_factory=dict)
     solved: bool | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.solved is None:

@@ -89,9 +89,11 @@ class ChatFormat:
         """Ids up to where the model continues."""
         return self._encode([*self.segments(messages, tools), *generation_prompt(self.reasoning)])
 
-    def encode_tool_results(self, results: Sequence[ToolResult]) -> list[int]:
-        """What follows a sampled turn with tool calls: their results, then the opening of the next turn."""
-        return self._encode([*tool_result_turn(results), *generation_prompt(self.reasoning)])
+    def encode_tool_results(self, results: Sequence[ToolResult], text: str = "") -> list[int]:
+        """What follows a sampled turn with tool calls: their results, what the user says to them if anything, then the
+        opening of the next turn."""
+        said = text_turn(Message("user", text)) if text else []
+        return self._encode([*tool_result_turn(results), *said, *generation_prompt(self.reasoning)])
 
     def encode_user_message(self, text: str) -> list[int]:
         """What follows a sampled turn that is answered by the user: the text, then the opening of the next turn."""

@@ -26,7 +26,7 @@ from north_lightning.sandbox import BubblewrapProvider
 from north_lightning.tasks import image_of, load_task, solution_steps, write_task
 from north_lightning.tasks.software import software_task
 from north_lightning.tasks.terminal import terminal_task
-from north_lightning.types import Message, Reward, Rollout, StopReason, Task, ToolCall, Turn
+from north_lightning.types import Message, Reward, Rollout, RootFileSystem, StopReason, Task, ToolCall, Turn
 from north_lightning.verifiers.checked import checked_reward
 
 T = TypeVar("T")
@@ -116,9 +116,13 @@ class Counted(SandboxProvider):
         self.provider.check()
 
     async def open(
-        self, image: Path, read_only: Mapping[str, Path] | None = None, writable: Mapping[str, Path] | None = None
+        self,
+        image: Path | None,
+        read_only: Mapping[str, Path] | None = None,
+        writable: Mapping[str, Path] | None = None,
+        root: RootFileSystem | None = None,
     ) -> Sandbox:
-        sandbox = await self.provider.open(image, read_only, writable)
+        sandbox = await self.provider.open(image, read_only, writable, root)
         close = sandbox.close
 
         async def closing() -> None:
@@ -140,7 +144,11 @@ class Unavailable(SandboxProvider):
     def check(self) -> None: ...
 
     async def open(
-        self, image: Path, read_only: Mapping[str, Path] | None = None, writable: Mapping[str, Path] | None = None
+        self,
+        image: Path | None,
+        read_only: Mapping[str, Path] | None = None,
+        writable: Mapping[str, Path] | None = None,
+        root: RootFileSystem | None = None,
     ) -> Sandbox:
         self.num_asked += 1
         if self.hangs:

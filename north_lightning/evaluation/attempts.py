@@ -98,7 +98,10 @@ def drop_torn_line(path: Path) -> None:
 def task_digest(task: Task) -> str:
     """Of everything that defines the task: instruction, image, tests, limits; the first 16 hex digits of a SHA-256."""
     digest = sha256(f"{task.instruction}\0{task.max_turns}\0{task.verifier_timeout_s}\0".encode())
-    for part in ("environment", "tests"):
+    if task.steps or task.own_verifier:
+        gates = [(step.name, step.min_reward) for step in task.steps]
+        digest.update(repr((task.reward_strategy, gates, task.own_verifier and task.own_verifier.artifacts)).encode())
+    for part in ("environment", "tests", "steps"):
         for path in sorted((task.directory / part).rglob("*")):
             if ".git" in path.parts:
                 continue

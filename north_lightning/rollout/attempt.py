@@ -27,6 +27,7 @@ from north_lightning.errors import (
 from north_lightning.interfaces import Harness, HarnessSession, RewardVerifier, Sandbox, SandboxProvider
 from north_lightning.rollout.circles import MAX_SAME_TURNS, CircleDetector
 from north_lightning.rollout.stages import Timeouts, clean_up, within
+from north_lightning.rollout.steps import ends_attempt, prepare_step, reward_of_steps
 from north_lightning.sandbox.scratch import Scratch
 from north_lightning.types import (
     AssistantAction,
@@ -37,7 +38,9 @@ from north_lightning.types import (
     Step,
     StopReason,
     Task,
+    TaskStep,
     ToolCall,
+    ToolResult,
 )
 from north_lightning.verifiers.checked import checked_reward
 
@@ -106,6 +109,59 @@ def script_of_calls(calls: Sequence[tuple[str, dict[str, object]]], answer: str 
     return script
 
 
+class Conversation:
+    """What goes on over all steps of a task: the messages, the turns that are left, the ids of calls.
+
+    Args:
+        policy: Who speaks.
+        rollout: Where the messages go.
+        max_turns: Of all steps together.
+    """
+
+    def __init__(self, policy: Policy, rollout: Rollout, max_turns: int) -> None:
+        self.policy = policy
+        self.rollout = rollout
+        self.turns_left = max_turns
+        self.next_call_id = 0
+        self._unseen = Step()  # what the policy has not observed yet
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the policy can say no more."""
+        return self.turns_left < 1
+
+    def answer(self, step: Step) -> None:
+        """The last turn gave ``step``."""
+        if not step.done and bool(step.results) == bool(step.message):
+            raise InfrastructureError("the harness: expected results, or a message, or the end after a turn")
+        self._unseen = Step(step.results, "" if step.done else step.message)
+        self._record(self._unseen)
+
+    def go_on_with(self, instruction: str) -> None:
+        """The next step of the task begins. Calls that ended the last one are answered with nothing."""
+        if self.is_over:
+            return
+        last = self._unseen
+        calls = () if last.results else self.rollout.messages[-1].tool_calls
+        further = Step(tuple(ToolResult(call.id, "") for call in calls), instruction)
+        self._record(further)
+        said = f"{last.message}\n\n{instruction}" if last.message else instruction
+        self._unseen = Step(last.results or further.results, said)
+
+    def observe(self) -> None:
+        """Show the policy what it has not seen; ``AttemptEnds`` if it does not fit."""
+        unseen, self._unseen = self._unseen, Step()
+        if unseen.results or unseen.message:
+            self.policy.observe(unseen)
+
+    def _record(self, step: Step) -> None:
+        self.rollout.messages.extend(
+            Message("tool", result.content, tool_call_id=result.tool_call_id) for result in step.results
+        )
+        if step.message:
+            self.rollout.messages.append(Message("user", step.message))
+
+
 @dataclass(frozen=True)
 class AttemptLoop:
     """Runs attempts with one set of plug-ins.
@@ -131,46 +187,87 @@ class AttemptLoop:
         An invalid action and a tree that is too large score 0 without a verification. Every other end is verified as
         it stands, a used-up turn budget included.
 
+        The steps of a task that has several are one conversation in one sandbox, whose processes end with each step: a
+        new instruction is the user's next message. Each step is verified on its own copy of ``/work``, which nothing
+        comes back from. A policy that can say no more leaves the steps that remain as they are, to be verified.
+
         Raises:
             InfrastructureError: a stage failed; the rollout is worthless.
         """
         started = time.monotonic()
-        prompt = harness.prompt(task, variation)
+        prompt = harness.prompt(task.steps[0].task if task.steps else task, variation)
         rollout.messages.extend(prompt.messages)
         policy.begin(prompt)
         scratch = Scratch("attempt")
         try:
-            workdir = scratch.path / "work"
-            rollout.stop_reason = await self._in_sandbox(task, harness, policy, rollout, workdir)
-            if rollout.reward is None:
-                rollout.reward = await self._verify(task, rollout, workdir)
+            await self._in_sandbox(task, harness, policy, rollout, scratch.path)
         finally:
             await clean_up(self.timeouts.close_s, f"deleting {scratch.path}", asyncio.to_thread(scratch.delete))
         rollout.duration_s = time.monotonic() - started
 
-    async def _in_sandbox(
-        self, task: Task, harness: Harness, policy: Policy, rollout: Rollout, workdir: Path
-    ) -> StopReason:
-        limits = self.timeouts
+    async def _in_sandbox(self, task: Task, harness: Harness, policy: Policy, rollout: Rollout, scratch: Path) -> None:
         sandbox = await self._open_sandbox(task)
+        closing = f"closing the sandbox of task {task.id}"
         try:
+            conversation = Conversation(policy, rollout, task.max_turns)
+            if not task.steps:
+                workdir = scratch / "work"
+                if await self._work(task, harness, conversation, sandbox, workdir):
+                    await clean_up(self.timeouts.close_s, closing, sandbox.close())
+                    rollout.reward = await self._verify(task, rollout, workdir)
+                return
+            verdicts: list[Reward] = []
+            for number, step in enumerate(task.steps):
+                workdir = scratch / f"work{number}"
+                if reason := await self._prepare(step, sandbox):
+                    if not verdicts:
+                        raise SandboxError(f"task {task.id}: {reason}")
+                    verdicts.append(Reward(0.0, {"reason": reason}))
+                    break
+                if number:
+                    conversation.go_on_with(step.task.instruction)
+                if not await self._work(step.task, harness, conversation, sandbox, workdir):
+                    return
+                if number == len(task.steps) - 1:
+                    await clean_up(self.timeouts.close_s, closing, sandbox.close())
+                verdicts.append(await self._verify(step.task, rollout, workdir))
+                if ends_attempt(verdicts[-1], step.min_reward):
+                    break
+            rollout.reward = reward_of_steps(task, verdicts)
+        finally:
+            await clean_up(self.timeouts.close_s, closing, sandbox.close())
+
+    async def _prepare(self, step: TaskStep, sandbox: Sandbox) -> str:
+        preparing = prepare_step(step, sandbox, self.timeouts.act_s)
+        return await within(self.timeouts.of_preparing(step), SandboxError, f"preparing step {step.name}", preparing)
+
+    async def _work(
+        self, task: Task, harness: Harness, conversation: Conversation, sandbox: Sandbox, workdir: Path
+    ) -> bool:
+        """Converse, then copy ``/work`` to ``workdir``; False if the attempt has its reward already."""
+        limits, rollout = self.timeouts, conversation.rollout
+        if not conversation.is_over:
             opening = harness.open(task, sandbox)
             session = await within(limits.open_s, SandboxError, f"opening harness {harness.name!r}", opening)
             try:
-                stop_reason = await self._converse(task, harness, policy, session, rollout)
+                rollout.stop_reason = await self._converse(task, harness, conversation, session)
             finally:
                 await clean_up(limits.close_s, f"closing harness {harness.name!r}", session.close())
-            if stop_reason != "invalid_action":
-                try:
-                    await within(limits.snapshot_s, SandboxError, "snapshot of /work", sandbox.snapshot(workdir))
-                except TreeTooLargeError as error:
-                    rollout.reward = Reward(0.0, {"reason": str(error)})
-            return stop_reason
-        finally:
-            await clean_up(limits.close_s, "closing the sandbox", sandbox.close())
+            if rollout.stop_reason == "invalid_action":
+                return False
+        for hook in task.collect:
+            running = sandbox.run(hook.command, hook.timeout_s)
+            await within(hook.timeout_s + limits.act_s, SandboxError, "a collect command", running)
+        try:
+            await within(limits.snapshot_s, SandboxError, "snapshot of /work", sandbox.snapshot(workdir))
+        except TreeTooLargeError as error:
+            rollout.reward = Reward(0.0, {"reason": str(error)})
+            return False
+        return True
 
     async def _open_sandbox(self, task: Task) -> Sandbox:
-        opening = asyncio.ensure_future(self.sandboxes.open(self.image_of(task)))
+        image = self.image_of(task) if task.root is None else None
+        opening = asyncio.ensure_future(self.sandboxes.open(image, root=task.root))
         try:
             return await within(self.timeouts.open_s, SandboxError, "opening a sandbox", opening)
         except BaseException:
@@ -178,38 +275,32 @@ class AttemptLoop:
             raise
 
     async def _converse(
-        self, task: Task, harness: Harness, policy: Policy, session: HarnessSession, rollout: Rollout
+        self, task: Task, harness: Harness, conversation: Conversation, session: HarnessSession
     ) -> StopReason:
-        next_call_id = 0
+        policy, rollout = conversation.policy, conversation.rollout
         circle = CircleDetector(self.max_same_turns)
         clock = _Clock()
-        for turns_left in reversed(range(task.max_turns)):
-            if task.agent_timeout_s is not None and clock.used_s >= task.agent_timeout_s:
-                return "timeout"
-            try:
-                step, num_calls = await self._turn(harness, policy, session, rollout, next_call_id, clock)
-            except AttemptEnds as end:
-                return end.stop_reason
-            if step is None:
-                return "invalid_action"
-            next_call_id += num_calls
-            rollout.messages.extend(
-                Message("tool", result.content, tool_call_id=result.tool_call_id) for result in step.results
-            )
-            if step.done:
-                return "finished"
-            if bool(step.results) == bool(step.message):
-                raise InfrastructureError("the harness: expected results, or a message, or the end after a turn")
-            if step.message:
-                rollout.messages.append(Message("user", step.message))
-            if circle.closes(rollout.messages):
-                return "loop"
-            if turns_left:
-                try:
-                    policy.observe(step)
-                except AttemptEnds as end:
-                    return end.stop_reason
-        return "max_turns"
+        try:
+            conversation.observe()
+            while conversation.turns_left:
+                conversation.turns_left -= 1
+                step, num_calls = await self._turn(harness, policy, session, rollout, conversation.next_call_id, clock)
+                if step is None:
+                    return "invalid_action"
+                conversation.next_call_id += num_calls
+                conversation.answer(step)
+                if step.done:
+                    return "finished"
+                if circle.closes(rollout.messages):
+                    raise AttemptEnds("loop")
+                if task.agent_timeout_s is not None and clock.used_s >= task.agent_timeout_s:
+                    return "timeout" if conversation.turns_left else "max_turns"
+                if conversation.turns_left:
+                    conversation.observe()
+            return "max_turns"
+        except AttemptEnds as end:
+            conversation.turns_left = 0
+            return end.stop_reason
 
     async def _turn(
         self,

@@ -118,7 +118,7 @@ class SampledPolicy(Policy):
 
     def observe(self, step: Step) -> None:
         if step.results:
-            token_ids = self._chat.encode_tool_results(step.results)
+            token_ids = self._chat.encode_tool_results(step.results, step.message)
         else:
             token_ids = self._chat.encode_user_message(step.message)
         if len(self._rollout.token_ids) + len(token_ids) >= self._max_context_tokens:

@@ -51,15 +51,10 @@ class AttemptSettings:
         missing = {task.environment for task in tasks} - self.harnesses.keys()
         if missing:
             raise ConfigError(f"harnesses: expected one for every environment, none for {', '.join(sorted(missing))}")
-        stepwise = [task.id for task in tasks if task.steps]
-        if stepwise:
-            raise ConfigError(f"task_sets: expected tasks of one step, got several steps in {', '.join(stepwise[:5])}")
-        separate = [task.id for task in tasks if task.has_separate_verifier]
-        if separate:
-            raise ConfigError(
-                f"task_sets: expected tasks graded in their own environment, got a separate one for the verifier in "
-                f"{', '.join(separate[:5])}"
-            )
+        for task in tasks:
+            if task.unsupported:
+                what = ", ".join(task.unsupported)
+                raise ConfigError(f"task_sets: task {task.id} asks for what cannot be had here: {what}")
         self._check_limits(tasks)
 
     def _check_limits(self, tasks: Sequence[Task]) -> None:
@@ -76,7 +71,7 @@ class AttemptSettings:
                     f"timeouts.act_s: expected more than the {own_s:g} s that harnesses.{environment} ({name}) gives a "
                     f"command, got {limits.act_s:g}"
                 )
-        for task in tasks:
+        for task in (part for whole in tasks for part in ([step.task for step in whole.steps] or [whole])):
             own_s, whole_s = self.verifier.limit_s(task), limits.of_verifying(task)
             if own_s is not None and own_s >= whole_s:
                 beside = f" (and {task.verifier_timeout_s:g} of the task)" if task.verifier_timeout_s else ""

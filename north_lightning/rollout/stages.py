@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from north_lightning.errors import ConfigError, InfrastructureError, NorthError
-from north_lightning.types import Task
+from north_lightning.types import Task, TaskStep
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,12 @@ class Timeouts:
     def of_verifying(self, task: Task) -> float:
         """Seconds for the verification of ``task``."""
         return self.verify_s + (task.verifier_timeout_s or 0.0)
+
+    def of_preparing(self, step: TaskStep) -> float:
+        """Seconds until ``step`` of a task can begin: its files, its ``setup.sh``, the tries of its healthcheck."""
+        check = step.healthcheck
+        waiting_s = (check.retries + 1) * (check.timeout_s + check.interval_s) if check else 0.0
+        return self.open_s + self.act_s + waiting_s
 
 
 async def within(timeout_s: float, failure: type[InfrastructureError], what: str, work: Awaitable[T]) -> T:

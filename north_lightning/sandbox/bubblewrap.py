@@ -16,14 +16,15 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from north_lightning.errors import SandboxError
+from north_lightning.errors import ConfigError, SandboxError
 from north_lightning.sandbox.cgroups import Kind
 from north_lightning.sandbox.command import Launcher, Limits, make_launcher
-from north_lightning.sandbox.local import LocalProvider, LocalSandbox
+from north_lightning.sandbox.local import Base, LocalProvider, LocalSandbox
 from north_lightning.sandbox.probe import check_programs, probe, program
 from north_lightning.sandbox.processes import SandboxProcess, start
 from north_lightning.sandbox.slots import Host, Slot
 from north_lightning.sandbox.trees import is_reachable_by_others, mount_bind
+from north_lightning.types import RootFileSystem
 
 _GROUP_FACTOR = 4  # a sandbox has several programs: a terminal, a shell, a tool that reads files
 
@@ -57,8 +58,13 @@ class BubblewrapProvider(LocalProvider):
     def _probe(self, host: Host, slot: Slot) -> None:
         probe(self._launcher(host, slot, []), slot)
 
+    def _base(self, host: Host, root: RootFileSystem | None) -> Base:
+        if root is not None:
+            raise ConfigError(f"expected a task without an image, got {root.image}: there are none under bubblewrap")
+        return Base()
+
     def _sandbox(
-        self, host: Host, slot: Slot, read_only: Mapping[str, Path], writable: Mapping[str, Path]
+        self, host: Host, slot: Slot, base: Base, read_only: Mapping[str, Path], writable: Mapping[str, Path]
     ) -> BubblewrapSandbox:
         mounts: list[str] = []
         for option, paths in (("--ro-bind", read_only), ("--bind", writable)):

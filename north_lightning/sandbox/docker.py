@@ -19,14 +19,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from north_lightning.errors import SandboxError, SandboxUnavailableError
+from north_lightning.errors import ConfigError, SandboxError, SandboxUnavailableError
 from north_lightning.sandbox.attached import INIT, ContainerProcess, attach
 from north_lightning.sandbox.command import ENVIRONMENT, NUM_OPEN_FILES, SHM_BYTES
-from north_lightning.sandbox.local import LocalProvider, LocalSandbox, in_thread
+from north_lightning.sandbox.local import Base, LocalProvider, LocalSandbox, in_thread
 from north_lightning.sandbox.probe import PROBE
 from north_lightning.sandbox.processes import word_bytes
 from north_lightning.sandbox.seccomp import container_profile
 from north_lightning.sandbox.slots import Host, Slot
+from north_lightning.types import RootFileSystem
 
 if TYPE_CHECKING:
     from north_lightning.sandbox.docker_engine import Engine
@@ -85,7 +86,7 @@ class DockerProvider(LocalProvider):
         self._engine = engine
 
     def _probe(self, host: Host, slot: Slot) -> None:
-        sandbox = self._sandbox(host, slot, {}, {})
+        sandbox = self._sandbox(host, slot, self._base(host, None), {}, {})
         user = str(os.geteuid() if slot.uid is None else slot.uid)
         container, connection = sandbox.create(["bash", "-c", PROBE, "probe", str(host.root / "lock"), user])
         assert self._engine is not None
@@ -109,8 +110,13 @@ class DockerProvider(LocalProvider):
         if leaks:
             raise SandboxUnavailableError(f"{self._engine.name} does not isolate here: {'; '.join(leaks)}")
 
+    def _base(self, host: Host, root: RootFileSystem | None) -> Base:
+        if root is None:
+            return Base(self._image_id, variables=self._environment)
+        raise ConfigError("not yet")
+
     def _sandbox(
-        self, host: Host, slot: Slot, read_only: Mapping[str, Path], writable: Mapping[str, Path]
+        self, host: Host, slot: Slot, base: Base, read_only: Mapping[str, Path], writable: Mapping[str, Path]
     ) -> DockerSandbox:
         self._check_programs()
         assert self._engine is not None
@@ -120,22 +126,24 @@ class DockerProvider(LocalProvider):
             binds += [f"{Path(here).resolve()}:{inside}:{mode}" for inside, here in paths.items()]
         if wrong := [bind for bind in binds if bind.count(":") != 2]:
             raise SandboxError(f"mounts: expected paths without a colon, got {wrong[0]}")
-        return DockerSandbox(self, host, slot, self._engine, self._settings(host, slot), self._host_config(host, binds))
+        return DockerSandbox(
+            self, host, slot, self._engine, self._settings(host, slot, base), self._host_config(host, binds)
+        )
 
-    def _settings(self, host: Host, slot: Slot) -> dict[str, Any]:
+    def _settings(self, host: Host, slot: Slot, base: Base) -> dict[str, Any]:
         user = os.geteuid() if slot.uid is None else slot.uid
         group = os.getegid() if slot.uid is None else slot.uid
         from north_lightning.sandbox.docker_engine import LABEL
 
         return {
-            "image": self._image_id,
+            "image": base.image,
             "user": f"{user}:{group}",
             "working_dir": "/work",
             "entrypoint": [],
             "stdin_open": True,
             "detach": False,
             "hostname": "sandbox",
-            "environment": {**ENVIRONMENT, **self._environment, "HOME": "/home/agent"},
+            "environment": {**ENVIRONMENT, **base.variables, "HOME": "/home/agent"},
             "labels": {LABEL: str(host.root)},
         }
 

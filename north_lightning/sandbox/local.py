@@ -12,6 +12,7 @@ import os
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from north_lightning.interfaces import Sandbox, SandboxProvider
 from north_lightning.sandbox.processes import CappedOutput, SandboxProcess, word_bytes
 from north_lightning.sandbox.slots import UIDS_PER_PROCESS, Host, Slot
 from north_lightning.sandbox.trees import Allowance, copy_tree
-from north_lightning.types import CommandResult
+from north_lightning.types import CommandResult, RootFileSystem
 
 T = TypeVar("T")
 
@@ -30,6 +31,20 @@ _MAX_WORD_BYTES = 100_000  # the kernel takes 128 KiB as one word of a command l
 _KILL_TIMEOUT_S = 10.0
 _MAX_OUTPUT_FACTOR = 256  # a run that prints this many times its cap is killed
 _PREPARING = threading.RLock()  # one host directory per provider and process, whichever threads ask
+
+
+@dataclass(frozen=True)
+class Base:
+    """A root file system, ready to be used.
+
+    ``image`` names it to the provider (empty: this machine's own system). ``/work`` is seen at ``workdir`` too;
+    ``work`` holds what is in there at first (None: nothing).
+    """
+
+    image: str = ""
+    workdir: str = "/work"
+    work: Path | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 class LocalProvider(SandboxProvider):
@@ -110,8 +125,12 @@ class LocalProvider(SandboxProvider):
         """Run a program in ``slot`` that looks for what it must not see; ``SandboxUnavailableError`` if it does."""
 
     @abstractmethod
+    def _base(self, host: Host, root: RootFileSystem | None) -> Base:
+        """What sandboxes see beside their own files; ``ConfigError`` if there is no such root file system here."""
+
+    @abstractmethod
     def _sandbox(
-        self, host: Host, slot: Slot, read_only: Mapping[str, Path], writable: Mapping[str, Path]
+        self, host: Host, slot: Slot, base: Base, read_only: Mapping[str, Path], writable: Mapping[str, Path]
     ) -> LocalSandbox:
         """The sandbox in a slot whose files are in place."""
 
@@ -131,34 +150,46 @@ class LocalProvider(SandboxProvider):
 
     async def open(
         self,
-        image: Path,
+        image: Path | None,
         read_only: Mapping[str, Path] | None = None,
         writable: Mapping[str, Path] | None = None,
+        root: RootFileSystem | None = None,
     ) -> LocalSandbox:
         """A sandbox whose ``/work`` is a copy of ``image``; mounts map absolute paths inside to existing paths here.
+
+        Without an ``image``, ``/work`` is a copy of what the root file system holds in its work directory.
 
         As root, mounted trees must be readable by all users, and a writable directory is given to the sandbox's user.
         Do not follow links in a writable mount: what is in there was made by the sandboxed program.
         """
         return await in_thread(
-            lambda: self._open(Path(image), dict(read_only or {}), dict(writable or {})),
+            lambda: self._open(image, dict(read_only or {}), dict(writable or {}), root),
             undo=lambda sandbox: sandbox._give_back(),
         )
 
-    def _open(self, image: Path, read_only: dict[str, Path], writable: dict[str, Path]) -> LocalSandbox:
+    def _open(
+        self,
+        image: Path | None,
+        read_only: dict[str, Path],
+        writable: dict[str, Path],
+        root: RootFileSystem | None,
+    ) -> LocalSandbox:
         self.check()
         host = self._prepared()
+        base = self._base(host, root)
         for inside in (*read_only, *writable):
             if not inside.startswith("/"):
                 raise ValueError(f"mounts: expected an absolute path inside the sandbox, got {inside!r}")
         slot = host.take(self.max_work_bytes, self.max_files)
         try:
             make_directories(slot)
-            copy_tree(image, slot.directory / "work", slot.uid)
+            work = base.work if image is None else Path(image)
+            if work is not None:
+                copy_tree(work, slot.directory / "work", slot.uid)
             if slot.uid is not None:
                 for here in writable.values():
                     os.chown(here, slot.uid, slot.uid)
-            return self._sandbox(host, slot, read_only, writable)
+            return self._sandbox(host, slot, base, read_only, writable)
         except OSError as error:
             host.give_back(slot)
             raise SandboxError(f"cannot open a sandbox from {image}: {error}") from error

@@ -106,7 +106,7 @@ def _check_part(
     levels.append((config.verifier, root))
     system = config.environment.os
     if mode == "separate":
-        if any(_image_holds_tests(verifier, place) for verifier, place in levels):
+        if any(image_holds_tests(verifier, place) for verifier, place in levels):
             return
         own = next((verifier.environment for verifier, _ in levels if verifier.environment is not None), None)
         system = own.os if own is not None and "os" in own.model_fields_set else system
@@ -115,7 +115,7 @@ def _check_part(
         raise TaskError(f"{where}tests/{script}: not found")
 
 
-def _image_holds_tests(verifier: Verifier, place: Path) -> bool:
+def image_holds_tests(verifier: Verifier, place: Path) -> bool:
     """Whether a separate verifier has an image of its own, named or built from ``tests/``: it brings the tests."""
     if verifier.environment is not None and verifier.environment.docker_image:
         return True

@@ -25,9 +25,10 @@ from typing import Any
 from north_lightning.errors import TaskError
 from north_lightning.sandbox.trees import copy_tree
 from north_lightning.tasks.check import check_task
-from north_lightning.tasks.schema import Agent, Verifier
+from north_lightning.tasks.places import collect_hooks, root_of, verifier_environment
+from north_lightning.tasks.schema import Agent, TaskConfig, Verifier
 from north_lightning.tasks.schema import TaskStep as StepConfig
-from north_lightning.types import Task, TaskStep
+from north_lightning.types import Command, Task, TaskStep
 
 DOCKERFILE = "FROM debian:12\nWORKDIR /work\nCOPY files/ /work/\n"
 SCHEMA_VERSION = "1.0"
@@ -60,10 +61,10 @@ class TaskSource:
 
 
 def image_of(task: Task) -> Path:
-    """The directory that ``/work`` starts from; ``TaskError`` for a task whose image has to be built first."""
+    """The directory that ``/work`` starts from; ``TaskError`` for a task whose root file system holds it."""
     files = task.directory / "environment" / "files"
     if not files.is_dir():
-        raise TaskError(f"{files}: not found; this task's environment is an image, which is not built here")
+        raise TaskError(f"{files}: not found; this task's environment is an image")
     return files
 
 
@@ -116,7 +117,9 @@ def load_task(directory: Path) -> Task:
         raise TaskError(f"{directory}/{error}") from error
     metadata = config.metadata
     organisation = config.task.name.partition("/")[0] if config.task else None
-    return Task(
+    root = root_of(directory, config.environment)
+    own_verifier, unsupported = verifier_environment(directory, config, root)
+    whole = Task(
         id=directory.name,
         environment=_text(directory, metadata, "environment", "terminal"),
         family=_text(directory, metadata, "family", config.source or organisation or directory.absolute().parent.name),
@@ -126,22 +129,42 @@ def load_task(directory: Path) -> Task:
         metadata=metadata,
         verifier_timeout_s=_timeout_s(directory, "verifier", config.verifier),
         agent_timeout_s=_timeout_s(directory, "agent", config.agent),
-        verifier_env={name: _substituted(directory, value) for name, value in config.verifier.env.items()},
-        has_separate_verifier=config.verifier.mode == "separate",
-        steps=tuple(_step(directory, step) for step in config.steps or ()),
+        verifier_env=_variables(directory, config.verifier),
+        reward_strategy=config.multi_step_reward_strategy or "mean",
+        collect=collect_hooks(config.verifier),
+        own_verifier=own_verifier,
+        root=root,
+        unsupported=unsupported,
     )
+    steps = tuple(_step(whole, config, step) for step in config.steps or ())
+    unsupported = tuple(dict.fromkeys(reason for step in steps for reason in step.task.unsupported))
+    return replace(whole, steps=steps, unsupported=unsupported) if steps else whole
 
 
-def _step(directory: Path, step: StepConfig) -> TaskStep:
-    part = directory / "steps" / step.name
-    return TaskStep(
-        step.name,
-        (part / "instruction.md").read_text().strip(),
-        part,
-        step.min_reward,
-        _timeout_s(directory, f"steps.{step.name}.agent", step.agent),
-        _timeout_s(directory, f"steps.{step.name}.verifier", step.verifier),
+def _step(whole: Task, config: TaskConfig, step: StepConfig) -> TaskStep:
+    """A step as a task of its own: what it does not say is as the whole task says."""
+    part = whole.directory / "steps" / step.name
+    section = f"steps.{step.name}"
+    own_verifier, unsupported = verifier_environment(whole.directory, config, whole.root, step)
+    task = replace(
+        whole,
+        instruction=(part / "instruction.md").read_text().strip(),
+        agent_timeout_s=_timeout_s(whole.directory, f"{section}.agent", step.agent) or whole.agent_timeout_s,
+        verifier_timeout_s=_timeout_s(whole.directory, f"{section}.verifier", step.verifier)
+        or whole.verifier_timeout_s,
+        verifier_env={**whole.verifier_env, **_variables(whole.directory, step.verifier)},
+        step_tests=part / "tests" if (part / "tests").is_dir() else None,
+        collect=(*whole.collect, *collect_hooks(step.verifier)),
+        own_verifier=own_verifier,
+        unsupported=unsupported,
     )
+    check = step.healthcheck
+    healthcheck = Command(check.command, check.timeout_sec, check.retries, check.interval_sec) if check else None
+    return TaskStep(step.name, part, task, step.min_reward, healthcheck)
+
+
+def _variables(directory: Path, verifier: Verifier) -> dict[str, str]:
+    return {name: _substituted(directory, value) for name, value in verifier.env.items()}
 
 
 def _text(directory: Path, metadata: Mapping[str, Any], key: str, default: str) -> str:

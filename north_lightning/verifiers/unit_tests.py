@@ -9,6 +9,9 @@ process of the attempt has seen; the task's ``tests/`` is mounted read-only at `
 the attempt left (a machine that is merely too slow scores 0 as well, so the limit has to be generous); and a process
 that outlives ``test.sh`` scores 0, because it may have rewritten the reward.
 
+Where a task has its verifier in an environment of its own, that is as the task gives it, with the declared artifacts
+of the attempt put in place of what is there; one that is missing is left out, as in Harbor.
+
 **Rows of benchmarks** (``tasks.swe_rows``) bring a test command of their own framework; its log is read, and every
 expected test must be in it as passed. As in the benchmarks themselves, code under test can print such a log.
 
@@ -34,16 +37,19 @@ import math
 import os
 import secrets
 import shlex
+import shutil
 import stat
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from north_lightning.errors import VerifierError
-from north_lightning.interfaces import RewardVerifier, SandboxProvider
+from north_lightning.errors import UploadRefusedError, VerifierError
+from north_lightning.interfaces import RewardVerifier, Sandbox, SandboxProvider
 from north_lightning.sandbox.scratch import Scratch
+from north_lightning.sandbox.upload import upload
+from north_lightning.tasks import image_of
 from north_lightning.tasks.logs import PARSERS
-from north_lightning.types import CommandResult, Reward, Rollout, Task
+from north_lightning.types import CommandResult, Reward, Rollout, RootFileSystem, Task, VerifierEnvironment
 from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
 
 RUNNER = Path(__file__).with_name("unittest_runner.py")
@@ -82,11 +88,9 @@ class UnitTestVerifier(RewardVerifier):
 
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
         """``VerifierError`` or ``SandboxError`` if the tests could not be run; any other outcome is a ``Reward``."""
-        tests = task.directory / "tests"
-        if not tests.is_dir():
-            raise VerifierError(f"task {task.id}: expected a directory {tests}")
         scratch = Scratch("verify")
         try:
+            tests = await asyncio.to_thread(tests_of, task, scratch.path)
             if "log_parser" in task.metadata:
                 return await self._verify_by_log(task, tests, workdir, scratch.path, sandboxes)
             if task.environment == "swe":
@@ -106,7 +110,14 @@ class UnitTestVerifier(RewardVerifier):
     ) -> Reward:
         logs = make_writable(scratch / "logs")
         variables = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in task.verifier_env.items())
-        result = await self._run(task, sandboxes, workdir, {"/tests": tests}, logs, variables + RUN_TEST_SCRIPT)
+        command = variables + RUN_TEST_SCRIPT
+        if task.own_verifier is None:
+            result = await self._run(task, sandboxes, workdir, {"/tests": tests}, logs, command)
+        else:
+            try:
+                result = await self._run_apart(task, task.own_verifier, sandboxes, workdir, tests, logs, command)
+            except UploadRefusedError as error:
+                return Reward(0.0, {"reason": f"an artifact: {error}"})
         details = {"output": result.output[-MAX_OUTPUT_CHARS:]}
         if result.timed_out:
             return Reward(0.0, {**details, "reason": f"test.sh did not end within {self.limit_s(task):g} s"})
@@ -117,7 +128,7 @@ class UnitTestVerifier(RewardVerifier):
         if result.exit_code == LEFT_RUNNING:
             return Reward(0.0, {**details, "reason": "a process outlived test.sh"})
         numbers = read_reward(logs, task.id)
-        return Reward(only_reward(numbers, task.id), {**details, **numbers})
+        return Reward(only_reward(numbers, task.id), {**details, **numbers}, numbers=numbers)
 
     # ---- software tasks: expected tests by name --------------------------------------------------------------------
 
@@ -194,6 +205,40 @@ class UnitTestVerifier(RewardVerifier):
         pristine, allowance = task.directory / "environment" / "files", Allowance(self.max_snapshot_mib * 2**20)
         await asyncio.to_thread(build_graded_tree, pristine, workdir, graded, allowance)
 
+    async def _run_apart(
+        self,
+        task: Task,
+        place: VerifierEnvironment,
+        sandboxes: SandboxProvider,
+        workdir: Path,
+        tests: Path,
+        logs: Path,
+        command: str,
+    ) -> CommandResult:
+        """Run ``command`` where the attempt has never been, with nothing of it but the declared artifacts."""
+        image = None if place.root is not None else image_of(task)
+        read_only = {} if place.brings_tests else {"/tests": tests}
+        sandbox = await self._open(sandboxes, image, read_only, logs, place.root)
+        try:
+            for artifact in place.artifacts:
+                found = declared(workdir, artifact.path)
+                if found is not None:
+                    inside = str(PurePosixPath("/work", artifact.path))
+                    await upload(sandbox, found, inside, artifact.exclude, replace=True)
+            return await sandbox.run(command, self.limit_s(task))
+        finally:
+            await sandbox.close()
+
+    @staticmethod
+    async def _open(
+        sandboxes: SandboxProvider,
+        image: Path | None,
+        read_only: Mapping[str, Path],
+        logs: Path,
+        root: RootFileSystem | None,
+    ) -> Sandbox:
+        return await sandboxes.open(image, read_only=read_only, writable={"/logs/verifier": logs}, root=root)
+
     async def _run(
         self,
         task: Task,
@@ -204,7 +249,7 @@ class UnitTestVerifier(RewardVerifier):
         command: str,
     ) -> CommandResult:
         """Run ``command`` in a fresh sandbox; no process of it is left when this returns."""
-        sandbox = await sandboxes.open(image, read_only=read_only, writable={"/logs/verifier": logs})
+        sandbox = await self._open(sandboxes, image, read_only, logs, task.root)
         try:
             return await sandbox.run(command, self.limit_s(task))
         finally:
@@ -247,6 +292,30 @@ class Exchange:
     def __exit__(self, *exception: object) -> None:
         os.close(self._expected)
         os.close(self._results)
+
+
+def tests_of(task: Task, scratch: Path) -> Path:
+    """The directory of ``task``'s tests; a step's own are laid over the task's in ``scratch``."""
+    tests = task.directory / "tests"
+    if task.step_tests is not None:
+        whole = scratch / "tests"
+        for part in (tests, task.step_tests):
+            if part.is_dir():
+                shutil.copytree(part, whole, symlinks=True, dirs_exist_ok=True)
+        return whole
+    if not tests.is_dir() and not (task.own_verifier and task.own_verifier.brings_tests):
+        raise VerifierError(f"task {task.id}: expected a directory {tests}")
+    return tests
+
+
+def declared(workdir: Path, path: str) -> Path | None:
+    """The artifact ``path`` in what an attempt left; None if it is not there. No link on the way is followed."""
+    found = workdir
+    for part in PurePosixPath(path).parts:
+        if found.is_symlink() or not found.is_dir():
+            return None
+        found = found / part
+    return found if found.is_symlink() or found.exists() else None
 
 
 def make_writable(path: Path) -> Path:

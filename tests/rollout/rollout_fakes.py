@@ -120,7 +120,9 @@ class FakeSandboxes(SandboxProvider):
 
     def check(self) -> None: ...
 
-    async def open(self, image: Path, read_only: object = None, writable: object = None) -> Sandbox:
+    async def open(
+        self, image: Path, read_only: object = None, writable: object = None, root: object = None
+    ) -> Sandbox:
         self.num_opened += 1
         await self.on_open()
         sandbox = FakeSandbox(self, image)

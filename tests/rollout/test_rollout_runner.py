@@ -51,6 +51,7 @@ from north_lightning.types import (
     Sample,
     SamplingParams,
     Task,
+    TaskStep,
     ToolCall,
     ToolResult,
 )
@@ -99,6 +100,33 @@ def samples_of(sampler: RecordingSampler, rollout: Rollout) -> list[Sample]:
         if rollout.token_ids[: len(prompt)] == prompt
         and rollout.rollout_logprobs[len(prompt) : len(prompt) + len(sample.logprobs)] == sample.logprobs
     ]
+
+
+@pytest.mark.parametrize(
+    ("actions", "agent_timeout_s", "stop_reason"),
+    [
+        ([call("one"), answer(), answer()], None, "finished"),
+        ([call("one"), call("two")], 0.01, "timeout"),  # the next instruction comes behind a call's result
+    ],
+)
+def test_steps_are_one_record_that_reads_like_their_conversation(
+    chat: ChatFormat, task: Task, actions: list[Any], agent_timeout_s: float | None, stop_reason: str
+) -> None:
+    part = replace(task, agent_timeout_s=agent_timeout_s)
+    steps = tuple(TaskStep(name, task.directory, replace(part, instruction=f"Do {name}.")) for name in ("a", "b"))
+
+    async def a_moment() -> None:
+        await asyncio.sleep(0.02)
+
+    harness = EchoHarness(on_act=a_moment)
+    runner = make_runner(chat, RecordingSampler(chat, actions), harness=harness, vary_prompts=False)
+    rollout = run(runner.run(replace(task, steps=steps), 0, 0, seed=1))
+    assert (rollout.stop_reason, rollout.reward and rollout.reward.value) == (stop_reason, 1.0)
+    assert [message.content for message in rollout.messages if message.role == "user"] == ["Do a.", "Do b."]
+    last = max(i for i, message in enumerate(rollout.messages) if message.role == "assistant")
+    tools = harness.prompt(task).tools
+    whole = chat.encode_conversation(rollout.messages[: last + 1], tools)
+    assert chat.tokenizer.decode(rollout.token_ids) == chat.tokenizer.decode(whole.token_ids)
 
 
 @pytest.mark.parametrize("reasoning", [False, True])

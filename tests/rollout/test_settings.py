@@ -62,8 +62,14 @@ def test_tests_that_may_outlast_their_stage_name_both() -> None:
 
 
 def test_what_is_loaded_and_cannot_be_run_yet_is_named() -> None:
-    steps = (TaskStep("one", "do it", Path("one"), None),)
-    with pytest.raises(ConfigError, match="one step, got several steps in task0"):
-        settings(EchoHarness()).prepare([replace(TASK, steps=steps)])
-    with pytest.raises(ConfigError, match="a separate one for the verifier in task0"):
-        settings(EchoHarness()).prepare([replace(TASK, has_separate_verifier=True)])
+    task = replace(TASK, unsupported=("environment/docker-compose.yaml", "os 'windows'"))
+    with pytest.raises(
+        ConfigError, match=r"task0 asks for what cannot be had here: environment/docker-.*, os 'windows'"
+    ):
+        settings(EchoHarness()).prepare([task])
+
+
+def test_the_limits_of_a_tasks_steps_are_checked_too() -> None:
+    slow = TaskStep("one", Path("one"), replace(TASK, id="slow", verifier_timeout_s=None))
+    with pytest.raises(ConfigError, match="gives the tests of task 'slow', got 300"):
+        settings(EchoHarness(), Timeouts(verify_s=300), verifier_s=300).prepare([replace(TASK, steps=(slow,))])

@@ -15,6 +15,8 @@ from harbor_directories import DIRECTORIES, write_directory
 from north_lightning.errors import TaskError
 from north_lightning.tasks import image_of, load_task
 from north_lightning.tasks.check import check_task, read_config
+from north_lightning.types import Artifact, RootFileSystem, VerifierEnvironment
+from north_lightning.verifiers.unit_tests import declared
 
 VERDICTS = json.loads((Path(__file__).parent / "harbor_verdicts.json").read_text())
 
@@ -63,7 +65,8 @@ def test_whatever_harbor_takes_loads(name, tmp_path):
     task = load_task(directory)
     assert (task.environment, task.max_turns) == ("terminal", 100)
     assert task.instruction == ("" if task.steps else "Do it.")
-    assert task.has_separate_verifier == name.startswith(("separate", "all fields"))
+    assert (task.own_verifier is not None) == name.startswith(("separate", "all fields"))
+    assert task.root is not None
     with pytest.raises(TaskError, match="environment is an image"):
         image_of(task)
 
@@ -82,5 +85,45 @@ def test_every_field_that_an_attempt_needs_is_read(tmp_path, monkeypatch):
 
 def test_the_steps_of_a_task_are_read_in_order(tmp_path):
     task = load_task(write_directory("version 1.3", tmp_path / "a"))
-    assert [(step.name, step.instruction) for step in task.steps] == [("one", "One."), ("two", "Two.")]
+    assert [(step.name, step.task.instruction) for step in task.steps] == [("one", "One."), ("two", "Two.")]
     assert load_task(write_directory("reward per key", tmp_path / "b")).steps[0].min_reward == {"a": 0.5}
+
+
+def test_root_file_systems_and_artifacts_are_read(tmp_path):
+    named = load_task(write_directory("image instead of environment", tmp_path / "a"))
+    assert named.root == RootFileSystem("debian")
+    built = load_task(write_directory("version 1.0", tmp_path / "b"))
+    assert built.root == RootFileSystem(str(built.directory / "environment" / "Dockerfile"))
+    (built.directory / "environment" / "Dockerfile").write_text("FROM debian:12\nWORKDIR /a\nRUN true\nworkdir /app\n")
+    assert load_task(built.directory).root.workdir == "/app"
+    (built.directory / "task.toml").write_text(
+        'artifacts = ["/app/x", "y", {source = "/work/z", exclude = ["*.o"]}, "/etc/passwd", {source = "/app", service '
+        '= "db"}]\n[environment]\ndocker_image = "i:1"\n[verifier.environment]\ndocker_image = "v:1"\n'
+        '[[verifier.collect]]\ncommand = "a"\n[[verifier.collect]]\ncommand = "b"\nservice = "db"\n'
+    )
+    task = load_task(built.directory)
+    assert task.root == RootFileSystem("i:1", "/app")
+    artifacts = (Artifact("x"), Artifact("y"), Artifact("z", ("*.o",)))
+    assert task.own_verifier == VerifierEnvironment(artifacts, RootFileSystem("v:1", "/app"), brings_tests=True)
+    assert [hook.command for hook in task.collect] == ["a"]
+    assert task.unsupported == (
+        "a collect command in service 'db'",
+        "the artifact /etc/passwd of main (expected one in /work)",
+        "the artifact /app of db (expected one in /work)",
+    )
+
+
+def test_an_artifact_is_not_looked_for_through_links(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("x")
+    work = tmp_path / "work"
+    (work / "a").mkdir(parents=True)
+    (work / "a" / "b").write_text("b")
+    (work / "out").symlink_to(outside)
+    assert declared(work, "a/b") == work / "a" / "b"
+    assert declared(work, ".") == work
+    assert declared(work, "out") == work / "out"  # the link itself
+    assert declared(work, "out/secret") is None
+    assert declared(work, "a/b/c") is None
+    assert declared(work, "gone") is None
