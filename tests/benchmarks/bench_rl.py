@@ -141,13 +141,13 @@ def bench_samplers() -> dict:
 
 
 def bench_kills_sft() -> dict:
-    """500 kills of supervised fine-tuning; the weights, moments and schedule it ends with."""
+    """500 kills of supervised fine-tuning: every killed run ends with the bits of an uninterrupted one."""
     with tempfile.TemporaryDirectory() as scratch:
         return kill_sft(Path(scratch), num_kills=500, num_steps=120)
 
 
 def bench_kills_rl() -> dict:
-    """200 kills of RL (fake sampler and sandbox, real producer, queue, trainer); the ledger it ends with."""
+    """200 kills of RL (fake sampler and sandbox, real producer, queue, trainer): the ledger is exact after each."""
     with tempfile.TemporaryDirectory() as scratch:
         return kill_rl(Path(scratch), num_kills=200, num_steps=60)
 

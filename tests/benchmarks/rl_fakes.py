@@ -18,6 +18,9 @@ from rollout_fakes import (
 from north_lightning.rollout import RolloutRunner
 from north_lightning.types import Sample, SamplingParams
 
+FAILS_EVERY = 7
+"""Every seventh group fails for good: the ledger has reasons in it too."""
+
 
 class FileSampler(RecordingSampler):
     """Serves the version that was pushed last, by what the pusher wrote in a file."""
@@ -36,6 +39,5 @@ def fake_runner(tokenizer_dir: Path, once: Path, version: Path) -> RolloutRunner
     chat = load_chat(tokenizer_dir)
     sampler = FileSampler(chat, [call("one"), answer()], version, delay_s=0.01)
     harnesses = {"terminal": EchoHarness()}
-    # Every seventh group fails for good: the ledger has reasons in it too.
-    verifier = PlannedVerifier(dict.fromkeys(range(0, 10000, 7), "raise"), once)
+    verifier = PlannedVerifier(dict.fromkeys(range(0, 10000, FAILS_EVERY), "raise"), once)
     return RolloutRunner(chat, sampler, FakeSandboxes(), harnesses, verifier, image_of, 200, 2000, max_attempts=1)

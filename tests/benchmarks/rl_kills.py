@@ -1,7 +1,8 @@
 """Trainers killed with SIGKILL at random moments and resumed, until they have finished.
 
-In: a function that trains from the last checkpoint to the end. Out: how often it was killed, and what it came to. Every
-life is a fork of this process, which has imported everything and computed nothing.
+In: a function that trains from the last checkpoint to the end. Out: how often it was killed, where that struck, and
+what it came to; anything that is not as it must be raises. Every life is a fork of this process, which has imported
+everything and computed nothing.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from rl_fakes import fake_runner
+from rl_fakes import FAILS_EVERY, fake_runner
 from rollout_fakes import make_task
 from small_runs import quiet_trainer, write_run_inputs
 
@@ -32,45 +36,136 @@ from north_lightning.modules import CISPOModule, SFTModule
 from north_lightning.parallel.single_file import DurableCheckpointIO
 from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer, WindowedFIFOQueue
 
-LAST = "last.ckpt"
+LAST, BEGUN, LOG, PUSHING, BOOK, ROLLOUTS = "last.ckpt", "begun", "log.txt", "pushing", "book.txt", "rollouts.pid"
+UNFINISHED = f".{LAST}.writing"
+MARK = "NORTH_LIGHTNING_KILLED_RUNS"
+"""Environment variable that everything a life starts has, and by which it is found."""
+PATIENCE_S = 30.0
+GROUPS_PER_STEP = 2
 
 
-def kill_until(num_kills: int, life: Callable[[], None], begun: Path, longest_s: float) -> int:
-    """Kill ``life`` up to ``num_kills`` times, up to ``longest_s`` after it has made ``begun``; then let it end."""
-    noise = random.Random(0)
-    kills = 0
-    while True:
-        begun.unlink(missing_ok=True)
-        child = fork(life)
-        while kills < num_kills and not begun.exists() and not ended(child):
-            time.sleep(0.005)
-        if kills < num_kills:
-            time.sleep(noise.uniform(0.0, longest_s))
-            os.kill(child, signal.SIGKILL)
+# ---- killing -------------------------------------------------------------------------------------------------------
+
+
+class Killer:
+    """Forks lives in folders of ``scratch``, and kills them at random moments.
+
+    ``struck`` counts the kills: ``kills`` in all, and of these ``in_a_checkpoint_write`` and ``in_a_push``;
+    ``rollout_process_kills`` are beside them.
+    """
+
+    def __init__(self, scratch: Path, seed: int) -> None:
+        self.scratch = scratch
+        self.struck = Counter[str](kills=0)
+        self.num_runs = 0
+        self._noise = random.Random(seed)
+
+    def run(self, life: Callable[[Path], None]) -> tuple[Path, float]:
+        """A run that nobody kills: its folder, and the seconds it trained."""
+        folder = self._folder()
+        child = self._fork(life, folder)
+        self._wait_for(folder / BEGUN, child)
+        begun = time.monotonic()
+        assert self._reap(child, folder), f"killed by somebody else, see {folder / LOG}"
+        return folder, time.monotonic() - begun
+
+    def run_killed(
+        self, num_kills: int, life: Callable[[Path], None], longest_s: float, check: Callable[[Path], None]
+    ) -> Path:
+        """A run whose lives are killed up to ``longest_s`` after they have begun, ``num_kills`` times at most.
+
+        ``check`` is called after every kill, and when the run has come to its end.
+        """
+        folder = self._folder()
+        last = self.struck["kills"] + num_kills
+        while True:
+            for marker in (BEGUN, PUSHING, ROLLOUTS):
+                (folder / marker).unlink(missing_ok=True)
+            left_over = _written_at(folder / UNFINISHED)
+            child = self._fork(life, folder)
+            if self.struck["kills"] < last:
+                self._strike(child, folder, longest_s)
+            ended = self._reap(child, folder)
+            if not ended:
+                self.struck["kills"] += 1
+                self.struck["in_a_checkpoint_write"] += _written_at(folder / UNFINISHED) != left_over
+                self.struck["in_a_push"] += (folder / PUSHING).exists()
+            check(folder)
+            if ended:
+                return folder
+
+    def wait_for_orphans(self) -> None:
+        """Raises if anything that the lives have started outlives them for long."""
+        deadline = time.monotonic() + PATIENCE_S
+        while left := list(self._orphans()):
+            assert time.monotonic() < deadline, f"still alive: {left}"
+            time.sleep(0.1)
+
+    def _strike(self, child: int, folder: Path, longest_s: float) -> None:
+        self._wait_for(folder / BEGUN, child)
+        time.sleep(self._noise.uniform(0.0, longest_s))
+        if (folder / ROLLOUTS).exists() and self._noise.random() < 0.25:
+            with suppress(ProcessLookupError):  # the run has just come to its end
+                os.kill(int((folder / ROLLOUTS).read_text()), signal.SIGKILL)
+                self.struck["rollout_process_kills"] += 1
+            time.sleep(self._noise.uniform(0.0, 2 * longest_s))  # it takes a while until there is another
+        os.kill(child, signal.SIGKILL)
+
+    def _folder(self) -> Path:
+        folder = self.scratch / f"run{self.num_runs}"
+        folder.mkdir()
+        self.num_runs += 1
+        return folder
+
+    def _fork(self, life: Callable[[Path], None], folder: Path) -> int:
+        child = os.fork()
+        if child:
+            return child
+        try:
+            log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1), os.dup2(log, 2)
+            os.environ[MARK] = str(self.scratch)
+            # A rollout process that is spawned here would run the main script's imports again, and needs none of them.
+            vars(sys.modules["__main__"]).update(__file__=None, __spec__=None)
+            life(folder)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _wait_for(self, path: Path, child: int) -> None:
+        while not path.exists() and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.002)
+
+    def _reap(self, child: int, folder: Path) -> bool:
+        """Whether the life has come to its end; False if it was killed."""
         _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0, "a life ended with an error, see above"
-            return kills
-        kills += 1
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL, f"a life was ended by signal {os.WTERMSIG(status)}"
+            return False
+        assert os.WEXITSTATUS(status) == 0, "a life ended with an error:\n" + (folder / LOG).read_text()[-5000:]
+        return True
+
+    def _orphans(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == str(self.scratch):
+                    yield process
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
 
 
-def fork(life: Callable[[], None]) -> int:
-    child = os.fork()
-    if child:
-        return child
-    try:
-        # A rollout process that is spawned here would run the main script's imports again, and needs none of them.
-        vars(sys.modules["__main__"]).update(__file__=None, __spec__=None)
-        life()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+def _written_at(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
-def ended(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+@contextmanager
+def marked(path: Path) -> Iterator[None]:
+    """``path`` exists while the block runs, and after it if it is killed."""
+    path.touch()
+    yield
+    path.unlink()
 
 
 class Begun(Callback):
@@ -85,8 +180,10 @@ class Begun(Callback):
 
 def trainer_in(folder: Path, num_steps: int, *callbacks: Callback) -> tuple[Trainer, Path | None]:
     """A trainer that writes a checkpoint after every step, and the one to resume from."""
+    torch.set_num_threads(1)
+    seed_everything(0, verbose=False)
     keep = ModelCheckpoint(dirpath=folder, filename="last", every_n_train_steps=1, enable_version_counter=False)
-    everything = [Begun(folder / "begun"), RunLock(), RandomState(), *callbacks, keep]
+    everything = [Begun(folder / BEGUN), RunLock(), RandomState(), *callbacks, keep]
     trainer = quiet_trainer(folder, max_steps=num_steps, callbacks=everything, enable_checkpointing=True)
     trainer.strategy.checkpoint_io = DurableCheckpointIO()
     resume = folder / LAST
@@ -96,35 +193,28 @@ def trainer_in(folder: Path, num_steps: int, *callbacks: Callback) -> tuple[Trai
 # ---- supervised fine-tuning ----------------------------------------------------------------------------------------
 
 
-def sft_life(inputs: Path, folder: Path, num_steps: int) -> None:
-    torch.set_num_threads(1)
-    seed_everything(0, verbose=False)
-    sources = {name: SFTSource([inputs / f"{name}.jsonl"], share=0.5) for name in ("names", "sums")}
+def kill_sft(scratch: Path, num_kills: int, num_steps: int, seed: int = 0) -> dict:
+    """Runs of ``num_steps`` that are killed ``num_kills`` times in all end with the bits of one that is not."""
+    started = time.monotonic()
+    inputs = _inputs(scratch, write_run_inputs)
+    killer = Killer(scratch, seed)
+    life = partial(sft_life, inputs, num_steps)
+    whole, seconds = killer.run(life)
+    expected = _load(whole)
+    assert expected["global_step"] == num_steps
+    while killer.struck["kills"] < num_kills:
+        folder = killer.run_killed(num_kills - killer.struck["kills"], life, seconds / 4, _load_if_there)
+        differing = [name for name, value in _load(folder).items() if not same(value, expected[name])]
+        assert not differing, f"{folder} differs in {differing}"
+    killer.wait_for_orphans()
+    return _figures(killer, num_steps, started) | {"runs_bit_identical_to_the_whole_one": killer.num_runs - 1}
+
+
+def sft_life(inputs: Path, num_steps: int, folder: Path) -> None:
     trainer, resume = trainer_in(folder, num_steps)
+    sources = {name: SFTSource([inputs / f"{name}.jsonl"], share=0.5) for name in ("names", "sums")}
     module = SFTModule(config=inputs / "model.json", tokenizer=inputs / "tokenizer")
     trainer.fit(module, SFTDataModule(inputs / "tokenizer", sources, 256), ckpt_path=resume, weights_only=True)
-
-
-def kill_sft(scratch: Path, num_kills: int, num_steps: int) -> dict:
-    """Whether a run killed ``num_kills`` times ends with the weights and moments of an uninterrupted one."""
-    inputs = scratch / "inputs"
-    inputs.mkdir()
-    os.waitpid(fork(partial(write_run_inputs, inputs)), 0)
-    kill_until(0, partial(sft_life, inputs, scratch / "whole", num_steps), scratch / "begun", 0.0)
-    whole = load(scratch / "whole")
-    kills, runs, identical = 0, 0, True
-    while kills < num_kills:
-        folder = scratch / f"killed{runs}"
-        life = partial(sft_life, inputs, folder, num_steps)
-        kills += kill_until(num_kills - kills, life, folder / "begun", 0.25)
-        runs += 1
-        identical &= same(whole, load(folder))
-    return {"kills": kills, "runs": runs, "steps": num_steps, "bit_identical": identical}
-
-
-def load(folder: Path) -> dict:
-    checkpoint = torch.load(folder / LAST, weights_only=True)
-    return {name: checkpoint[name] for name in ("global_step", "state_dict", "optimizer_states", "lr_schedulers")}
 
 
 def same(left: object, right: object) -> bool:
@@ -141,15 +231,16 @@ def same(left: object, right: object) -> bool:
 
 
 class FileTransport(WeightTransport):
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    """To ``FileSampler``; slow enough to be killed in the middle."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def push(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        for _ in tensors:
-            pass
-        unfinished = self.path.with_suffix(".new")
-        unfinished.write_text(str(version))
-        unfinished.replace(self.path)
+        with marked(self.folder / PUSHING):
+            for _ in tensors:
+                time.sleep(0.0005)
+            _write(self.folder / "version", version)
 
 
 class NoServer:
@@ -157,30 +248,37 @@ class NoServer:
 
     url, max_model_len = "http://127.0.0.1:0", 10**6
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def start(self) -> None:
-        self.path.write_text("0")
+        _write(self.folder / "version", 0)
 
     def stop(self) -> None: ...
 
     def check_alive(self) -> None: ...
 
 
+def _write(path: Path, version: int) -> None:
+    unfinished = path.with_suffix(".new")
+    unfinished.write_text(str(version))
+    unfinished.replace(path)
+
+
 class Producing(Callback):
     """The real producer over the fake sampler and sandbox."""
 
-    def __init__(self, inputs: Path, version: Path) -> None:
-        self.inputs, self.version = inputs, version
+    def __init__(self, inputs: Path, folder: Path) -> None:
+        self.inputs, self.folder = inputs, folder
 
     def on_train_start(self, trainer: Trainer, *_: object) -> None:
         tasks = [make_task(self.inputs / f"task{i}", name=f"task{i}") for i in range(5)]
-        make_runner = partial(fake_runner, self.inputs / "tokenizer", self.inputs, self.version)
+        make_runner = partial(fake_runner, self.inputs / "tokenizer", self.inputs, self.folder / "version")
         failures = FailurePolicy(max_dispatches=1, redispatch_delay_s=0.01)
         spec = ProducerSpec(tasks, make_runner, group_size=2, max_concurrent_groups=4)
         self.producer = RolloutProducer(trainer.datamodule.queue, spec, failures)
         self.producer.start()
+        (self.folder / ROLLOUTS).write_text(str(self.producer.child_pid))
         trainer.datamodule.add_check(self.producer.check)
 
     def on_train_end(self, *_: object) -> None:
@@ -198,18 +296,29 @@ class Trained(Callback):
             file.write(f"{trainer.global_step} {' '.join(str(group.group_id) for group in batch.groups)}\n")
 
 
-def rl_life(inputs: Path, folder: Path, num_steps: int) -> None:
-    torch.set_num_threads(1)
-    seed_everything(0, verbose=False)
-    version = folder.parent / "version"
-    queue = WindowedFIFOQueue(2, max_batches_ahead=2, window=2)
-    sidecar = SidecarCallback(lambda model_dir, log_path: NoServer(version))
-    sync = WeightSyncCallback(every_n_steps=2, transport=lambda url: FileTransport(version))
+def kill_rl(scratch: Path, num_kills: int, num_steps: int, seed: int = 0) -> dict:
+    """The ledger of the checkpoint that a killed run resumes from is the independent book's, after every kill."""
+    started = time.monotonic()
+    inputs = _inputs(scratch, write_rl_inputs)
+    killer, ends = Killer(scratch, seed), Counter[str]()
+    life = partial(rl_life, inputs, num_steps)
+    whole, seconds = killer.run(life)
+    check_ledger(whole)
+    while killer.struck["kills"] < num_kills:
+        folder = killer.run_killed(num_kills - killer.struck["kills"], life, seconds / 4, check_ledger)
+        assert _load(folder)["global_step"] == num_steps
+        ends.update(end or "pending" for end in read_ledger(folder).values())
+    killer.wait_for_orphans()
+    return _figures(killer, num_steps, started) | {"groups_of_killed_runs": dict(ends), "ledgers_not_exact": 0}
+
+
+def rl_life(inputs: Path, num_steps: int, folder: Path) -> None:
+    queue = WindowedFIFOQueue(GROUPS_PER_STEP, max_batches_ahead=2, window=2)
+    sidecar = SidecarCallback(lambda model_dir, log_path: NoServer(folder))
+    sync = WeightSyncCallback(every_n_steps=2, transport=lambda urls: FileTransport(folder))
+    trainer, resume = trainer_in(folder, num_steps, sidecar, sync, Producing(inputs, folder), Trained(folder / BOOK))
     module = CISPOModule(CISPOLoss(), checkpoint=inputs / "checkpoint", optimizer=lambda p: torch.optim.AdamW(p, 1e-4))
-    trainer, resume = trainer_in(
-        folder, num_steps, sidecar, sync, Producing(inputs, version), Trained(folder / "book.txt")
-    )
-    data = RolloutDataModule(queue, 2, max_row_tokens=4000, num_batches=num_steps, max_wait_s=60)
+    data = RolloutDataModule(queue, GROUPS_PER_STEP, max_row_tokens=4000, num_batches=num_steps, max_wait_s=60)
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
 
 
@@ -219,33 +328,55 @@ def write_rl_inputs(inputs: Path) -> None:
     save_checkpoint(NorthModel(config), inputs / "checkpoint", tokenizer_dir=inputs / "tokenizer")
 
 
-def kill_rl(scratch: Path, num_kills: int, num_steps: int) -> dict:
-    """Whether the ledger of the last checkpoint is the independent book's, after ``num_kills`` kills."""
-    inputs = scratch / "inputs"
-    inputs.mkdir()
-    os.waitpid(fork(partial(write_rl_inputs, inputs)), 0)
-    kills, runs, exact, dropped, trained = 0, 0, True, 0, 0
-    while kills < num_kills:
-        folder = scratch / f"killed{runs}"
-        folder.mkdir()
-        life = partial(rl_life, inputs, folder, num_steps)
-        kills += kill_until(num_kills - kills, life, folder / "begun", 3.5)
-        runs += 1
-        ledger, book = read_ledger(folder), read_book(folder / "book.txt")
-        exact &= sorted(book) == [group_id for group_id, end in ledger.items() if end == "trained"]
-        exact &= len(book) == num_steps * 2
-        trained += len(book)
-        dropped += sum(end not in (None, "trained") for end in ledger.values())
-    return {"kills": kills, "runs": runs, "trained": trained, "dropped": dropped, "ledger_exact": exact}
+def check_ledger(folder: Path) -> None:
+    """Every group that the ledger calls trained is in the book once, up to the checkpoint's step, and no other; the
+    reasons of the others are those that were planned."""
+    if not (folder / LAST).exists():
+        return
+    step, ledger = _load(folder)["global_step"], read_ledger(folder)
+    lines = dict(line.split(" ", 1) for line in (folder / BOOK).read_text().splitlines())
+    book = [int(group_id) for number, groups in lines.items() if int(number) <= step for group_id in groups.split()]
+    trained = [group_id for group_id, end in ledger.items() if end == "trained"]
+    assert sorted(book) == trained, f"{folder}, step {step}: the book has {sorted(book)}, the ledger {trained}"
+    assert len(trained) == GROUPS_PER_STEP * step
+    for group_id, end in ledger.items():
+        planned = (None, "child_died", "VerifierError" if group_id % FAILS_EVERY == 0 else "trained")
+        assert end in planned, f"{folder}, step {step}: group {group_id} ended as {end}"
 
 
 def read_ledger(folder: Path) -> dict[int, str | None]:
+    """What became of every group; None: nothing yet."""
     state = torch.load(folder / LAST, weights_only=True)["RolloutDataModule"]["queue"]
-    queue = WindowedFIFOQueue(2, max_batches_ahead=2, window=2)
+    queue = WindowedFIFOQueue(GROUPS_PER_STEP, max_batches_ahead=2, window=2)
     queue.load_state_dict(state)
     return {group_id: queue.end_of(group_id) for group_id in range(state["next_id"])}
 
 
-def read_book(path: Path) -> list[int]:
-    steps = dict(line.split(" ", 1) for line in path.read_text().splitlines())
-    return [int(group_id) for groups in steps.values() for group_id in groups.split()]
+# ---- both ----------------------------------------------------------------------------------------------------------
+
+
+def _inputs(scratch: Path, write: Callable[[Path], object]) -> Path:
+    """Written by a process of its own: this one must not have computed anything when it forks."""
+    inputs = scratch / "inputs"
+    inputs.mkdir()
+    child = os.fork()
+    if child == 0:
+        write(inputs)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, "the inputs could not be written, see above"
+    return inputs
+
+
+def _load(folder: Path) -> dict:
+    checkpoint = torch.load(folder / LAST, weights_only=True)
+    return {name: checkpoint[name] for name in ("global_step", "state_dict", "optimizer_states", "lr_schedulers")}
+
+
+def _load_if_there(folder: Path) -> None:
+    if (folder / LAST).exists():
+        _load(folder)
+
+
+def _figures(killer: Killer, num_steps: int, started: float) -> dict:
+    runs = {"killed_runs": killer.num_runs - 1, "steps_of_a_run": num_steps, "orphans": 0}
+    return dict(killer.struck) | runs | {"seconds": round(time.monotonic() - started)}
