@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from north_lightning.durable import replace_folder, unfinished_name
 from north_lightning.errors import ConfigError
 from north_lightning.modules import NorthModule
 
@@ -53,14 +54,21 @@ class HFCheckpoint(Callback):
 
     def _replace(self, trainer: Trainer, pl_module: LightningModule, directory: Path) -> None:
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
-        fresh = directory.with_name(f".{directory.name}.writing")
+        fresh = unfinished_name(directory)
         if trainer.is_global_zero:
             directory.mkdir(parents=True, exist_ok=True)
+            _give_back_steps(fresh, directory)  # of a run that was killed between the two
             shutil.rmtree(fresh, ignore_errors=True)
         pl_module.save_hf(fresh)
         if not trainer.is_global_zero:
             return
-        for kept in directory.glob("step-*"):  # earlier steps lie inside the folder that is replaced
-            kept.rename(fresh / kept.name)
-        shutil.rmtree(directory)
-        fresh.rename(directory)
+        if (old := replace_folder(fresh, directory)) is not None:
+            _give_back_steps(old, directory)
+            shutil.rmtree(old)
+
+
+def _give_back_steps(old: Path, directory: Path) -> None:
+    """Checkpoints of earlier steps lie inside the folder that is replaced."""
+    for kept in old.glob("step-*"):
+        if not (directory / kept.name).exists():
+            kept.rename(directory / kept.name)

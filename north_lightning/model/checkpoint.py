@@ -10,9 +10,7 @@ Only safetensors: nothing here unpickles. The tied head is not stored.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -24,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from north_lightning.durable import flush, replace_folder, unfinished_name
 from north_lightning.errors import CheckpointError
 from north_lightning.model.compute import ComputeConfig
 from north_lightning.model.config import NorthConfig
@@ -290,23 +289,27 @@ def save_checkpoint(
         tokenizer_dir: where to copy tokenizer and chat template files from.
 
     Raises:
-        CheckpointError: the destination is something else than a checkpoint, or ``tokenizer_dir`` has no tokenizer.
+        CheckpointError: the destination is something else than a checkpoint, ``tokenizer_dir`` has no tokenizer, or
+            nothing more can be written.
     """
     directory = Path(directory)
     if directory.exists() and not (directory / "config.json").is_file() and any(directory.iterdir()):
         raise CheckpointError(f"will not replace {directory}: it is not empty and not a checkpoint")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    staging = unfinished_name(directory)
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
     try:
+        staging.mkdir(parents=True)
         if tokenizer_dir is not None:
             _copy_tokenizer(Path(tokenizer_dir), staging)
         _write_shards(named_hf_tensors(model), staging, dtype, max_shard_bytes)
         hf_config = model.config.to_hf() | {"dtype": str(dtype or model.embedding.weight.dtype).removeprefix("torch.")}
         _write_json(staging / "config.json", hf_config)
         for path in [*staging.iterdir(), staging]:
-            _flush(path)
-        staging.chmod(0o755)  # mkdtemp makes it private
-        _rename_into_place(staging, directory)
+            flush(path)
+        if (old := replace_folder(staging, directory)) is not None:
+            shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not write '{directory}': {error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -359,23 +362,3 @@ def _copy_tokenizer(source: Path, destination: Path) -> None:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _rename_into_place(staging: Path, directory: Path) -> None:
-    """Rename ``staging`` to ``directory``; what was there is moved aside first and deleted last."""
-    old = None
-    if directory.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
-        directory.rename(old / "checkpoint")
-    staging.rename(directory)
-    _flush(directory.parent)
-    if old is not None:
-        shutil.rmtree(old)

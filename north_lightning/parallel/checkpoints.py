@@ -11,9 +11,9 @@ away is a Hugging Face checkpoint.
 from __future__ import annotations
 
 import io
-import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
+from north_lightning.durable import flush, remove_folder, replace_folder, unfinished_name
 from north_lightning.errors import CheckpointError
+from north_lightning.parallel.process_zero import on_process_zero
 
 REST = "trainer.pt"
 _METADATA = ".metadata"  # torch writes it last
@@ -44,16 +46,13 @@ class ShardedCheckpoints:
             folder: replaced when the new one is complete.
 
         Raises:
-            CheckpointError: the checkpoint before this one could not be written.
+            CheckpointError: the checkpoint before this one could not be written, or this one cannot be begun.
         """
-        self.wait()
-        unfinished = folder.with_name(f".{folder.name}.writing")
+        unfinished = unfinished_name(folder)
         buffer = io.BytesIO()
+        on_process_zero(lambda: self._begin(unfinished), others=self._end_own_part)
         if dist.get_rank() == 0:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
             torch.save(rest, buffer)
-        dist.barrier(self._group)
         written = dcp.async_save(state, checkpoint_id=unfinished, process_group=self._group)
         assert isinstance(written, Future)
         self._writing = self._thread.submit(_finish, written, buffer.getvalue(), unfinished, folder)
@@ -64,6 +63,18 @@ class ShardedCheckpoints:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+    def _begin(self, unfinished: Path) -> None:
+        self.wait()
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            unfinished.mkdir(parents=True)
+        except OSError as error:
+            raise CheckpointError(f"could not write '{unfinished}': {error}") from error
+
+    def _end_own_part(self) -> None:
+        with suppress(CheckpointError):  # process 0 has it too, and tells everyone
+            self.wait()
 
     def remove(self, folder: Path) -> None:
         """Delete a checkpoint; if one is being written, after that is complete, and never if it fails."""
@@ -106,26 +117,14 @@ def _finish(written: Future[Any], rest: bytes, unfinished: Path, folder: Path) -
             (unfinished / REST).write_bytes(rest)
             for path in [*unfinished.iterdir(), unfinished]:
                 flush(path)
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            if folder.exists():
-                folder.rename(old)
-            unfinished.rename(folder)
-            flush(folder.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            if (old := replace_folder(unfinished, folder)) is not None:
+                shutil.rmtree(old, ignore_errors=True)
     except (OSError, dcp.CheckpointException) as error:
+        if dist.get_rank() == 0:
+            shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(f"could not write '{folder}': {error}") from error
 
 
 def _remove_after(writing: Future[None] | None, folder: Path) -> None:
     if writing is None or writing.exception() is None:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Have the kernel write a file, or the entries of a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        remove_folder(folder)

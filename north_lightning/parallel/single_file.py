@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from north_lightning.durable import flush, unfinished_name
 from north_lightning.errors import CheckpointError
-from north_lightning.parallel.checkpoints import flush
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -27,7 +27,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        unfinished = path.with_name(f".{path.name}.writing")
+        unfinished = unfinished_name(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with unfinished.open("wb") as file:

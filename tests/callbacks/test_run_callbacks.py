@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import random
-import resource
 import signal
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from full_disk import no_room
 from lightning.pytorch import Callback, Trainer
 from small_runs import quiet_trainer, write_run_inputs
 
@@ -107,6 +107,16 @@ def test_a_checkpoint_that_fails_to_be_written_leaves_the_old_one(inputs: Path, 
     assert torch.equal(load_checkpoint(tmp_path / "checkpoint").embedding_weight, module.model.embedding_weight)
 
 
+def test_steps_that_a_kill_has_left_in_an_unfinished_checkpoint_are_taken_back(inputs: Path, tmp_path: Path) -> None:
+    kept = tmp_path / ".checkpoint.writing" / "step-7" / "config.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("whole")
+    fit(inputs, tmp_path, HFCheckpoint(every_n_steps=1), max_steps=1)
+    assert (tmp_path / "checkpoint" / "step-7" / "config.json").read_text() == "whole"
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint"]
+    load_checkpoint(tmp_path / "checkpoint"), load_checkpoint(tmp_path / "checkpoint" / "step-1")
+
+
 def test_the_history_drops_steps_that_a_resumed_run_repeats(tmp_path: Path) -> None:
     first = JSONLHistory(tmp_path)
     for step in range(5):
@@ -180,14 +190,8 @@ def test_a_resumed_run_draws_the_random_numbers_the_uninterrupted_one_draws(inpu
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_it(tmp_path: Path) -> None:
     path, files = tmp_path / "run" / "last.ckpt", DurableCheckpointIO()
     files.save_checkpoint({"step": torch.ones(1)}, path)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit fails as on a full disk
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
-    try:
-        with pytest.raises(CheckpointError, match=r"could not write '.*last.ckpt'"):
-            files.save_checkpoint({"step": torch.zeros(1_000_000)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with no_room(100_000), pytest.raises(CheckpointError, match=r"could not write '.*last.ckpt'"):
+        files.save_checkpoint({"step": torch.zeros(1_000_000)}, path)
     assert os.listdir(path.parent) == ["last.ckpt"]
     assert torch.load(path, weights_only=True)["step"] == 1
     files.save_checkpoint({"step": torch.full((1,), 2)}, path)

@@ -186,6 +186,15 @@ def test_a_checkpoint_that_does_not_fit_or_is_not_there_is_refused(launched: dic
     assert "nowhere" in messages["nothing there"]
 
 
+def test_a_full_disk_of_one_process_is_an_error_of_all_and_the_checkpoint_before_it_loads(
+    launched: dict[int, Any],
+) -> None:
+    for result in launched[2]:
+        for limited in (0, 1):
+            assert "could not write" in result["misuse"]["messages"][f"no room on {limited}"]
+        assert result["misuse"]["loaded_after"] == [[1.0], [1.0]]
+
+
 def test_a_checkpoint_is_removed_once_the_next_is_complete(launched: dict[int, Any]) -> None:
     assert launched[2][0]["misuse"]["left"] == ["next.ckpt"]
 

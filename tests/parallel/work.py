@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 import training
 import yaml
+from full_disk import no_room
 from launch import as_torchrun_would
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -138,12 +140,23 @@ def misuse_checkpoints(folder: Path) -> dict[str, Any]:
             checkpoints.load(wanted, place)
         except CheckpointError as error:
             messages[name] = str(error)
+    loaded_after = []
+    for limited in (0, 1):  # the process without room
+        with no_room(100_000) if dist.get_rank() == limited else nullcontext():
+            checkpoints.save({"value": value, "more": value.clone()}, {"step": 2}, folder)  # each process writes one
+            try:
+                checkpoints.save({"value": value}, {"step": 3}, folder)
+            except CheckpointError as error:
+                messages[f"no room on {limited}"] = str(error)
+        assert not list(folder.parent.glob(".*.writing"))
+        checkpoints.load(state, folder)
+        loaded_after.append(state["value"].unique().tolist())
     checkpoints.save({"value": value}, {"step": 2}, folder.with_name("next.ckpt"))
     checkpoints.remove(folder)
     checkpoints.close()
     dist.barrier()
     left = sorted(path.name for path in folder.parent.glob("*.ckpt"))
-    return {"loaded": loaded, "messages": messages, "left": left}
+    return {"loaded": loaded, "loaded_after": loaded_after, "messages": messages, "left": left}
 
 
 def make_module(inputs: Path, **settings: Any) -> SFTModule:
