@@ -163,6 +163,32 @@ class RolloutQueue(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+# ---- curriculum ----------------------------------------------------------------------------------------------------
+
+
+class TaskCurriculum(ABC):
+    """How often each task is worth trying, from how it went. Shares of environments are not its concern."""
+
+    @abstractmethod
+    def begin(self, tasks: Sequence[Task]) -> None:
+        """All tasks of the run; ``metadata["pass_rate"]`` is what calibration found."""
+
+    @abstractmethod
+    def weight(self, task_id: str) -> float:
+        """Of the epochs to come, the share that the task is part of: above 0, at most 1."""
+
+    @abstractmethod
+    def observe(self, group: RolloutGroup) -> None:
+        """A group was trained."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives only, for ``load_state_dict`` after ``begin``."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
 # ---- sandbox -------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from north_lightning.rollout.advantages import rloo_advantages
 from north_lightning.rollout.attempt import Policy, Script, ScriptedPolicy, record_scripted, script_of_calls
 from north_lightning.rollout.chat_policy import ChatServer
+from north_lightning.rollout.curriculum import PassRateCurriculum
 from north_lightning.rollout.producer import FailurePolicy, ProducerSpec, RolloutProducer
 from north_lightning.rollout.queue import WindowedFIFOQueue
 from north_lightning.rollout.runner import RolloutRunner
@@ -12,6 +13,7 @@ from north_lightning.rollout.stages import Timeouts
 __all__ = [
     "ChatServer",
     "FailurePolicy",
+    "PassRateCurriculum",
     "Policy",
     "ProducerSpec",
     "RolloutProducer",

@@ -227,7 +227,9 @@ def _listed_task(listing: Path, number: int, line: str) -> Task:
     except (ValueError, KeyError, TypeError) as error:
         raise TaskError(f'{listing}:{number}: expected a JSON object with "directory", got {line[:80]!r}') from error
     task = load_task(directory if directory.is_absolute() else listing.parent / directory)
-    return replace(task, max_turns=int(row.get("max_turns", task.max_turns)))
+    calibrated = {"pass_rate": float(row["pass_rate"])} if "pass_rate" in row else {}
+    max_turns = int(row.get("max_turns", task.max_turns))
+    return replace(task, max_turns=max_turns, metadata={**task.metadata, **calibrated})
 
 
 def _commit_all(directory: Path) -> None:

@@ -10,7 +10,7 @@ from north_lightning.errors import ConfigError
 from north_lightning.evaluation import calibrate as module
 from north_lightning.evaluation.attempts import Attempt
 from north_lightning.evaluation.calibrate import budget, calibrate
-from north_lightning.tasks import write_task
+from north_lightning.tasks import load_tasks, write_task
 from north_lightning.tasks.terminal import terminal_task
 
 SOLVED_IN = {0: [2, 3, 4, 9], 1: [None, 2, None, 4], 2: [None] * 4, 3: [3, None, None, None]}
@@ -48,6 +48,7 @@ def test_tasks_solved_sometimes_are_kept_with_a_budget_from_their_solved_lengths
         ("1", 5, 0.5),
         ("3", 4, 0.25),
     ]
+    assert [task.metadata["pass_rate"] for task in load_tasks(output)] == [0.5, 0.25]  # what a curriculum begins with
     numbers = json.loads((tmp_path / "rl.distribution.json").read_text())
     assert numbers["tasks_by_pass_rate"] == {"0": 1, "0.25": 1, "0.5": 1, "1": 1}
     assert numbers["solved_attempts_by_turns"] == {"2": 2, "3": 2, "4": 2, "9": 1}
