@@ -5,6 +5,7 @@ from north_lightning.callbacks.history import JSONLHistory, RunSummary, Throughp
 from north_lightning.callbacks.producer import RolloutProducerCallback
 from north_lightning.callbacks.progress import ProgressLine
 from north_lightning.callbacks.run_directory import RandomState, RunLock, SaveOnTermination
+from north_lightning.callbacks.sampler_metrics import SamplerMetrics
 from north_lightning.callbacks.sidecar import SidecarCallback
 from north_lightning.callbacks.stopping import StopAtLoss
 from north_lightning.callbacks.time_accounts import TimeAccounts
@@ -18,6 +19,7 @@ __all__ = [
     "RolloutProducerCallback",
     "RunLock",
     "RunSummary",
+    "SamplerMetrics",
     "SaveOnTermination",
     "SidecarCallback",
     "StopAtLoss",

@@ -6,6 +6,7 @@ producer itself (``rollout``), which runs without Lightning too. Where several p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from north_lightning.callbacks.sidecar import running_sidecar
 from north_lightning.callbacks.weight_sync import WeightSyncCallback
 from north_lightning.data.rollouts import RolloutDataModule
 from north_lightning.errors import ConfigError
-from north_lightning.interfaces import RolloutQueue
+from north_lightning.interfaces import RolloutQueue, TaskCurriculum
 from north_lightning.modules import CISPOModule
 from north_lightning.parallel import on_process_zero
 from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer
+from north_lightning.rollout.accounts import Event
 from north_lightning.rollout.records import forget_unended
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.tasks import load_task_sets
@@ -39,6 +41,7 @@ class RolloutProducerCallback(Callback):
         seed: Of task order, prompt wording and sampling.
         failures: How much failing infrastructure a run bears.
         keep_rollouts: Append every rollout to ``rollouts.jsonl`` in the run's folder.
+        curriculum: How often each task is tried, from how it went. Default: once an epoch.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class RolloutProducerCallback(Callback):
         seed: int = 0,
         failures: FailurePolicy | None = None,
         keep_rollouts: bool = True,
+        curriculum: TaskCurriculum | None = None,
     ) -> None:
         self.task_sets = task_sets
         self.rollouts = rollouts
@@ -60,7 +64,14 @@ class RolloutProducerCallback(Callback):
         self.seed = seed
         self.failures = failures
         self.keep_rollouts = keep_rollouts
+        self.curriculum = curriculum
         self._producer: RolloutProducer | None = None
+        self._schedule_state: dict[str, Any] = {}  # at the last step, or of the checkpoint that training goes on from
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """As ``RolloutProducer.listen``, on the process that has the producer."""
+        assert self._producer is not None, "listen() before training starts"
+        self._producer.listen(listener)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fail before anything is started if commands cannot be isolated or tasks cannot be read."""
@@ -84,6 +95,9 @@ class RolloutProducerCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         queue = trainer.datamodule.queue  # type: ignore[attr-defined]
+        if self._producer is not None:
+            for group in batch.groups:
+                self._producer.schedule.observe(group)
         pl_module.log_dict(on_process_zero(lambda: self._numbers(queue)))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -95,6 +109,12 @@ class RolloutProducerCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"schedule": self._schedule_state if self._producer is None else self._producer.schedule.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._schedule_state = state_dict["schedule"]
+
     def _prepare(self) -> None:
         self._tasks = load_task_sets(self.task_sets)
         self.rollouts.prepare(self._tasks)
@@ -105,6 +125,8 @@ class RolloutProducerCallback(Callback):
         if kept is not None:
             forget_unended(kept, data.queue.end_of)
         self._producer = RolloutProducer(data.queue, self._spec(trainer, module), self.failures, kept)
+        if self._schedule_state:
+            self._producer.schedule.load_state_dict(self._schedule_state)
         running_sidecar(trainer).stop_before(self._stop)
         self._producer.start()
         running_sidecar(trainer).around_restart(self._producer.suspend, self._producer.resume)
@@ -147,10 +169,17 @@ class RolloutProducerCallback(Callback):
             record_routing=pl_module.router_replay,
         )
         return ProducerSpec(
-            self._tasks, make_runner, self.group_size, self.max_concurrent_groups, self.environment_weights, self.seed
+            self._tasks,
+            make_runner,
+            self.group_size,
+            self.max_concurrent_groups,
+            self.environment_weights,
+            self.seed,
+            self.curriculum,
         )
 
     def _stop(self) -> None:
         if self._producer is not None:
             self._producer.stop()
+            self._schedule_state = self._producer.schedule.state_dict()
             self._producer = None

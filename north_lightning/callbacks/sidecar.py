@@ -59,6 +59,9 @@ class SidecarCallback(Callback):
         self._take_up: list[Callable[[], object]] = []
         self._sidecars: list[Sidecar] = []
         self._users: list[Callable[[], None]] = []
+        self.outages: list[tuple[int, float, float]] = []
+        """Index of the server, from when to when it was being started again, of the monotonic clock. Who reads them
+        empties the list."""
 
     @property
     def urls(self) -> list[str]:
@@ -91,12 +94,14 @@ class SidecarCallback(Callback):
         dead = [sidecar for sidecar in self._sidecars if self._is_dead(sidecar)]
         if not dead:
             return False
+        found = time.monotonic()
         for let_go in self._let_go:
             let_go()
         for sidecar in dead:
             sidecar.stop()
         _start_all(dead)
         up = time.monotonic()
+        self.outages += [(self._sidecars.index(sidecar), found, up) for sidecar in dead]
         for take_up in self._take_up:
             take_up()
         log.warning("the vLLM sidecar samples again, %.1f s after it was up", time.monotonic() - up)

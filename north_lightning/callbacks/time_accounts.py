@@ -1,16 +1,16 @@
-"""Where the trainer's time went: every second of it in exactly one account.
+"""Where the time of trainer and samplers went: every second of each in exactly one account.
 
-In: a run of ``CISPOModule``. Out: shares of each step in the logs (``time/<account>``), seconds of the whole run in
-``time.json``. Nothing is measured twice and "other" is what is left of the clock, so the accounts add up to the wall
-time. Not here: the sampler's time.
+In: a run of ``CISPOModule``. Out: shares of each step in the logs (``time/<account>``, ``sampler_time/<account>``),
+seconds of the whole run in ``time.json``. Nothing of the trainer's is measured twice and "other" is what is left of the
+clock, so its accounts add up to the wall time. How the samplers' do: ``rollout.accounts``.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from north_lightning.callbacks.hf_checkpoint import HFCheckpoint
+from north_lightning.callbacks.producer import RolloutProducerCallback
+from north_lightning.callbacks.sidecar import running_sidecar
 from north_lightning.callbacks.weight_sync import WeightSyncCallback
 from north_lightning.data.rollouts import RolloutStep
 from north_lightning.errors import ConfigError
 from north_lightning.modules import CISPOModule
+from north_lightning.rollout.accounts import Event, SamplerAccounts
 
 TIME = "time.json"
 ACCOUNTS = ("wait", "forward_backward", "optimizer", "push", "checkpoint", "validation", "other")
@@ -29,13 +32,17 @@ ACCOUNTS = ("wait", "forward_backward", "optimizer", "push", "checkpoint", "vali
 
 class TimeAccounts(Callback):
     """Accounts of process 0: waiting for rollouts, forward and backward, optimizer, weight push, checkpoints
-    (Lightning's and Hugging Face's), validation, other.
+    (Lightning's and Hugging Face's), validation, other. And of each server, where a ``RolloutProducerCallback`` before
+    this one says what is asked of it: generating (for groups trained, discarded, or pending when training ends), idle
+    while attempts wait for sandbox, harness or verifier, idle without attempts, paused for a push, down.
 
     A step's interval ends where this callback is told of its end; what is done for it afterwards (a checkpoint) counts
-    in the next one.
+    in the next one. The samplers' ends with the rollout process's last sign of life, a second ago at most.
     """
 
     def __init__(self) -> None:
+        self.samplers: SamplerAccounts | None = None
+        self._events = deque[Event]()  # filled by the producer's thread
         self.seconds = dict.fromkeys(ACCOUNTS, 0.0)
         """Of the run so far, by account; from the start of training."""
         self._elsewhere = defaultdict[str, float](float)  # measured by this object since the start
@@ -46,6 +53,8 @@ class TimeAccounts(Callback):
         trainer.save_checkpoint = self._timed("checkpoint", trainer.save_checkpoint)  # type: ignore[method-assign]
         self._before = self._measured(trainer, pl_module)
         self._since = time.monotonic()
+        if trainer.is_global_zero:
+            self._listen_to_producer(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: RolloutStep, batch_idx: int
@@ -58,6 +67,8 @@ class TimeAccounts(Callback):
         spent = self._close(trainer, pl_module)
         whole = sum(spent.values())
         pl_module.log_dict({f"time/{name}": spent[name] / whole for name in ACCOUNTS})
+        assert isinstance(pl_module, CISPOModule)
+        pl_module.record({f"sampler_time/{name}": share for name, share in self._sampler_shares(trainer).items()})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validating_since = time.monotonic()
@@ -70,8 +81,54 @@ class TimeAccounts(Callback):
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / TIME
             path.parent.mkdir(parents=True, exist_ok=True)
-            seconds = {name: round(self.seconds[name], 3) for name in ACCOUNTS}
-            path.write_text(json.dumps({"trainer_s": seconds}, indent=2) + "\n")
+            path.write_text(
+                json.dumps({"trainer_s": _rounded(self.seconds), **self._of_samplers(trainer)}, indent=2) + "\n"
+            )
+
+    def _listen_to_producer(self, trainer: Trainer) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, RolloutProducerCallback):
+                if callbacks.index(callback) > callbacks.index(self):
+                    raise ConfigError("trainer.callbacks: expected TimeAccounts after the RolloutProducerCallback")
+                callback.listen(self._events.append)
+                self.samplers = SamplerAccounts(len(running_sidecar(trainer).urls), time.monotonic())
+
+    def _sampler_shares(self, trainer: Trainer) -> dict[str, float]:
+        """Of the time since the last call, the mean of all servers; empty where nothing is known of it yet."""
+        if self.samplers is None:
+            return {}
+        since_s, before = self.samplers.until_s, [dict(seconds) for seconds in self.samplers.seconds]
+        self._tell_samplers(self.samplers, trainer)
+        whole = (self.samplers.until_s - since_s) * len(before)
+        if not whole:
+            return {}
+        spent = zip(self.samplers.seconds, before, strict=True)
+        changes = [{name: now[name] - then[name] for name in now} for now, then in spent]
+        return {name: sum(change[name] for change in changes) / whole for name in changes[0]}
+
+    def _tell_samplers(self, samplers: SamplerAccounts, trainer: Trainer) -> None:
+        """First when they were away, then what happened meanwhile."""
+        sidecars = running_sidecar(trainer)
+        while sidecars.outages:
+            samplers.away(*sidecars.outages.pop(0), "down")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            while isinstance(callback, WeightSyncCallback) and callback.pauses:
+                since_s, until_s = callback.pauses.pop(0)
+                for server in range(len(samplers.seconds)):
+                    samplers.away(server, since_s, until_s, "paused")
+        while self._events:
+            samplers.add([self._events.popleft()])
+
+    def _of_samplers(self, trainer: Trainer) -> dict[str, Any]:
+        if self.samplers is None:
+            return {}
+        self._tell_samplers(self.samplers, trainer)
+        generated_for = self.samplers.generated_for(trainer.datamodule.queue.end_of)  # type: ignore[attr-defined]
+        return {
+            "samplers_s": [_rounded(seconds) for seconds in self.samplers.seconds],
+            "generated_for_s": _rounded(generated_for),
+        }
 
     def _close(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """Seconds by account since the last call."""
@@ -103,3 +160,7 @@ class TimeAccounts(Callback):
                 self._elsewhere[account] += time.monotonic() - started
 
         return timed
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}

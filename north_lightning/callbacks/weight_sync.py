@@ -14,7 +14,7 @@ none holds the whole model; and all learn whether the push succeeded.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -57,6 +57,8 @@ class WeightSyncCallback(Callback):
         self.max_policy_lag = max_policy_lag
         self.version = 0
         self.seconds = 0.0  # spent in pushing so far
+        self.pauses: list[tuple[float, float]] = []
+        """From when to when pushes held sampling, of the monotonic clock. Who reads them empties the list."""
         self.published_at = {0: 0}  # version -> optimizer steps complete when it was published
         self._make_transport = transport
         self._transport: WeightTransport | None = None
@@ -79,12 +81,17 @@ class WeightSyncCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: RolloutStep, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, NorthModule)
         lags = on_process_zero(lambda: self._lags_of_all(batch.groups, trainer.global_step))
-        total = sum(lags.values())
-        pl_module.log("policy_lag/max", float(max(lags, default=0)))
-        pl_module.log("policy_lag/mean", sum(lag * count for lag, count in lags.items()) / max(total, 1))
         if self.max_policy_lag is not None:
             pl_module.log("policy_lag/bound", float(self.max_policy_lag))
+        whole = sum(lags.values(), Counter[int]())
+        pl_module.log_dict({f"policy_lag/{name}": value for name, value in _mean_and_max(whole).items()})
+        pl_module.record({f"policy_lag/share_{lag}": count / whole.total() for lag, count in whole.items()})
+        for environment, of_it in lags.items():
+            pl_module.record(
+                {f"policy_lag/{environment}/{name}": value for name, value in _mean_and_max(of_it).items()}
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: RolloutStep, batch_idx: int
@@ -95,7 +102,7 @@ class WeightSyncCallback(Callback):
             if self._step % self.every_n_steps == 0:
                 seconds = self._publish(trainer, pl_module)
                 self.seconds += seconds
-                pl_module.record({"weights/push_s": seconds})
+                pl_module.record({"weights/push_s": seconds} | on_process_zero(self._speed))
         pl_module.log("weights/version", float(self.version))
         _rollout_data(trainer).release(batch)
 
@@ -131,13 +138,14 @@ class WeightSyncCallback(Callback):
             lags[step - self.published_at[version]] += count
         return lags
 
-    def _lags_of_all(self, groups: list[RolloutGroup], step: int) -> Counter[int]:
-        lags = Counter[int]()
+    def _lags_of_all(self, groups: list[RolloutGroup], step: int) -> dict[str, Counter[int]]:
+        """By environment."""
+        lags = defaultdict[str, Counter[int]](Counter)
         for group in groups:
             lags_of_group = self.policy_lags(group, step)
             self._refuse_too_old(group, max(lags_of_group, default=0))
-            lags += lags_of_group
-        return lags
+            lags[group.environment].update(lags_of_group)
+        return dict(lags)
 
     def _refuse_too_old(self, group: RolloutGroup, lag: int) -> None:
         if self.max_policy_lag is not None and lag > self.max_policy_lag:
@@ -162,7 +170,22 @@ class WeightSyncCallback(Callback):
                 if attempt == self.num_retries:
                     raise
         self.version += 1
+        self._note_pause(started, num_failures=attempt)
         return time.monotonic() - started
+
+    def _note_pause(self, started: float, num_failures: int) -> None:
+        """Of the transport's report; the whole time where it has none, or where a failed push left sampling paused."""
+        report = getattr(self._transport, "last_push", None)
+        if report is None or num_failures:
+            self.pauses.append((started, time.monotonic()))
+        else:
+            self.pauses.append((report.resumed_at - report.paused_seconds, report.resumed_at))
+
+    def _speed(self) -> dict[str, float]:
+        report = getattr(self._transport, "last_push", None)
+        if report is None:
+            return {}
+        return {"weights/paused_s": report.paused_seconds, "weights/push_gb_s": report.num_bytes / report.seconds / 1e9}
 
     def _push(self, model: NorthModel, version: int) -> None:
         """Every process takes every tensor, to the last, also where the push fails half way: the others gather too."""
@@ -185,6 +208,11 @@ class WeightSyncCallback(Callback):
         if close is not None:
             close()
         self._transport = None
+
+
+def _mean_and_max(lags: Counter[int]) -> dict[str, float]:
+    mean = sum(lag * count for lag, count in lags.items()) / max(lags.total(), 1)
+    return {"max": float(max(lags, default=0)), "mean": mean}
 
 
 def _take_all(tensors: Iterable[Any]) -> None:

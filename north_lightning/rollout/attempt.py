@@ -26,6 +26,7 @@ from north_lightning.errors import (
 )
 from north_lightning.interfaces import Harness, HarnessSession, RewardVerifier, Sandbox, SandboxProvider
 from north_lightning.rollout.circles import MAX_SAME_TURNS, CircleDetector
+from north_lightning.rollout.journal import busy_with
 from north_lightning.rollout.stages import Timeouts, clean_up, within
 from north_lightning.rollout.steps import ends_attempt, prepare_step, reward_of_steps
 from north_lightning.sandbox.scratch import Scratch
@@ -318,14 +319,15 @@ class AttemptLoop:
             rollout.messages.append(
                 Message("assistant", action.content, action.reasoning, tool_calls=action.tool_calls)
             )
-            with clock:
+            with clock, busy_with("harness"):
                 step = await within(self.timeouts.act_s, InfrastructureError, "the harness", session.act(action))
             return step, len(action.tool_calls)
         except InvalidActionError as error:
             said = policy.reject(error)
             if said is not None:
                 rollout.messages.append(said)
-            answer = await within(self.timeouts.act_s, InfrastructureError, "the harness", session.reject(error))
+            with busy_with("harness"):
+                answer = await within(self.timeouts.act_s, InfrastructureError, "the harness", session.reject(error))
             if answer is None:
                 rollout.reward = Reward(0.0, {"invalid_action": str(error)})
                 return None, 0
@@ -340,7 +342,8 @@ class AttemptLoop:
         verifying = self.verifier.verify(task, rollout, workdir, self.sandboxes)
         limit_s = self.timeouts.of_verifying(task)
         try:
-            reward = await within(limit_s, VerifierError, f"verifier {name}", verifying)
+            with busy_with("verifier"):
+                reward = await within(limit_s, VerifierError, f"verifier {name}", verifying)
         except InvalidActionError as error:
             raise VerifierError(f"verifier {name} raised InvalidActionError: {error}") from error
         return checked_reward(reward, f"verifier {name}")

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from north_lightning.errors import InfrastructureError, NorthError, SandboxUnavailableError
+from north_lightning.rollout.journal import Journal, Move
 from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.types import RolloutGroup, Task
 
@@ -75,7 +76,10 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The event loop turns."""
+    """The event loop turns; what the attempts have been busy with since the last message."""
+
+    at_s: float  # of the monotonic clock
+    moves: list[Move]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,7 @@ class _Worker:
         self._seed = spec.seed
         self._tasks = {task.id: task for task in spec.tasks}
         self._jobs: dict[int, asyncio.Task[None]] = {}  # by number of the dispatch
+        self._journal = Journal()
         self._stopping = asyncio.Event()
         self._sender = ThreadPoolExecutor(1, "send")  # a large group must not hold the event loop
 
@@ -175,7 +180,8 @@ class _Worker:
         answer: Finished | Failed | Fatal
         try:
             task = self._tasks[dispatch.task_id]
-            group = await self._runner.run_group(task, dispatch.group_id, self._group_size, self._seed)
+            with self._journal.of_dispatch(dispatch.number):
+                group = await self._runner.run_group(task, dispatch.group_id, self._group_size, self._seed)
             answer = Finished(dispatch.number, group)
         except SandboxUnavailableError as error:
             answer = Fatal(portable(error))
@@ -183,12 +189,16 @@ class _Worker:
             answer = Failed(dispatch.number, portable(error))
         except Exception as error:
             answer = Fatal(portable(error))
+        await self._tell_moves()  # those of this dispatch come before its end
         await self._send(answer)
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            await self._send(Alive())
+            await self._tell_moves()
+
+    async def _tell_moves(self) -> None:
+        await self._send(Alive(self._journal.clock(), self._journal.take()))
 
     async def _send(self, message: object) -> None:
         try:

@@ -13,6 +13,8 @@ from north_lightning.verifiers.loops import has_loop
 
 Metrics = dict[str, float]
 
+PERCENTILES = (10, 50, 90, 99)
+
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     """Means over ``rollouts``; empty for no rollouts.
@@ -20,7 +22,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     ``pass@1`` share solved; ``invalid_call_rate`` turns that were no valid action over all turns,
     ``invalid_rollouts`` rollouts with one; ``truncated`` ended by a token limit; ``loop_rate`` see ``has_loop``;
     ``concluded`` submitted or answered; ``false_success`` concluded but unsolved, over concluded; turns; lengths in
-    tokens.
+    tokens. Turns, seconds and lengths have their percentiles beside them (``turns/p90``).
     """
     if not rollouts:
         return {}
@@ -37,14 +39,17 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> Metrics:
         "loop_rate": _share(rollouts, has_loop),
         "concluded": len(concluded) / len(rollouts),
         "false_success": _share(concluded, lambda rollout: not is_solved(rollout)) if concluded else 0.0,
-        "turns": num_turns / len(rollouts),
-        "duration_s": _mean([rollout.duration_s for rollout in rollouts]),
     }
-    generated = [rollout.num_sampled_tokens for rollout in rollouts]
-    metrics["generated_tokens"] = _mean(generated)
-    metrics |= {f"generated_tokens/p{q}": percentile(generated, q) for q in (10, 50, 90)}
-    lengths = [len(rollout.token_ids) for rollout in rollouts]
-    return metrics | {f"total_tokens/p{q}": percentile(lengths, q) for q in (10, 50, 90)}
+    spread: dict[str, Sequence[float]] = {
+        "turns": [len(rollout.turns) for rollout in rollouts],
+        "duration_s": [rollout.duration_s for rollout in rollouts],
+        "generated_tokens": [rollout.num_sampled_tokens for rollout in rollouts],
+        "total_tokens": [len(rollout.token_ids) for rollout in rollouts],
+    }
+    for name, values in spread.items():
+        metrics[name] = _mean(values)
+        metrics |= {f"{name}/p{q}": percentile(values, q) for q in PERCENTILES}
+    return metrics
 
 
 def group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:

@@ -31,7 +31,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from north_lightning.errors import ConfigError, InfrastructureError, QueueError
-from north_lightning.interfaces import RolloutQueue
+from north_lightning.interfaces import RolloutQueue, TaskCurriculum
+from north_lightning.rollout.accounts import Began, Ended, Event, Told
 from north_lightning.rollout.child import (
     EXIT_GRACE_S,
     Alive,
@@ -47,7 +48,7 @@ from north_lightning.rollout.child import (
 )
 from north_lightning.rollout.records import append_records
 from north_lightning.rollout.runner import RolloutRunner
-from north_lightning.rollout.schedule import TaskSchedule
+from north_lightning.rollout.schedule import CurriculumSchedule, TaskSchedule
 from north_lightning.types import Task
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class ProducerSpec:
         max_concurrent_groups: Groups in the rollout process at a time.
         environment_weights: Environment -> share of groups. Default: in proportion to the number of tasks.
         seed: Of task order, prompt wording and sampling.
+        curriculum: How often each task is tried. Default: once an epoch.
     """
 
     tasks: Sequence[Task]
@@ -77,6 +79,7 @@ class ProducerSpec:
     max_concurrent_groups: int
     environment_weights: Mapping[str, float] | None = None
     seed: int = 0
+    curriculum: TaskCurriculum | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,10 @@ class RolloutProducer:
         self._spec = spec
         self._limits = failures or FailurePolicy()
         self._rollouts_path = rollouts_path
-        self._schedule = TaskSchedule(spec.tasks, spec.environment_weights, spec.seed)
+        schedule = (spec.tasks, spec.environment_weights, spec.seed)
+        self.schedule = (
+            TaskSchedule(*schedule) if spec.curriculum is None else CurriculumSchedule(*schedule, spec.curriculum)
+        )
         self._waiting: list[_Job] = []
         self._running: dict[int, _Job] = {}  # dispatch number -> job
         self._next_dispatch = 0
@@ -145,6 +151,7 @@ class RolloutProducer:
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
         self._last_message = 0.0
+        self._listener: Callable[[Event], None] | None = None
         self.heavy_modules: tuple[str, ...] = ()
 
     # ---- called by the trainer --------------------------------------------------------------------------------------
@@ -190,6 +197,10 @@ class RolloutProducer:
         counts = {name: float(count) for name, count in sorted(self._counts.items())}
         return {"running": float(len(self._running)), "waiting": float(len(self._waiting)), **counts}
 
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Have ``listener`` called, from this object's thread, with what ``SamplerAccounts`` are made of."""
+        self._listener = listener
+
     @property
     def child_pid(self) -> int | None:
         """Process id of the rollout process while there is one."""
@@ -226,7 +237,7 @@ class RolloutProducer:
                 job = _Job(group_id)
             number, self._next_dispatch = self._next_dispatch, self._next_dispatch + 1
             self._running[number] = job
-            self._send(Dispatch(number, job.group_id, self._schedule.task(job.group_id).id))
+            self._send(Dispatch(number, job.group_id, self.schedule.task(job.group_id).id))
 
     def _interrupt(self) -> None:
         """Stop working on groups that the queue has given up or wants begun anew: they hold places of others."""
@@ -237,12 +248,14 @@ class RolloutProducer:
         self._waiting = [job for job in self._waiting if job.group_id != group_id]
         for number in [number for number, job in self._running.items() if job.group_id == group_id]:
             del self._running[number]
+            self._tell(Ended(number, None))
             self._counts["interrupted"] += 1
             self._send(Cancel(number))
 
     def _recall(self) -> None:
         if self._running:
             self._send(CancelAll())
+        self._tell(*(Ended(number, None) for number in self._running))
         self._keep_all()
         self._waiting = [replace(job, num_failures=0, not_before=0.0) for job in self._waiting]
         self._consecutive_drops = 0
@@ -272,9 +285,12 @@ class RolloutProducer:
             if message.heavy_modules:
                 log.warning("the rollout process imported %s; it needs none of it", ", ".join(message.heavy_modules))
             self._ready.set()
+        elif isinstance(message, Alive):
+            self._tell(Told(message.at_s, message.moves))
         elif isinstance(message, Finished):
             self._finish(message)
         elif isinstance(message, Failed):
+            self._tell(Ended(message.number, None))
             job = self._running.pop(message.number, None)
             if job is not None:
                 self._fail(job, type(message.error).__name__, message.error)
@@ -285,6 +301,7 @@ class RolloutProducer:
         job = self._running.pop(message.number, None)
         if job is None:
             return  # recalled while its answer was under way; it is dispatched again
+        self._tell(Ended(message.number, job.group_id))
         if self._rollouts_path is not None:
             append_records(self._rollouts_path, message.group.rollouts)
         try:
@@ -327,6 +344,7 @@ class RolloutProducer:
             target=run_child, args=(theirs, pickle.dumps(spec), os.getpid()), name="rollouts", daemon=True
         )
         self._process.start()
+        self._tell(Began(time.monotonic()))
         theirs.close()
         self._last_message = time.monotonic()
 
@@ -369,6 +387,11 @@ class RolloutProducer:
     def _keep_all(self) -> None:
         self._waiting = [*self._running.values(), *self._waiting]
         self._running = {}
+
+    def _tell(self, *events: Event) -> None:
+        if self._listener is not None:
+            for event in events:
+                self._listener(event)
 
     def _send(self, message: Dispatch | Cancel | CancelAll) -> None:
         assert self._connection is not None

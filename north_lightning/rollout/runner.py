@@ -28,6 +28,7 @@ from north_lightning.errors import (
 from north_lightning.interfaces import Harness, RewardVerifier, Sampler, SandboxProvider
 from north_lightning.rollout.advantages import rloo_advantages
 from north_lightning.rollout.attempt import AttemptEnds, AttemptLoop, Policy
+from north_lightning.rollout.journal import one_attempt
 from north_lightning.rollout.seeds import derive_seed
 from north_lightning.rollout.stages import Timeouts, within
 from north_lightning.types import (
@@ -240,7 +241,8 @@ class AttemptRunner(ABC):
         rollout = Rollout(task.id, task.environment, task.family, group_id, index, rollout_seed)
         policy = self.make_policy(rollout)
         variation = derive_seed(seed, "variation", group_id) if self.vary_prompts else 0
-        await self._loop.run(task, harness, policy, rollout, variation)
+        with one_attempt():
+            await self._loop.run(task, harness, policy, rollout, variation)
         return rollout
 
 

@@ -13,6 +13,7 @@ from north_lightning.chat import ChatFormat, NorthTokenizer
 from north_lightning.errors import ConfigError
 from north_lightning.interfaces import Harness, RewardVerifier, SandboxProvider
 from north_lightning.rollout.chat_policy import ChatRunner, ChatServer
+from north_lightning.rollout.journal import JournalledSampler
 from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.rollout.stages import Timeouts
 from north_lightning.sampling.client import VLLMSampler
@@ -116,7 +117,8 @@ class RolloutSettings(AttemptSettings):
         self, tokenizer_dir: Path, urls: str | Sequence[str], record_routing: bool = False
     ) -> RolloutRunner:
         """A runner for the model that the vLLM server at this URL, or each of several, serves; with its tokenizer."""
-        samplers = [VLLMSampler(url) for url in ([urls] if isinstance(urls, str) else urls)]
+        servers = enumerate([urls] if isinstance(urls, str) else urls)
+        samplers = [JournalledSampler(VLLMSampler(url), index) for index, url in servers]
         return RolloutRunner(
             ChatFormat(NorthTokenizer.load(tokenizer_dir), self.reasoning),
             samplers[0] if len(samplers) == 1 else SamplerPool(samplers),

@@ -224,7 +224,6 @@ class Sidecar:
             "--skip-tokenizer-init",
             "--enforce-eager",
             "--enable-prefix-caching" if self.prefix_caching else "--no-enable-prefix-caching",
-            "--disable-log-stats",
         ]
         if _is_cpu_build():
             # A prompt split over two engine steps kills vLLM 0.32 on CPU if its request has a seed: the sampler takes

@@ -46,6 +46,7 @@ class PushReport:
     seconds: float  # from the first tensor read to the engine resumed
     paused_seconds: float  # of which sampling stood still
     num_bytes: int
+    resumed_at: float  # of the monotonic clock
 
 
 class SharedMemoryTransport(WeightTransport):
@@ -125,7 +126,7 @@ class SharedMemoryTransport(WeightTransport):
             ) from failed
         ended = time.monotonic()
         self._check_agreement(version)
-        self.last_push = PushReport(version, ended - started, ended - paused, total)
+        self.last_push = PushReport(version, ended - started, ended - paused, total, ended)
 
     def close(self) -> None:
         """Close the connections."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ("#2f6f9f", "#d1603d", "#3c8d5a", "#8a5aa8", "#b08a2e", "#5b6770")
+SHADES = (*COLOURS, "#b3567c", "#4a9c9c", "#8f6b4a", "#9aa5ad", "#6b7fc0", "#7d8c3a", "#c27f5c", "#444c55")
+"""For more parts than a chart should have curves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,28 @@ def bar_chart(labels: Sequence[str], groups: Sequence[tuple[str, Sequence[float]
     axes.set_xlabel(xlabel)
     axes.spines[["top", "right"]].set_visible(False)
     _legend_above(axes)
+    return _svg(figure)
+
+
+def share_bars(rows: Sequence[tuple[str, Mapping[str, float]]], *, xlabel: str) -> str:
+    """SVG of one horizontal bar a row: its name, and shares of 1 laid end to end; a name has one colour in all rows."""
+    names = list(dict.fromkeys(name for _, shares in rows for name, share in shares.items() if share > 0))
+    figure = Figure(figsize=(10.8, 1.3 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    ends = [0.0] * len(rows)
+    for number, name in enumerate(names):
+        widths = [shares.get(name, 0.0) for _, shares in rows]
+        colour = SHADES[number % len(SHADES)]
+        bars = axes.barh(range(len(rows)), widths, left=ends, height=0.72, color=colour, label=name)
+        texts = [f"{100 * width:.0f}%" if width >= 0.03 else "" for width in widths]
+        axes.bar_label(bars, texts, label_type="center", fontsize=8, color="white")
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(xlabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=8)
     return _svg(figure)
 
 

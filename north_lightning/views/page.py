@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from north_lightning.history import History
-from north_lightning.views.charts import Series, bar_chart, line_chart
+from north_lightning.views.charts import Series, bar_chart, line_chart, share_bars
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,24 @@ CHARTS = (
         ),
     ),
     Chart("invalid calls", "share of turns", (("all", "rl", "rollout/invalid_call_rate"),), (0, None)),
-    Chart("length of a rollout", "turns", (("mean", "rl", "rollout/turns"),)),
+    Chart("length of a rollout", "turns", (("mean", "rl", "rollout/turns"), ("p90", "rl", "rollout/turns/p90"))),
+    Chart(
+        "time of a rollout",
+        "seconds",
+        (
+            ("mean", "rl", "rollout/duration_s"),
+            ("p90", "rl", "rollout/duration_s/p90"),
+            ("p99", "rl", "rollout/duration_s/p99"),
+        ),
+        (0, None),
+    ),
+    Chart(
+        "use of the sampler's KV cache",
+        "share of its blocks",
+        (("mean", "rl", "sampler/kv_use/mean"), ("max", "rl", "sampler/kv_use/max")),
+        (0, None),
+        smooth=1,
+    ),
     Chart(
         "where a step's time goes",
         "seconds",
@@ -96,6 +113,7 @@ def render_page(report: Mapping[str, Any], evaluation: Mapping[str, Any], histor
         gain=report["paired_gain"],
         charts=[(title, svg) for title, svg in charts if svg],
         breakdown=_draw_families(evaluation["checkpoints"]),
+        accounts=_draw_accounts(report["rl_time"]),
     )
 
 
@@ -116,6 +134,28 @@ def _draw(chart: Chart, histories: Mapping[str, History]) -> str | None:
     bounds = column(histories["rl"], chart.level)[1] if chart.level else []
     level = ("bound", bounds[-1]) if bounds else None
     return line_chart(series, xlabel="optimizer step", ylabel=chart.ylabel, ylim=chart.ylim, level=level)
+
+
+def _draw_accounts(time: Mapping[str, Any] | None) -> str | None:
+    """Trainer and samplers, each a bar of 100%; generating is divided by what became of it."""
+    if time is None:
+        return None
+    rows = [("trainer", time["trainer_s"])]
+    generated_for, samplers = time.get("generated_for_s", {}), time.get("samplers_s", [])
+    generated_s = sum(generated_for.values())
+    for index, seconds in enumerate(samplers):
+        generating = {
+            f"generating: {purpose}": seconds["generating"] * for_it / generated_s
+            for purpose, for_it in generated_for.items()
+            if generated_s
+        }
+        idle = {f"idle: {name}": seconds[name] for name in seconds if name not in ("generating", "paused", "down")}
+        label = "sampler" if len(samplers) == 1 else f"sampler {index}"
+        rows.append((label, {**generating, **idle, "paused": seconds["paused"], "down": seconds["down"]}))
+    return share_bars(
+        [(label, {name: one / sum(seconds.values()) for name, one in seconds.items()}) for label, seconds in rows],
+        xlabel="share of the RL run",
+    )
 
 
 def _draw_families(checkpoints: Mapping[str, Any]) -> str:

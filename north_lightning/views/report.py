@@ -37,7 +37,10 @@ def write_report(run_dir: Path) -> None:
     stages = json.loads(timed.read_text()) if timed.exists() else {}
     evaluation = _read_json(run_dir / "eval" / "summary.json", "test")
     histories = {stage: _read_history(run_dir / stage / HISTORY) for stage in (*SFT_STAGES, RL_STAGE)}
-    report = build_report(stages, evaluation, histories)
+    accounted = run_dir / RL_STAGE / "time.json"  # where TimeAccounts is among the callbacks
+    report = build_report(stages, evaluation, histories) | {
+        "rl_time": json.loads(accounted.read_text()) if accounted.exists() else None
+    }
     (run_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     (run_dir / "report.html").write_text(render_page(report, evaluation, histories))
     _print(report)

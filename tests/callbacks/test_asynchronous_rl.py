@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from north_lightning.callbacks import (
     HFCheckpoint,
     JSONLHistory,
     RolloutProducerCallback,
+    SamplerMetrics,
     SidecarCallback,
     Throughput,
+    TimeAccounts,
     WeightSyncCallback,
 )
 from north_lightning.chat import train_tokenizer
@@ -34,10 +37,10 @@ from north_lightning.losses import CISPOLoss
 from north_lightning.model import load_checkpoint, named_hf_tensors
 from north_lightning.modules import CISPOModule
 from north_lightning.parallel import NorthStrategy
-from north_lightning.rollout import WindowedFIFOQueue
+from north_lightning.rollout import PassRateCurriculum, WindowedFIFOQueue
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.sampling.sidecar import Sidecar
-from north_lightning.sampling.transport import SharedMemoryTransport
+from north_lightning.sampling.transport import PushReport, SharedMemoryTransport
 from north_lightning.sandbox import BubblewrapProvider
 from north_lightning.tasks import write_task
 from north_lightning.tasks.software import software_task
@@ -54,6 +57,10 @@ class Borrowed(WeightTransport):
 
     def push(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         self.transport.push(tensors, version)
+
+    @property
+    def last_push(self) -> PushReport | None:
+        return self.transport.last_push
 
 
 class Running:
@@ -110,7 +117,9 @@ def make_producer(tasks: list[Path], **settings: Any) -> RolloutProducerCallback
         "reasoning": True,
     }
     rollouts = RolloutSettings(**{**defaults, **settings})
-    return RolloutProducerCallback(tasks, rollouts, group_size=GROUP_SIZE, max_concurrent_groups=4)
+    return RolloutProducerCallback(
+        tasks, rollouts, group_size=GROUP_SIZE, max_concurrent_groups=4, curriculum=PassRateCurriculum()
+    )
 
 
 @pytest.mark.slow
@@ -127,7 +136,10 @@ def test_rollouts_are_sampled_trained_and_sampled_again_from_the_new_weights(
     )
     sidecar = SidecarCallback(lambda model_dir, log_path: Running(vllm_server.url, vllm_server.max_model_len))
     listeners = Listeners()
-    callbacks = [sidecar, sync, make_producer(tasks), Throughput(), HFCheckpoint(), listeners]
+    accounts, measured = TimeAccounts(), SamplerMetrics(every_s=0.2)
+    producer = make_producer(tasks)
+    callbacks = [sidecar, sync, producer, Throughput(), HFCheckpoint(), listeners, accounts, measured]
+    started = time.monotonic()
     trainer = quiet_trainer(run_dir, max_steps=STEPS, callbacks=callbacks, logger=JSONLHistory(run_dir))
     data = RolloutDataModule(queue, GROUPS_PER_BATCH, max_row_tokens=3000, num_batches=STEPS, max_wait_s=200)
     trainer.fit(module, datamodule=data)
@@ -150,8 +162,53 @@ def test_rollouts_are_sampled_trained_and_sampled_again_from_the_new_weights(
     assert {0, 1, 2} <= {record["policy_version_max"] for record in records} <= {0, 1, 2, 3}
     assert {record["reward"] for record in records} == {0.0, 1.0}
     assert queue.stats()["trained"] == STEPS * GROUPS_PER_BATCH
+    schedule = producer.state_dict()["schedule"]
+    trained = [group_id for group_id in range(schedule["num_assigned"]) if queue.end_of(group_id) == "trained"]
+    assert not schedule["assigned"].keys() & set(trained)
+    memory = [8.0 * 0.7**n + GROUP_SIZE * sum(0.7**i for i in range(n)) for n in range(len(trained) + 1)]
+    counted = [min(range(len(memory)), key=lambda n: abs(memory[n] - a)) for a in attempts_of(schedule)]
+    assert sum(counted) == len(trained) == STEPS * GROUPS_PER_BATCH  # each group was observed once
     start, end = load_checkpoint(checkpoint), load_checkpoint(run_dir / "checkpoint")
     assert not torch.equal(start.embedding_weight, end.embedding_weight)
+    check_accounts(json.loads((run_dir / "time.json").read_text()), time.monotonic() - started)
+    check_metrics_of_the_sampler(history, records)
+
+
+def attempts_of(schedule: dict[str, Any]) -> list[float]:
+    return list(schedule["curriculum"]["attempts"].values())
+
+
+def check_accounts(written: dict[str, Any], clock_s: float) -> None:
+    """Against a clock that was read before and after the run, and what the run cannot have been without."""
+    (sampler,) = written["samplers_s"]
+    trainer_s, sampler_s = sum(written["trainer_s"].values()), sum(sampler.values())
+    assert sampler_s <= trainer_s + 0.01 <= clock_s + 0.02
+    assert trainer_s - sampler_s < 0.5 * trainer_s  # a sign of life comes every second
+    assert sum(written["generated_for_s"].values()) == pytest.approx(sampler["generating"], abs=0.01)
+    assert all(sampler[account] > 0 for account in ("generating", "sandbox", "paused"))
+    assert written["generated_for_s"]["trained"] > 0
+    assert sampler["paused"] <= written["trainer_s"]["push"]
+    assert sampler["down"] == 0
+
+
+def check_metrics_of_the_sampler(history: list[dict[str, Any]], records: list[dict[str, Any]]) -> None:
+    """The server's counts, against the tokens of the rollouts that came of them."""
+    counted = sum(line.get("sampler/generated_tokens", 0.0) for line in history)
+    sampled = sum(turn["num_tokens"] for record in records for turn in record["turns"])
+    assert 0 < counted < 3 * sampled  # what is in flight at the end is counted, what came before the first reading not
+    assert max(line.get("sampler/kv_use/max", 0.0) for line in history) > 0
+    assert max(line.get("sampler/running/max", 0.0) for line in history) <= 4 * GROUP_SIZE
+    assert sum(line.get("sampler/preemptions", 0.0) for line in history) == 0
+    pushes = [line for line in history if "weights/push_gb_s" in line]
+    assert len(pushes) == STEPS // 2
+    assert all(0 < line["weights/paused_s"] <= line["weights/push_s"] for line in pushes)
+    for line in history:
+        shares = {name: share for name, share in line.items() if name.startswith("policy_lag/share_")}
+        assert sum(shares.values()) == pytest.approx(1)
+        mean = sum(int(name.rpartition("_")[2]) * share for name, share in shares.items())
+        assert mean == pytest.approx(line["policy_lag/mean"], rel=1e-4)
+        if "sampler_time/generating" in line:
+            assert sum(v for name, v in line.items() if name.startswith("sampler_time/")) == pytest.approx(1)
 
 
 def train_on_each(checkpoint: Path, tasks: list[Path], run_dir: Path, server: Running) -> dict[str, Any]:

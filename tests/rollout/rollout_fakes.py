@@ -23,6 +23,7 @@ from north_lightning.interfaces import (
     SandboxProvider,
 )
 from north_lightning.rollout import RolloutRunner, Timeouts
+from north_lightning.rollout.journal import JournalledSampler
 from north_lightning.types import (
     AssistantAction,
     CommandResult,
@@ -334,7 +335,7 @@ def child_runner(tokenizer_dir: Path, plan: dict[int, str], once: Path, sample_s
     chat = load_chat(tokenizer_dir)
     return RolloutRunner(
         chat,
-        RecordingSampler(chat, [call("one"), answer()], delay_s=sample_s),
+        JournalledSampler(RecordingSampler(chat, [call("one"), answer()], delay_s=sample_s), 0),
         FakeSandboxes(),
         {"terminal": EchoHarness()},
         PlannedVerifier(plan, once),

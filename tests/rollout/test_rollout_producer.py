@@ -19,6 +19,7 @@ from rollout_fakes import child_runner, make_task, no_runner
 
 from north_lightning.errors import ConfigError, InfrastructureError, SandboxUnavailableError
 from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer, TaskSchedule, WindowedFIFOQueue
+from north_lightning.rollout.accounts import Began, Ended, Event, SamplerAccounts
 from north_lightning.types import RolloutGroup, Task
 
 FAST = FailurePolicy(max_dispatches=2, redispatch_delay_s=0.05, max_consecutive_drops=3, max_child_restarts=2)
@@ -112,6 +113,32 @@ def test_groups_flow_from_the_process_to_the_trainer(
     assert {(record["group_id"], record["index"]) for record in records} >= {
         (i, j) for i in range(12) for j in range(2)
     }
+
+
+def test_what_the_process_does_is_told_to_who_listens(
+    queue: WindowedFIFOQueue, tasks: list[Task], tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    """Group 1 fails for good; the process is killed once. Every dispatch that counted comes to an end that is told."""
+    started = time.monotonic()
+    events: list[Event] = []
+    with producing(queue, tasks, tokenizer_dir, tmp_path, {1: "raise"}, sample_s=0.05) as producer:
+        producer.listen(events.append)
+        trained = train(queue, producer, 2)
+        assert producer.child_pid is not None
+        os.kill(producer.child_pid, signal.SIGKILL)
+        trained += train(queue, producer, 2)
+    accounts = SamplerAccounts(1, started)
+    accounts.add(events)
+    assert started < accounts.until_s <= time.monotonic()
+    assert sum(accounts.seconds[0].values()) == pytest.approx(accounts.until_s - started)
+    handed = [event.group_id for event in events if isinstance(event, Ended) and event.group_id is not None]
+    assert {group.group_id for group in trained} <= set(handed)
+    assert 1 not in handed
+    assert [type(event) for event in events].count(Began) == 1
+    generated_for = accounts.generated_for(queue.end_of)
+    assert generated_for["trained"] >= 8 * 0.05 / 3  # that many groups, at most three of them at a time
+    assert generated_for["discarded"] > 0
+    assert sum(generated_for.values()) == pytest.approx(accounts.seconds[0]["generating"])
 
 
 def test_a_stopped_producer_goes_on_where_it_was(

@@ -79,6 +79,25 @@ def test_the_page_is_self_contained_and_draws_every_chart(run_dir: Path) -> None
     assert not re.search(r'(?:src|href)="https?://', page.replace("http://www.w3.org", ""))
 
 
+def test_the_accounts_of_time_are_drawn_as_bars_of_one_hundred_percent(run_dir: Path) -> None:
+    sampler = {"generating": 30.0, "sandbox": 10.0, "harness": 0.0, "verifier": 5.0}
+    sampler |= {"no_rollouts": 3.0, "paused": 2.0, "down": 0.0}
+    accounts = {
+        "trainer_s": {"wait": 37.5, "forward_backward": 12.5},
+        "samplers_s": [sampler],
+        "generated_for_s": {"trained": 24.0, "discarded": 6.0, "pending": 0.0},
+    }
+    (run_dir / "rl" / "time.json").write_text(json.dumps(accounts))
+    write_report(run_dir)
+    assert json.loads((run_dir / "report.json").read_text())["rl_time"] == accounts
+    page = (run_dir / "report.html").read_text()
+    assert page.count("<svg") == len(CHARTS) + 2
+    words = re.findall(r"<!-- (.*?) -->", page)  # matplotlib names each text that it draws as glyphs
+    bars = ["75%", "25%", "48%", "12%", "20%", "10%", "6%", "4%"]
+    assert {*bars, "generating: trained", "generating: discarded", "idle: verifier", "paused"} <= set(words)
+    assert not {"generating: pending", "down"} & set(words)  # nothing of that
+
+
 def test_a_missing_source_is_named_with_the_command_that_makes_it(run_dir: Path) -> None:
     (run_dir / "eval" / "summary.json").unlink()
     with pytest.raises(
