@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from north_lightning.errors import ConfigError
 from north_lightning.types import (
     AssistantAction,
     CommandResult,
@@ -222,6 +223,10 @@ class SandboxProvider(ABC):
     def check(self) -> None:
         """``SandboxUnavailableError`` with the remedy, if commands cannot be isolated here."""
 
+    def check_root(self, root: RootFileSystem) -> None:
+        """``ConfigError`` if sandboxes cannot be opened on this root file system here."""
+        raise ConfigError(f"expected tasks that bring no image, got {root.image}: {type(self).__name__} has no images")
+
     @abstractmethod
     async def open(
         self,
@@ -233,7 +238,7 @@ class SandboxProvider(ABC):
         """A sandbox whose ``/work`` starts as a copy of the directory ``image``; mounts: path inside -> path here.
 
         ``root`` takes the place of this provider's own root file system; without an ``image``, ``/work`` starts as a
-        copy of what ``root`` holds in its work directory. ``ConfigError`` if there is no such root file system here.
+        copy of what ``root`` holds in its work directory.
         """
 
 

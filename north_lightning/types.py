@@ -133,12 +133,12 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class RootFileSystem:
-    """What a sandbox sees beside ``/work``: an image by name, an image archive, a directory or a Dockerfile.
+    """What a task wants its sandboxes to see beside ``/work``: an image by its name, or a Dockerfile by its path.
 
     ``/work`` is seen at ``workdir`` too, and begins with what the image holds there; None is the image's own WORKDIR.
     """
 
-    image: str
+    image: str | Path
     workdir: str | None = None
 
 

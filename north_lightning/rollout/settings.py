@@ -20,7 +20,14 @@ from north_lightning.sampling.client import VLLMSampler
 from north_lightning.sampling.pool import SamplerPool
 from north_lightning.sandbox.scratch import delete_stale_scratch
 from north_lightning.tasks import image_of
-from north_lightning.types import SamplingParams, Task
+from north_lightning.types import RootFileSystem, SamplingParams, Task
+
+
+def roots_of(task: Task) -> set[RootFileSystem]:
+    """Every root file system that attempts at ``task`` and their verification need."""
+    parts = [step.task for step in task.steps] or [task]
+    own = {part.own_verifier.root for part in parts if part.own_verifier is not None}
+    return {root for root in {task.root, *own} if root is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,8 @@ class AttemptSettings:
 
         Raises:
             SandboxUnavailableError: commands cannot be isolated here.
-            ConfigError: a task has no harness, or a stage's limit would strike before the harness's or verifier's own.
+            ConfigError: a task has no harness, or asks for what there is not here, or a stage's limit would strike
+                before the harness's or verifier's own.
         """
         tasks = list(tasks)
         self.sandboxes.check()
@@ -56,6 +64,8 @@ class AttemptSettings:
             if task.unsupported:
                 what = ", ".join(task.unsupported)
                 raise ConfigError(f"task_sets: task {task.id} asks for what cannot be had here: {what}")
+        for root in {root for task in tasks for root in roots_of(task)}:
+            self.sandboxes.check_root(root)
         self._check_limits(tasks)
 
     def _check_limits(self, tasks: Sequence[Task]) -> None:

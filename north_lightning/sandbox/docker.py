@@ -15,11 +15,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from north_lightning.errors import ConfigError, SandboxError, SandboxUnavailableError
+from north_lightning.errors import SandboxError, SandboxUnavailableError
 from north_lightning.sandbox.attached import INIT, ContainerProcess, attach
 from north_lightning.sandbox.command import ENVIRONMENT, NUM_OPEN_FILES, SHM_BYTES
 from north_lightning.sandbox.local import Base, LocalProvider, LocalSandbox, in_thread
@@ -41,7 +42,8 @@ class DockerProvider(LocalProvider):
     Args:
         image: the root file system: the name of an image that the engine has, a directory, an image archive (OCI or
             ``docker save``), or a Dockerfile of the common subset (``sandbox.dockerfile``). It needs bash and, for
-            terminals, tmux. ``/work`` comes from the task; the image's own ``WORKDIR`` and user are not used.
+            terminals, tmux. ``/work`` comes from the task; the image's own ``WORKDIR`` and user are not used. A task
+            that names an image or has a Dockerfile of its own runs on that; its ``WORKDIR`` is ``/work`` too.
         engine: address of the Docker API, ``unix://...``; by default ``DOCKER_HOST``, or else the usual socket.
         limits: as of every local sandbox: ``memory_bytes``, ``max_processes``, ``max_file_bytes``, ``max_work_bytes``,
             ``max_files``, ``max_output_bytes``, ``max_slots``, ``root``, ``first_uid``.
@@ -113,7 +115,14 @@ class DockerProvider(LocalProvider):
     def _base(self, host: Host, root: RootFileSystem | None) -> Base:
         if root is None:
             return Base(self._image_id, variables=self._environment)
-        raise ConfigError("not yet")
+        self._check_programs()
+        assert self._engine is not None
+        name = root.image
+        image = self._engine.named(name) if isinstance(name, str) else self._engine.built(name)
+        workdir = root.workdir or self._engine.workdir(image)
+        folder = Path(tempfile.mkdtemp(prefix="root-", dir=host.root))
+        has_work = workdir != "/work" and self._engine.copy_out(image, workdir, folder)
+        return Base(image, workdir, folder if has_work else None, self._engine.environment(image))
 
     def _sandbox(
         self, host: Host, slot: Slot, base: Base, read_only: Mapping[str, Path], writable: Mapping[str, Path]
@@ -121,6 +130,7 @@ class DockerProvider(LocalProvider):
         self._check_programs()
         assert self._engine is not None
         places = {"/work": "work", "/tmp": "tmp", "/var/tmp": "tmp", "/home/agent": "home"}
+        places[base.workdir] = "work"
         binds = [f"{slot.directory / part}:{inside}:rw" for inside, part in places.items()]
         for mode, paths in (("ro", read_only), ("rw", writable)):
             binds += [f"{Path(here).resolve()}:{inside}:{mode}" for inside, here in paths.items()]
@@ -138,7 +148,7 @@ class DockerProvider(LocalProvider):
         return {
             "image": base.image,
             "user": f"{user}:{group}",
-            "working_dir": "/work",
+            "working_dir": base.workdir,
             "entrypoint": [],
             "stdin_open": True,
             "detach": False,

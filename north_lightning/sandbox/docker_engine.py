@@ -15,7 +15,7 @@ import socket
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import docker
@@ -23,6 +23,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from north_lightning.errors import ConfigError, SandboxError, SandboxUnavailableError
 from north_lightning.sandbox.dockerfile import base_of, read_dockerfile
+from north_lightning.sandbox.layers import unpack
 from north_lightning.sandbox.scratch import LOCK, take_lock
 
 LABEL = "north-lightning.scratch"
@@ -64,7 +65,7 @@ class Engine:
         if path.is_dir():
             return self._import_directory(path)
         if path.is_file() and (path.name.endswith("Dockerfile") or path.name.startswith("Dockerfile")):
-            return self._build(path)
+            return self.built(path)
         if path.is_file():
             return self._load(path)
         found = self._image_id(root_file_system)
@@ -73,6 +74,13 @@ class Engine:
                 f"image: expected an image of {self.name}, a directory, an image archive or a Dockerfile, got "
                 f"{root_file_system!r}; nothing is pulled"
             )
+        return found
+
+    def named(self, name: str) -> str:
+        """The id of an image that the engine has, by its name alone: nothing of this machine's files."""
+        found = self._image_id(name)
+        if found is None:
+            raise ConfigError(f"{self.name} has no image {name!r}; nothing is pulled")
         return found
 
     def _image_id(self, name: str) -> str | None:
@@ -108,7 +116,7 @@ class Engine:
             raise SandboxError(f"{self.name} loaded {names[-1]} from {path} and does not have it")
         return found
 
-    def _build(self, path: Path) -> str:
+    def built(self, path: Path) -> str:
         """The Dockerfile built on local images, without a network; its directory is the context."""
         instructions = read_dockerfile(path)
         base = base_of(instructions)
@@ -140,6 +148,31 @@ class Engine:
         with _engine_errors("read the image's settings"):
             words = (self.api.inspect_image(image).get("Config") or {}).get("Env") or []
         return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def workdir(self, image: str) -> str:
+        """The image's ``WORKDIR``; ``/work`` where it sets none, or ``/``, which nothing can be mounted over."""
+        with _engine_errors("read the image's settings"):
+            named = (self.api.inspect_image(image).get("Config") or {}).get("WorkingDir") or "/"
+        return "/work" if str(named) == "/" else str(named)
+
+    def copy_out(self, image: str, inside: str, destination: Path) -> bool:
+        """Copy what the directory ``inside`` of an image holds, special files left out; whether there is one."""
+        container = self.create(image, ["true"], {}, {"network_mode": "none"})
+        try:
+            with tempfile.TemporaryFile() as file:
+                with _engine_errors(f"read {inside}"):
+                    try:
+                        chunks, _ = self.api.get_archive(container, inside)
+                    except NotFound:
+                        return False
+                    for chunk in chunks:
+                        file.write(chunk)
+                file.seek(0)
+                with tarfile.open(fileobj=file) as archive:
+                    unpack(archive, destination, below=PurePosixPath(inside).name)
+        finally:
+            self.remove(container)
+        return True
 
     # ---- containers
 

@@ -91,9 +91,11 @@ class LocalProvider(SandboxProvider):
             raise ValueError(f"max_slots: expected at most {UIDS_PER_PROCESS}, got {max_slots}")
         self._host: Host | None = None
         self._is_checked = False
+        self._bases: dict[RootFileSystem | None, Base] = {}
+        self._bases_of: Host | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_host": None, "_is_checked": False}
+        return {**self.__dict__, "_host": None, "_is_checked": False, "_bases": {}, "_bases_of": None}
 
     def check(self) -> None:
         """Start one sandbox and look from inside whether it is one. Blocks for a moment; repeated calls are free."""
@@ -123,6 +125,20 @@ class LocalProvider(SandboxProvider):
     @abstractmethod
     def _probe(self, host: Host, slot: Slot) -> None:
         """Run a program in ``slot`` that looks for what it must not see; ``SandboxUnavailableError`` if it does."""
+
+    def check_root(self, root: RootFileSystem) -> None:
+        """Make ready what sandboxes on ``root`` see; ``ConfigError`` if it cannot be had here. Blocks."""
+        self.check()
+        self._ready_base(self._prepared(), root)
+
+    def _ready_base(self, host: Host, root: RootFileSystem | None) -> Base:
+        """``_base``, made once."""
+        with _PREPARING:
+            if self._bases_of is not host:
+                self._bases, self._bases_of = {}, host
+            if root not in self._bases:
+                self._bases[root] = self._base(host, root)
+            return self._bases[root]
 
     @abstractmethod
     def _base(self, host: Host, root: RootFileSystem | None) -> Base:
@@ -176,7 +192,7 @@ class LocalProvider(SandboxProvider):
     ) -> LocalSandbox:
         self.check()
         host = self._prepared()
-        base = self._base(host, root)
+        base = self._ready_base(host, root)
         for inside in (*read_only, *writable):
             if not inside.startswith("/"):
                 raise ValueError(f"mounts: expected an absolute path inside the sandbox, got {inside!r}")

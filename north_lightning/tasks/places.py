@@ -30,7 +30,7 @@ def _root(files: Path, image: str | None, workdir: str | None) -> RootFileSystem
     if workdir is None and dockerfile.is_file():
         named = _WORKDIR.findall(dockerfile.read_text(errors="replace"))
         workdir = named[-1] if named else None
-    return RootFileSystem(image or str(dockerfile), workdir)
+    return RootFileSystem(image or dockerfile, workdir)
 
 
 def collect_hooks(verifier: Verifier) -> tuple[Command, ...]:
@@ -77,7 +77,7 @@ def verifier_environment(
     )
     if image is None and not (own / "tests" / "Dockerfile").is_file():
         unsupported.append("tests/docker-compose.yaml")
-    there = RootFileSystem(image or str(own / "tests" / "Dockerfile"), workdir or "/work")
+    there = RootFileSystem(image or own / "tests" / "Dockerfile", workdir or "/work")
     return VerifierEnvironment(tuple(artifacts), there, brings_tests=True), tuple(unsupported)
 
 

@@ -10,15 +10,22 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+from dataclasses import replace
 
 import pytest
 import yaml
 from root_file_system import make_root_file_system
 
 from north_lightning.errors import ConfigError, NorthError, SandboxError, SandboxUnavailableError
+from north_lightning.harnesses import MiniSWEAgentHarness
 from north_lightning.interfaces import SandboxProvider
+from north_lightning.rollout.attempt import record_scripted, script_of_calls
+from north_lightning.rollout.settings import AttemptSettings
 from north_lightning.sandbox import DockerProvider
 from north_lightning.sandbox.dockerfile import base_of, read_dockerfile
+from north_lightning.tasks import image_of, load_task
+from north_lightning.types import RootFileSystem
+from north_lightning.verifiers import UnitTestVerifier
 
 LIMITS = {"max_work_bytes": 16 << 20, "memory_bytes": 256 << 20}
 
@@ -246,3 +253,74 @@ def test_it_is_chosen_in_yaml_like_every_sandbox():
     settings["no_such_limit"] = 1
     with pytest.raises(ArgumentError, match="no_such_limit"):
         parser.parse_string(yaml.safe_dump({"sandboxes": chosen}))
+
+
+# ---- tasks that bring an image
+
+
+@pytest.fixture(scope="session")
+def task_image(engine, containers, tmp_path_factory):
+    """An image as tasks name one: with files in its WORKDIR, a variable, and tests of its own."""
+    import docker
+
+    containers.check()
+    folder = tmp_path_factory.mktemp("built")
+    (folder / "Dockerfile").write_text(
+        f"FROM {containers._image_id.removeprefix('sha256:')}\nENV COLOUR=blue\nWORKDIR /srv/app\n"
+        "RUN echo given >given && ln -s given link && mkdir deep && echo x >deep/x && mkfifo pipe && mkdir /tests\n"
+        "RUN echo '[ -e answer ] && [ ! -e note ] && [ -e here ] && echo 1 >/logs/verifier/reward.txt' >/tests/test.sh\n"
+    )
+    docker.APIClient(base_url=engine).tag(containers._engine.built(folder / "Dockerfile"), "localhost/north-task", "1")
+    return "localhost/north-task:1"
+
+
+def write_image_task(parent, toml, test, **files):
+    files = {"task.toml": toml, "instruction.md": "Do it.\n", "tests/test.sh": test, **files}
+    for path, text in files.items():
+        (parent / path).parent.mkdir(parents=True, exist_ok=True)
+        (parent / path).write_text(text)
+    return load_task(parent)
+
+
+def solve(task, provider, command):
+    script = script_of_calls(
+        [("bash", {"command": one}) for one in (command, "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")]
+    )
+    return asyncio.run(
+        record_scripted(
+            task, MiniSWEAgentHarness(), script,
+            sandboxes=provider, verifier=UnitTestVerifier(timeout_s=60), image_of=image_of,
+        )
+    )  # fmt: skip
+
+
+def test_a_task_runs_and_is_graded_on_the_image_it_names(containers, task_image, tmp_path):
+    seen, expected = "$(cat answer /srv/app/answer link deep/x)", "$(printf 'blue\\nblue\\ngiven\\nx')"
+    test = f'[ "{seen}" = "{expected}" ] && echo 1 >/logs/verifier/reward.txt\n'
+    task = write_image_task(tmp_path, f'[environment]\ndocker_image = "{task_image}"\n', test)
+    rollout = solve(task, containers, "pwd; echo $COLOUR >answer; cat /srv/app/given")
+    assert rollout.reward.value == 1.0, rollout.reward.details
+    shown = next(message.content for message in rollout.messages if message.role == "tool")
+    assert json.loads(shown)["output"] == "/srv/app\ngiven\n"
+
+
+def test_a_verifier_of_its_own_image_sees_the_artifacts_only(containers, task_image, tmp_path):
+    dockerfile = f"FROM {task_image}\nRUN touch here\n"
+    toml = f'artifacts = ["/srv/app/answer"]\n[environment]\ndocker_image = "{task_image}"\nworkdir = "/srv/app"\n'
+    toml += '[verifier]\nenvironment_mode = "separate"\n'
+    task = write_image_task(tmp_path, toml, "exit 1\n", **{"tests/Dockerfile": dockerfile})
+    assert task.own_verifier.brings_tests
+    rollout = solve(task, containers, "touch answer note; rm -f here")
+    assert rollout.reward.value == 1.0, rollout.reward.details
+
+
+def test_images_that_there_are_not_are_named_before_anything_runs(containers, tmp_path):
+    settings = AttemptSettings(
+        harnesses={"terminal": MiniSWEAgentHarness()}, verifier=UnitTestVerifier(), sandboxes=containers
+    )
+    task = write_image_task(tmp_path, '[environment]\ndocker_image = "no-such-image:1"\n', "true\n")
+    with pytest.raises(ConfigError, match="has no image 'no-such-image:1'; nothing is pulled"):
+        settings.prepare([task])
+    # A name is a name: nothing of this machine becomes an image because a task calls its image so.
+    with pytest.raises(ConfigError, match="has no image '/etc'"):
+        settings.prepare([replace(task, root=RootFileSystem("/etc"))])

@@ -93,7 +93,7 @@ def test_root_file_systems_and_artifacts_are_read(tmp_path):
     named = load_task(write_directory("image instead of environment", tmp_path / "a"))
     assert named.root == RootFileSystem("debian")
     built = load_task(write_directory("version 1.0", tmp_path / "b"))
-    assert built.root == RootFileSystem(str(built.directory / "environment" / "Dockerfile"))
+    assert built.root == RootFileSystem(built.directory / "environment" / "Dockerfile")
     (built.directory / "environment" / "Dockerfile").write_text("FROM debian:12\nWORKDIR /a\nRUN true\nworkdir /app\n")
     assert load_task(built.directory).root.workdir == "/app"
     (built.directory / "task.toml").write_text(
@@ -111,6 +111,17 @@ def test_root_file_systems_and_artifacts_are_read(tmp_path):
         "the artifact /etc/passwd of main (expected one in /work)",
         "the artifact /app of db (expected one in /work)",
     )
+
+
+def test_a_step_says_first_where_its_tests_run(tmp_path):
+    directory = write_directory("version 1.3", tmp_path)
+    own = '[verifier.environment]\ndocker_image = "v:1"\n'
+    one = '[[steps]]\nname = "one"\nverifier = {environment = {docker_image = "v:2"}}\n'
+    two = '[[steps]]\nname = "two"\nverifier = {environment_mode = "shared"}\n'
+    (directory / "task.toml").write_text(f"{own}{one}{two}")
+    first, second = load_task(directory).steps
+    assert first.task.own_verifier.root.image == "v:2"
+    assert second.task.own_verifier is None
 
 
 def test_an_artifact_is_not_looked_for_through_links(tmp_path):

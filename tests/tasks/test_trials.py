@@ -59,6 +59,10 @@ def rollouts(tmp_path_factory):
     return dict(zip(TRIALS, asyncio.run(solve_all()), strict=True))
 
 
+def task_is_mean_of_steps(name):
+    return "steps/one/instruction.md" in TRIALS[name] and '"final"' not in TRIALS[name]["task.toml"]
+
+
 @pytest.mark.parametrize("name", TRIALS)
 def test_the_reward_is_harbors(name, rollouts):
     rollout, harbor = rollouts[name], HARBOR[name]
@@ -69,6 +73,10 @@ def test_the_reward_is_harbors(name, rollouts):
     assert {step: said["reward"] for step, said in steps.items()} == {
         step: 0.0 if numbers is None else numbers["reward"] for step, numbers in harbor["steps"].items()
     }
+    verdicts = harbor["steps"].values()
+    if task_is_mean_of_steps(name):
+        is_whole = len(verdicts) == 2 and None not in verdicts
+        assert rollout.reward.solved == (is_whole and all(numbers["reward"] == 1 for numbers in verdicts))
     if name not in BROKEN_STEPS:
         assert (rollout.reward.numbers or {"reward": rollout.reward.value}) == harbor["rewards"]
 
@@ -165,10 +173,10 @@ def test_a_first_step_that_cannot_begin_is_not_the_attempts_doing(tmp_path):
 
 
 def test_links_left_as_artifacts_lead_nowhere_but_inside(tmp_path):
-    """Links instead of a declared directory, to the tests and to the reward: neither is written through, nor read."""
+    """A link in place of a declared directory is handed over as a link, and nothing is read or written through it."""
     (tmp_path / "given").mkdir()
     task = write_steps(tmp_path / "given", "true", "true")
-    toml = 'artifacts = ["/work/out", "/work/out/reward.txt", "/work/x"]\n[verifier]\nenvironment_mode = "separate"\n'
+    toml = 'artifacts = ["/work/out", "/work/out/hostname", "/work/x"]\n[verifier]\nenvironment_mode = "separate"\n'
     (task.directory / "task.toml").write_text(toml)
     (task.directory / "instruction.md").write_text("Do it.\n")
     (task.directory / "environment" / "files" / "out").mkdir()
@@ -176,7 +184,7 @@ def test_links_left_as_artifacts_lead_nowhere_but_inside(tmp_path):
     (task.directory / "tests" / "test.sh").write_text(
         '[ -L out ] && [ "$(readlink x)" = /etc/shadow ] && echo 0.5 >/logs/verifier/reward.txt\n'
     )
-    cheat = "rm -r out; ln -s /logs/verifier out; ln -s /etc/shadow x"
+    cheat = "rm -r out; ln -s /etc out; ln -s /etc/shadow x"
     calls = [("bash", {"command": cheat}), ("bash", {"command": HAND_IN})]
     rollout = asyncio.run(attempt(load_task(task.directory), script=script_of_calls(calls)))
     assert rollout.reward.value == 0.5, rollout.reward.details
