@@ -13,15 +13,18 @@ whichever this machine lets us make) bounds what all programs of a sandbox take 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from north_lightning.errors import ConfigError, SandboxError
+from north_lightning.errors import SandboxError
 from north_lightning.sandbox.cgroups import Kind
 from north_lightning.sandbox.command import Launcher, Limits, make_launcher
 from north_lightning.sandbox.local import Base, LocalProvider, LocalSandbox
 from north_lightning.sandbox.probe import check_programs, probe, program
 from north_lightning.sandbox.processes import SandboxProcess, start
+from north_lightning.sandbox.root_files import make_root, take_work
 from north_lightning.sandbox.slots import Host, Slot
 from north_lightning.sandbox.trees import is_reachable_by_others, mount_bind
 from north_lightning.types import RootFileSystem
@@ -30,7 +33,19 @@ _GROUP_FACTOR = 4  # a sandbox has several programs: a terminal, a shell, a tool
 
 
 class BubblewrapProvider(LocalProvider):
-    """Runs commands under bubblewrap (0.8 or newer) on this machine."""
+    """Runs commands under bubblewrap (0.8 or newer) on this machine.
+
+    Args:
+        images: What tasks that bring an image run on, by the image's name: a root file system in a directory, or an OCI
+            image, in a directory or an archive (``skopeo copy docker://NAME oci-archive:FILE`` makes one). Without an
+            entry for it, such a task is refused. Every other task sees this machine's own system.
+        limits: as of every local sandbox: ``memory_bytes``, ``max_processes``, ``max_file_bytes``, ``max_work_bytes``,
+            ``max_files``, ``max_output_bytes``, ``max_slots``, ``root``, ``first_uid``.
+    """
+
+    def __init__(self, images: dict[str, Path] | None = None, **limits: Any) -> None:
+        super().__init__(**limits)
+        self.images = images or {}
 
     @property
     def resource_control(self) -> Kind:
@@ -56,12 +71,19 @@ class BubblewrapProvider(LocalProvider):
         check_programs()
 
     def _probe(self, host: Host, slot: Slot) -> None:
-        probe(self._launcher(host, slot, []), slot)
+        probe(self._launcher(host, slot, [], Base()), slot)
 
     def _base(self, host: Host, root: RootFileSystem | None) -> Base:
-        if root is not None:
-            raise ConfigError(f"expected a task without an image, got {root.image}: there are none under bubblewrap")
-        return Base()
+        if root is None:
+            return Base()
+        folder = Path(tempfile.mkdtemp(prefix="root-", dir=host.root))
+        folder.chmod(0o755)
+        settings = make_root(folder / "system", root.image, self.images)
+        (folder / "system").chmod(0o755)
+        workdir = root.workdir or settings.workdir or "/"
+        workdir = "/work" if workdir == "/" else workdir
+        work = take_work(folder / "system", workdir, folder / "work")
+        return Base(str(folder / "system"), workdir, work, settings.variables)
 
     def _sandbox(
         self, host: Host, slot: Slot, base: Base, read_only: Mapping[str, Path], writable: Mapping[str, Path]
@@ -70,9 +92,9 @@ class BubblewrapProvider(LocalProvider):
         for option, paths in (("--ro-bind", read_only), ("--bind", writable)):
             for inside, here in paths.items():
                 mounts += [option, str(_reachable(Path(here), slot, len(mounts))), inside]
-        return BubblewrapSandbox(self, host, slot, self._launcher(host, slot, mounts))
+        return BubblewrapSandbox(self, host, slot, self._launcher(host, slot, mounts, base))
 
-    def _launcher(self, host: Host, slot: Slot, mounts: Sequence[str]) -> Launcher:
+    def _launcher(self, host: Host, slot: Slot, mounts: Sequence[str], base: Base) -> Launcher:
         memory_bytes = self.memory_bytes + self.max_work_bytes
         return make_launcher(
             bwrap=program("bwrap"),
@@ -84,6 +106,9 @@ class BubblewrapProvider(LocalProvider):
             mounts=mounts,
             limits=Limits(self.memory_bytes, self.max_processes, self.max_file_bytes),
             cgroups=host.cgroups.make(slot.name, memory_bytes, _GROUP_FACTOR * self.max_processes),
+            root=Path(base.image) if base.image else None,
+            workdir=base.workdir,
+            variables=base.variables,
         )
 
 

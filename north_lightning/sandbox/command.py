@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +75,13 @@ def make_launcher(
     mounts: Sequence[str],
     limits: Limits,
     cgroups: Sequence[Path] = (),
+    root: Path | None = None,
+    workdir: str = "/work",
+    variables: Mapping[str, str] | None = None,
 ) -> Launcher:
     """How to run programs, as ``uid`` (None: the caller), on the files in ``directory/{work,tmp,home}``.
 
+    ``root`` is the root file system, this machine's own system without one; ``workdir`` is another name of ``/work``.
     ``cgroups`` are the files through which a process joins its control groups.
     """
     outer = []
@@ -87,22 +91,19 @@ def make_launcher(
     if uid is not None:
         outer += [setpriv, f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
     outer += [bwrap, *_NAMESPACES, *_IDENTITY, *_LIFE]
-    for name, value in ENVIRONMENT.items():
+    for name, value in {**ENVIRONMENT, **(variables or {}), "HOME": ENVIRONMENT["HOME"]}.items():
         outer += ["--setenv", name, value]
 
-    inner = ["--ro-bind", "/usr", "/usr", "--ro-bind", str(etc), "/etc"]
-    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-        path = Path("/", name)
-        if path.is_symlink():
-            inner += ["--symlink", f"usr/{name}", str(path)]
-        elif path.is_dir():
-            inner += ["--ro-bind", str(path), str(path)]
+    inner = _system_of_this_machine(etc) if root is None else _system_of(root)
     # bubblewrap's own /dev and / are file systems in memory without a limit, so they become read-only.
     inner += ["--proc", "/proc", "--dev", "/dev"]
     inner += ["--size", str(SHM_BYTES), "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
-    for inside, part in (("/work", "work"), ("/tmp", "tmp"), ("/home/agent", "home")):
+    places = {"/work": "work", workdir: "work", "/tmp": "tmp", "/home/agent": "home"}
+    for inside, part in places.items():
         inner += ["--bind", str(directory / part), inside]
-    inner += [*mounts, "--dir", "/run", "--symlink", "/tmp", "/var/tmp", "--remount-ro", "/", "--chdir", "/work"]
+    if root is None:
+        inner += ["--symlink", "/tmp", "/var/tmp"]
+    inner += [*mounts, "--dir", "/run", "--remount-ro", "/", "--chdir", workdir]
     init = _INIT.format(
         num_files=NUM_OPEN_FILES,
         file_blocks=-(-limits.max_file_bytes // 512),
@@ -111,3 +112,25 @@ def make_launcher(
         started="".join(f"\\{byte:03o}" for byte in STARTED),
     )
     return Launcher(tuple(outer), (*inner, "--", "/bin/sh", "-c", init, "init"), seccomp)
+
+
+def _system_of_this_machine(etc: Path) -> list[str]:
+    words = ["--ro-bind", "/usr", "/usr", "--ro-bind", str(etc), "/etc"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        path = Path("/", name)
+        if path.is_symlink():
+            words += ["--symlink", f"usr/{name}", str(path)]
+        elif path.is_dir():
+            words += ["--ro-bind", str(path), str(path)]
+    return words
+
+
+def _system_of(root: Path) -> list[str]:
+    """Everything in ``root`` but what each sandbox has its own of."""
+    words: list[str] = []
+    for path in sorted(root.iterdir()):
+        if path.name in ("dev", "proc", "run", "sys", "tmp", "work"):
+            continue
+        words += ["--symlink", os.readlink(path)] if path.is_symlink() else ["--ro-bind", str(path)]
+        words.append(f"/{path.name}")
+    return words

@@ -121,7 +121,7 @@ class DockerProvider(LocalProvider):
         image = self._engine.named(name) if isinstance(name, str) else self._engine.built(name)
         workdir = root.workdir or self._engine.workdir(image)
         folder = Path(tempfile.mkdtemp(prefix="root-", dir=host.root))
-        has_work = workdir != "/work" and self._engine.copy_out(image, workdir, folder)
+        has_work = self._engine.copy_out(image, workdir, folder)
         return Base(image, workdir, folder if has_work else None, self._engine.environment(image))
 
     def _sandbox(

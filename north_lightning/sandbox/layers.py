@@ -44,6 +44,10 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+class BlockedPathError(ConfigError):
+    """A link or a file where a directory was expected."""
+
+
 @dataclass
 class Limits:
     """What is left for all layers of an image together."""
@@ -173,17 +177,18 @@ def unpack(archive: tarfile.TarFile, destination: Path, below: str = "") -> None
 
 
 def _hide(archive: tarfile.TarFile, member: tarfile.TarInfo, destination: Path, limits: Limits) -> None:
+    """Remove what a whiteout names; a place that is no directory in the layers below holds nothing to remove."""
     parts = _parts(member.name)
     if not parts or not parts[-1].startswith(_WHITEOUT):
         return
     try:
         folder = open_directory(destination, parts[:-1], make=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, BlockedPathError):
         return
     try:
         for name in os.listdir(folder) if parts[-1] == _OPAQUE else [parts[-1].removeprefix(_WHITEOUT)]:
             if name not in ("", ".", ".."):
-                _remove(folder, name)
+                remove(folder, name)
     finally:
         os.close(folder)
 
@@ -203,13 +208,13 @@ def _add(archive: tarfile.TarFile, member: tarfile.TarInfo, destination: Path, l
     try:
         if member.isdir():
             if not _is_directory(folder, name):
-                _remove(folder, name)
+                remove(folder, name)
                 os.mkdir(name, 0o755, dir_fd=folder)
             below = os.open(name, _DIRECTORY, dir_fd=folder)
             os.fchmod(below, member.mode & 0o777 | 0o700)
             os.close(below)
             return
-        _remove(folder, name)
+        remove(folder, name)
         if member.issym():
             os.symlink(member.linkname, name, dir_fd=folder)
         elif member.islnk():
@@ -252,7 +257,8 @@ def open_directory(root: Path, parts: list[str], make: bool = True) -> int:
                     os.mkdir(part, 0o755, dir_fd=folder)
             below = os.open(part, _DIRECTORY, dir_fd=folder)
         except NotADirectoryError:
-            raise ConfigError(f"expected {'/'.join(parts)} to be reached without links or files on the way") from None
+            where = "/".join(parts)
+            raise BlockedPathError(f"expected {where} to be reached without links or files on the way") from None
         finally:
             os.close(folder)
         folder = below
@@ -266,7 +272,8 @@ def _is_directory(folder: int, name: str) -> bool:
         return False
 
 
-def _remove(folder: int, name: str) -> None:
+def remove(folder: int, name: str) -> None:
+    """Delete ``name`` in an open directory, whatever it is; links are removed, not followed."""
     if _is_directory(folder, name):
         shutil.rmtree(name, dir_fd=folder)
     else:

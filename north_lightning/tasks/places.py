@@ -86,7 +86,7 @@ def _below(source: str, workdir: str | None) -> str | None:
     path = PurePosixPath(source)
     if not path.is_absolute():
         return str(path)
-    for parent in ("/work", workdir):
+    for parent in (workdir, "/work"):
         if parent is not None and path.is_relative_to(parent):
             return str(path.relative_to(parent))
     return None

@@ -4,7 +4,11 @@ import pytest
 from container_engine import container_engine
 from root_file_system import make_root_file_system
 
+from north_lightning.harnesses import MiniSWEAgentHarness
+from north_lightning.rollout.attempt import record_scripted, script_of_calls
 from north_lightning.sandbox import BubblewrapProvider, Shell, Terminal
+from north_lightning.tasks import image_of
+from north_lightning.verifiers import UnitTestVerifier
 
 
 @pytest.fixture(scope="session")
@@ -80,3 +84,23 @@ def engine(tmp_path_factory):
 @pytest.fixture(scope="session")
 def root_file_system(tmp_path_factory):
     return make_root_file_system(tmp_path_factory.mktemp("root") / "root")
+
+
+@pytest.fixture
+def solve():
+    """The rollout of an attempt at a task that runs one command and hands in."""
+
+    def attempt(task, provider, command):
+        commands = (command, "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")
+        return asyncio.run(
+            record_scripted(
+                task,
+                MiniSWEAgentHarness(),
+                script_of_calls([("bash", {"command": one}) for one in commands]),
+                sandboxes=provider,
+                verifier=UnitTestVerifier(timeout_s=60),
+                image_of=image_of,
+            )
+        )
+
+    return attempt

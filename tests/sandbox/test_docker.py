@@ -1,29 +1,25 @@
 """A real container engine's sandboxes: root file systems, refusals, and what an engine does behind our back."""
 
 import asyncio
-import hashlib
-import io
 import json
-import os
 import signal
 import subprocess
 import sys
-import tarfile
 import textwrap
 from dataclasses import replace
 
 import pytest
 import yaml
+from oci_images import tar_of, write_oci_archive
 from root_file_system import make_root_file_system
 
 from north_lightning.errors import ConfigError, NorthError, SandboxError, SandboxUnavailableError
 from north_lightning.harnesses import MiniSWEAgentHarness
 from north_lightning.interfaces import SandboxProvider
-from north_lightning.rollout.attempt import record_scripted, script_of_calls
 from north_lightning.rollout.settings import AttemptSettings
 from north_lightning.sandbox import DockerProvider
 from north_lightning.sandbox.dockerfile import base_of, read_dockerfile
-from north_lightning.tasks import image_of, load_task
+from north_lightning.tasks import load_task
 from north_lightning.types import RootFileSystem
 from north_lightning.verifiers import UnitTestVerifier
 
@@ -51,55 +47,11 @@ def containers(engine, root_file_system):
     return DockerProvider(str(root_file_system), engine=engine, **LIMITS)
 
 
-def write_oci_archive(root, path, name):
-    """An OCI image layout of one layer, in a tar file, by the image specification and nothing else."""
-
-    def add(archive, name, data):
-        entry = tarfile.TarInfo(name)
-        entry.size = len(data)
-        archive.addfile(entry, io.BytesIO(data))
-
-    layer = io.BytesIO()
-    with tarfile.open(fileobj=layer, mode="w") as archive:
-        archive.add(root, arcname=".")
-    blobs = {}
-
-    def blob(kind, data):
-        digest = hashlib.sha256(data).hexdigest()
-        blobs[digest] = data
-        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
-
-    layer_blob = blob("layer.v1.tar", layer.getvalue())
-    settings = {
-        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
-        "os": "linux",
-        "config": {"Env": ["FROM_ARCHIVE=yes"]},
-        "rootfs": {"type": "layers", "diff_ids": [layer_blob["digest"]]},
-    }
-    config = blob("config.v1+json", json.dumps(settings).encode())
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": config,
-        "layers": [layer_blob],
-    }
-    listed = {
-        **blob("manifest.v1+json", json.dumps(manifest).encode()),
-        "annotations": {"org.opencontainers.image.ref.name": name},
-    }
-    with tarfile.open(path, "w") as archive:
-        add(archive, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
-        add(archive, "index.json", json.dumps({"schemaVersion": 2, "manifests": [listed]}).encode())
-        for digest, data in blobs.items():
-            add(archive, f"blobs/sha256/{digest}", data)
-    return path
-
-
 # ---- root file systems
 
 
 def test_an_oci_archive_is_a_root_file_system(engine, root_file_system, image, tmp_path):
-    path = write_oci_archive(root_file_system, tmp_path / "image.tar", "localhost/north-archive:1")
+    path = write_oci_archive(tmp_path / "image.tar", [tar_of(root_file_system)], name="localhost/north-archive:1")
     provider = DockerProvider(str(path), engine=engine, **LIMITS)
     assert output_of(provider, image, "echo $FROM_ARCHIVE; pwd; ls /home") == "yes\n/work\nagent\n"
 
@@ -268,7 +220,7 @@ def task_image(engine, containers, tmp_path_factory):
     (folder / "Dockerfile").write_text(
         f"FROM {containers._image_id.removeprefix('sha256:')}\nENV COLOUR=blue\nWORKDIR /srv/app\n"
         "RUN echo given >given && ln -s given link && mkdir deep && echo x >deep/x && mkfifo pipe && mkdir /tests\n"
-        "RUN echo '[ -e answer ] && [ ! -e note ] && [ -e here ] && echo 1 >/logs/verifier/reward.txt' >/tests/test.sh\n"
+        "RUN echo '[ -e answer -a ! -e note ] && [ -e here ] && echo 1 >/logs/verifier/reward.txt' >/tests/test.sh\n"
     )
     docker.APIClient(base_url=engine).tag(containers._engine.built(folder / "Dockerfile"), "localhost/north-task", "1")
     return "localhost/north-task:1"
@@ -282,19 +234,7 @@ def write_image_task(parent, toml, test, **files):
     return load_task(parent)
 
 
-def solve(task, provider, command):
-    script = script_of_calls(
-        [("bash", {"command": one}) for one in (command, "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT")]
-    )
-    return asyncio.run(
-        record_scripted(
-            task, MiniSWEAgentHarness(), script,
-            sandboxes=provider, verifier=UnitTestVerifier(timeout_s=60), image_of=image_of,
-        )
-    )  # fmt: skip
-
-
-def test_a_task_runs_and_is_graded_on_the_image_it_names(containers, task_image, tmp_path):
+def test_a_task_runs_and_is_graded_on_the_image_it_names(containers, task_image, tmp_path, solve):
     seen, expected = "$(cat answer /srv/app/answer link deep/x)", "$(printf 'blue\\nblue\\ngiven\\nx')"
     test = f'[ "{seen}" = "{expected}" ] && echo 1 >/logs/verifier/reward.txt\n'
     task = write_image_task(tmp_path, f'[environment]\ndocker_image = "{task_image}"\n', test)
@@ -304,7 +244,7 @@ def test_a_task_runs_and_is_graded_on_the_image_it_names(containers, task_image,
     assert json.loads(shown)["output"] == "/srv/app\ngiven\n"
 
 
-def test_a_verifier_of_its_own_image_sees_the_artifacts_only(containers, task_image, tmp_path):
+def test_a_verifier_of_its_own_image_sees_the_artifacts_only(containers, task_image, tmp_path, solve):
     dockerfile = f"FROM {task_image}\nRUN touch here\n"
     toml = f'artifacts = ["/srv/app/answer"]\n[environment]\ndocker_image = "{task_image}"\nworkdir = "/srv/app"\n'
     toml += '[verifier]\nenvironment_mode = "separate"\n'

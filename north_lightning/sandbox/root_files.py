@@ -1,0 +1,61 @@
+"""Root file systems on this machine, for sandboxes that no engine makes one for.
+
+In: an image that a task names, and where on this machine there is one of that name. Out: a directory that sandboxes can
+be shown read-only, with the places in it that something of theirs is mounted at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from north_lightning.errors import ConfigError
+from north_lightning.sandbox.layers import ImageSettings, open_directory, remove, unpack_image
+from north_lightning.sandbox.trees import copy_tree
+
+
+def make_root(destination: Path, image: str | Path, images: Mapping[str, Path]) -> ImageSettings:
+    """Put the root file system of ``image`` into the new directory ``destination``; ``ConfigError`` if there is none.
+
+    ``images`` says by name where it is: a directory, an OCI image in a directory, or an OCI archive.
+    """
+    if not isinstance(image, str):
+        raise ConfigError(
+            f"{image}: Dockerfiles are not built under bubblewrap: name an image, or use the DockerProvider"
+        )
+    if image not in images:
+        known = ", ".join(sorted(images)) or "none"
+        raise ConfigError(f"images: expected an entry for {image!r}, which a task names, got {known}")
+    path = Path(images[image])
+    if not path.exists():
+        raise ConfigError(f"images: {image!r}: {path} not found")
+    if path.is_file() or (path / "index.json").is_file():
+        settings = unpack_image(path, destination)
+    else:
+        copy_tree(path, destination)
+        settings = ImageSettings()
+    _make_places(destination)
+    return settings
+
+
+def _make_places(root: Path) -> None:
+    """Directories that sandboxes mount something at; ``/var/tmp`` is their ``/tmp``."""
+    for place in ("home/agent", "logs/verifier", "tests"):
+        os.close(open_directory(root, place.split("/")))
+    var = open_directory(root, ["var"])
+    try:
+        remove(var, "tmp")
+        os.symlink("/tmp", "tmp", dir_fd=var)
+    finally:
+        os.close(var)
+
+
+def take_work(root: Path, workdir: str, destination: Path) -> Path:
+    """Copy what ``root`` holds at ``workdir``, made if it is missing, to the new directory ``destination``."""
+    parts = [part for part in PurePosixPath(workdir).parts if part != "/"]
+    if not parts or ".." in parts or parts[0] in ("proc", "dev", "run", "tmp", "sys"):
+        raise ConfigError(f"workdir: expected a directory of the image's own, got {workdir!r}")
+    os.close(open_directory(root, parts))
+    copy_tree(root.joinpath(*parts), destination)
+    return destination
