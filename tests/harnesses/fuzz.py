@@ -219,7 +219,7 @@ class KeptSandboxes(SandboxProvider):
 
     def check(self) -> None: ...
 
-    async def open(self, image, read_only=None, writable=None) -> Sandbox:
+    async def open(self, image, read_only=None, writable=None, root=None) -> Sandbox:
         if self.kept is None:
             self.kept = KeptSandbox(await self.provider.open(self.image))
         return self.kept
