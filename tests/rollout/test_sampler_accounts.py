@@ -106,7 +106,7 @@ def test_what_a_dead_rollout_process_asked_for_is_discarded_and_no_longer_asked_
     accounts.add([Told(105.0, [Move(104.0, 0, 8, 0)])])
     assert accounts.seconds[0]["generating"] == 3.0
     assert accounts.seconds[0]["no_rollouts"] == 2.0
-    accounts.add([Told(106.0, [Move(106.0, 0, 8, None)]), Ended(8, 1)])
+    accounts.add([Told(106.0, [Move(106.0, 0, 8, None)]), Ended(8, 1), Began(106.0)])  # what is lost is lost once
     assert accounts.generated_for({1: "trained"}.get) == {"trained": 2.0, "discarded": 2.0, "pending": 0.0}
 
 
