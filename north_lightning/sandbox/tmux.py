@@ -64,11 +64,14 @@ class PaneOutput:
         self._rest = b""  # may be the start of a mark
         self._is_typing = False
         self._is_submitted = False
+        self._says_when_reading = False  # readline has announced, once at least, that it begins to read a line
+        self._began_reading = False  # it has since the last prompt: the next prompt is new, not the same drawn again
         self._prompt_rest = b""  # the part of the prompt's own text that has not come yet
         self._since_prompt = bytearray()  # printed by background jobs; or the echo of what was typed ahead
         mark = rf"\x1b\]133;(?:(?P<mark>[ACP])|D;(?P<code>\d+));k={nonce}\x07"
-        line_accepted = r"\x1b\[\?2004l\r"  # readline ends its bracketed-paste mode
-        self._marks = re.compile(f"{mark}|{line_accepted}".encode())
+        line_begun = r"(?P<begun>\x1b\[\?2004h)"  # readline begins its bracketed-paste mode
+        line_accepted = r"\x1b\[\?2004l\r"  # and ends it
+        self._marks = re.compile(f"{mark}|{line_begun}|{line_accepted}".encode())
 
     def feed(self, data: bytes) -> None:
         data = self._rest + data
@@ -84,6 +87,11 @@ class PaneOutput:
         self._keep(data[:cut])
 
     def _pass(self, match: re.Match[bytes]) -> None:
+        if match["begun"]:
+            self._says_when_reading = self._began_reading = True
+            return
+        if self._is_drawn_again(match):
+            return
         self.num_marks += 1
         if match["code"] is not None:
             self.last_exit_code = int(match["code"])
@@ -92,9 +100,15 @@ class PaneOutput:
         self.is_at_prompt = match["mark"] in (b"A", b"P")
         if self.is_at_prompt:
             self.num_prompts += 1
+            self._began_reading = False
             self.is_continuation = match["mark"] == b"P"
             self._is_typing = self._is_submitted = False
             self._prompt_rest = b"> " if self.is_continuation else b"$ "
+
+    def _is_drawn_again(self, match: re.Match[bytes]) -> bool:
+        """Whether readline draws the prompt of a line that is being typed again, as it does for pasted newlines."""
+        is_of_prompt = match["code"] is not None or match["mark"] in (b"A", b"P")
+        return is_of_prompt and self.is_at_prompt and self._says_when_reading and not self._began_reading
 
     def _keep(self, data: bytes) -> None:
         if not self.is_at_prompt:
@@ -125,5 +139,5 @@ class PaneOutput:
 
 
 def _may_be_mark(tail: bytes) -> bool:
-    starts = (b"\x1b]133;", b"\x1b[?2004l\r")
+    starts = (b"\x1b]133;", b"\x1b[?2004l\r", b"\x1b[?2004h")
     return any(start.startswith(tail) or (start == starts[0] and tail.startswith(start)) for start in starts)

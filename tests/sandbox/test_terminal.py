@@ -355,6 +355,23 @@ def test_marks_are_found_however_the_bytes_are_split(data):
     assert (pane.num_prompts, pane.last_exit_code, pane.is_at_prompt) == (2, 7, True)
 
 
+@pytest.mark.parametrize("num_bytes", [1, 7, 1000])
+def test_a_prompt_that_readline_draws_again_is_not_a_new_one(num_bytes):
+    """What bash 5.2 wrote for ``(export y=2 # no comment``, newline, ``)``: Enter made it draw the whole line again."""
+    mark = b"\x1b]133;D;0;k=12ab\x07\x1b]133;A;k=12ab\x07$ "
+    pane = PaneOutput("12ab", 1000)
+    pane.feed(b"\x1b[?2004h" + mark)
+    pane.begin_typing(submits=True)
+    echo = b"\x1b[7m(export y=2 # no comment\x1b[27m\r\n\r\x1b[7m)\x1b[27m"
+    echo += b"\x1bM\r" + mark + b"(export y=2 # no comment\r\n\r)\r\n"
+    for start in range(0, len(echo), num_bytes):
+        pane.feed(echo[start : start + num_bytes])
+        assert (pane.num_prompts, pane.is_ready) == (1, False)
+    assert pane.take().head == b""
+    pane.feed(b"\x1b[?2004l\r\x1b]133;C;k=12ab\x07out\r\n\x1b[?2004h" + mark)
+    assert (pane.num_prompts, pane.is_ready, pane.take().head) == (2, True, b"out\r\n")
+
+
 def test_words_of_background_jobs_are_kept_and_echo_of_typing_is_not():
     pane = PaneOutput("12ab", 1000)
     pane.feed(b"\x1b]133;A;k=12ab\x07$ ")
