@@ -67,6 +67,10 @@ class SamplerError(InfrastructureError):
     """The sampler did not answer, or answered what it must not (non-finite log-probabilities)."""
 
 
+class NonFiniteError(SamplerError):
+    """The sampler's log-probabilities are not finite: most likely its weights are not."""
+
+
 class SidecarError(SamplerError):
     """The vLLM process could not start or is dead."""
 

@@ -17,7 +17,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -76,10 +76,17 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The event loop turns; what the attempts have been busy with since the last message."""
+    """The event loop turns.
 
-    at_s: float  # of the monotonic clock
+    Args:
+        at_s: Of the monotonic clock.
+        moves: What the attempts have been busy with since the last message.
+        retried: Error class -> attempts begun anew since then.
+    """
+
+    at_s: float
     moves: list[Move]
+    retried: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +205,9 @@ class _Worker:
             await self._tell_moves()
 
     async def _tell_moves(self) -> None:
-        await self._send(Alive(self._journal.clock(), self._journal.take()))
+        retried = dict(self._runner.retried)
+        self._runner.retried.clear()
+        await self._send(Alive(self._journal.clock(), self._journal.take(), retried))
 
     async def _send(self, message: object) -> None:
         try:

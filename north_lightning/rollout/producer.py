@@ -49,6 +49,7 @@ from north_lightning.rollout.child import (
 from north_lightning.rollout.records import append_records
 from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.rollout.schedule import CurriculumSchedule, TaskSchedule
+from north_lightning.sandbox.memory_kills import how_it_ended, num_memory_kills
 from north_lightning.types import Task
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,7 @@ class RolloutProducer:
         self._suspended = threading.Event()
         self._ready = threading.Event()
         self._process: SpawnProcess | None = None
+        self._num_memory_kills = 0
         self._connection: Connection | None = None
         self._last_message = 0.0
         self._listener: Callable[[Event], None] | None = None
@@ -193,7 +195,8 @@ class RolloutProducer:
         self._suspended.clear()
 
     def stats(self) -> Mapping[str, float]:
-        """Groups completed, dispatched again and late; ``failures/<error class>``; restarts of the process."""
+        """Groups completed, dispatched again and late; restarts of the process; ``failures/<error class>``, of groups,
+        and ``retried/<error class>``, of attempts that were begun anew within their group."""
         counts = {name: float(count) for name, count in sorted(self._counts.items())}
         return {"running": float(len(self._running)), "waiting": float(len(self._waiting)), **counts}
 
@@ -287,6 +290,7 @@ class RolloutProducer:
             self._ready.set()
         elif isinstance(message, Alive):
             self._tell(Told(message.at_s, message.moves))
+            self._counts.update({f"retried/{name}": count for name, count in message.retried.items()})
         elif isinstance(message, Finished):
             self._finish(message)
         elif isinstance(message, Failed):
@@ -343,6 +347,7 @@ class RolloutProducer:
         self._process = context.Process(
             target=run_child, args=(theirs, pickle.dumps(spec), os.getpid()), name="rollouts", daemon=True
         )
+        self._num_memory_kills = num_memory_kills()
         self._process.start()
         self._tell(Began(time.monotonic()))
         theirs.close()
@@ -352,9 +357,9 @@ class RolloutProducer:
         lost, self._running = self._running, {}
         self._ready.clear()
         exit_code = self._end_child(patience_s=1.0 if what == DIED else 0.0)  # a silent one would not end by itself
-        if what == DIED and exit_code is not None and exit_code < 0:
-            what = f"was killed by {signal.Signals(-exit_code).name}"
-        error = InfrastructureError(f"the rollout process {what} (exit code {exit_code})")
+        if what == DIED and exit_code is not None:
+            what = how_it_ended(exit_code, self._num_memory_kills)
+        error = InfrastructureError(f"the rollout process {what}")
         self._counts["child_restarts"] += 1
         self._consecutive_deaths += 1
         if self._consecutive_deaths > self._limits.max_child_restarts:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from north_lightning.errors import (
     ConfigError,
     InfrastructureError,
     InvalidActionError,
+    NonFiniteError,
     SamplerError,
     SandboxUnavailableError,
 )
@@ -193,6 +195,8 @@ class AttemptRunner(ABC):
         self.retry_delay_s = retry_delay_s
         self.sandboxes = sandboxes
         self.verifier = verifier
+        self.retried = Counter[str]()
+        """Error class -> attempts that failed with it and were begun anew."""
         self._loop = AttemptLoop(sandboxes, verifier, image_of, self.timeouts)
 
     @property
@@ -227,6 +231,7 @@ class AttemptRunner(ABC):
                 )  # fmt: skip
                 if attempt == self.max_attempts:
                     raise
+                self.retried[type(error).__name__] += 1
             await asyncio.sleep(self.retry_delay_s * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
 
@@ -339,4 +344,4 @@ def _check_sample(sample: Sample, max_tokens: int) -> None:
             f"{len(sample.policy_versions)} versions"
         )
     if not all(map(math.isfinite, sample.logprobs)):
-        raise SamplerError("the sampler: expected finite log-probabilities, got NaN or infinity")
+        raise NonFiniteError("the sampler: expected finite log-probabilities, got NaN or infinity")

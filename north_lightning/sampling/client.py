@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from north_lightning.errors import SamplerError
+from north_lightning.errors import NonFiniteError, SamplerError
 from north_lightning.interfaces import Sampler
 from north_lightning.types import FinishReason, Sample, SamplingParams
 
@@ -114,6 +114,9 @@ class VLLMSampler(Sampler):
                         "is the vLLM sidecar still running?"
                     ) from error
                 await asyncio.sleep(0.1 * 2**attempt)
+            except (aiohttp.ClientError, ValueError) as error:
+                what = f"{type(error).__name__}: {error}"
+                raise SamplerError(f"{self.url}: expected JSON, got an answer that cannot be read ({what})") from error
         raise AssertionError("unreachable")
 
     def _open_session(self) -> aiohttp.ClientSession:
@@ -142,7 +145,7 @@ def sample_from_answer(answer: Mapping[str, Any]) -> Sample:
     logprobs = [float(entry["logprob"]) for entry in content]
     for position, value in enumerate(logprobs):
         if not math.isfinite(value) or value <= CLAMPED_LOGPROB:
-            raise SamplerError(f"log-probability {value} at token {position}: the sampler's weights are not finite")
+            raise NonFiniteError(f"log-probability {value} at token {position}: the sampler's weights are not finite")
     if choice["finish_reason"] not in _FINISH_REASONS:
         raise SamplerError(f"finish reason: expected one of {_FINISH_REASONS}, got {choice['finish_reason']!r}")
     versions = versions_from_spans(spans, len(token_ids))

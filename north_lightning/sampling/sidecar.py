@@ -29,6 +29,7 @@ import psutil
 
 from north_lightning.errors import ConfigError, SidecarError, TokenizerError
 from north_lightning.sampling.vllm_plugin import BACKEND
+from north_lightning.sandbox.memory_kills import how_it_ended, num_memory_kills
 from north_lightning.sandbox.scratch import Scratch
 
 HOST = "127.0.0.1"
@@ -108,6 +109,7 @@ class Sidecar:
         self.start_seconds: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
+        self._num_memory_kills = 0
         self._answered = -ENGINE_INTERVAL_S
         self._scratch: Scratch | None = None  # vLLM leaves sockets behind
 
@@ -138,6 +140,7 @@ class Sidecar:
         self._scratch = Scratch("sidecar")
         started = time.monotonic()
         _say(f"starting (log: {self.log_path})")
+        self._num_memory_kills = num_memory_kills()
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command(),
@@ -297,8 +300,8 @@ class Sidecar:
             raise SidecarError("the vLLM sidecar is not running")
         code = self._process.poll()
         if code is not None:
-            reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise SidecarError(f"the vLLM sidecar {reason}; {self._log_tail()}")
+            ended = how_it_ended(code, self._num_memory_kills)
+            raise SidecarError(f"the vLLM sidecar {ended}; {self._log_tail()}")
 
     def _log_tail(self) -> str:
         try:

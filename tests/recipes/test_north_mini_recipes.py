@@ -81,7 +81,7 @@ def few_rollouts(fit: dict[str, Any]) -> None:
     data, callbacks = fit["data"]["init_args"], fit["trainer"]["callbacks"]
     data["groups_per_batch"] = data["queue"]["init_args"]["groups_per_batch"] = 2
     sidecar, _, producer = (callback["init_args"] for callback in callbacks[:3])
-    sidecar["sidecar"]["class_path"] = "fake_vllm.FakeSidecar"
+    sidecar["sidecar"]["class_path"] = "fake_vllm.RoutedSidecar"
     producer["group_size"] = 2
     producer["task_sets"] = [path.removesuffix(".jsonl") for path in producer["task_sets"]]
 
@@ -103,7 +103,7 @@ def test_the_synthesis_recipe_samples_from_our_own_sidecar_and_keeps_nothing_tha
     del settings["server"]
     settings |= {
         "checkpoint": "checkpoints/North-Mini-Code-1.0",
-        "sidecar": {"class_path": "fake_vllm.FakeSidecar", "init_args": {"max_model_len": 131072}},
+        "sidecar": {"class_path": "fake_vllm.RoutedSidecar", "init_args": {"max_model_len": 131072}},
         "output_dir": str(tmp_path),
         "num_samples": 2,
     }
