@@ -149,7 +149,7 @@ class NoSandboxes(SandboxProvider):
 
 
 class _NoSandbox(Sandbox):
-    def __init__(self, image: Path | None) -> None:
+    def __init__(self, image: Path) -> None:
         self._image = image
 
     async def spawn(self, argv: Sequence[str]) -> Process:
@@ -159,8 +159,6 @@ class _NoSandbox(Sandbox):
         return CommandResult("", 0)
 
     async def snapshot(self, destination: Path) -> None:
-        if self._image is None:
-            raise SandboxError("NoSandboxes has no root file systems")
         shutil.copytree(self._image, destination, symlinks=True)
 
     async def close(self) -> None: ...

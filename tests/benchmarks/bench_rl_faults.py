@@ -32,8 +32,10 @@ sys.path.append(str(Path(__file__).parents[1] / "faults"))
 from fault_trials import (  # first: it knows where the other fakes are
     CAUSES,
     RATES,
+    AllNaN,
     play_script,
     run_trial,
+    train_while,
     write_trial_inputs,
 )
 from faulty_runner import pooled_runner
@@ -43,6 +45,7 @@ from scripted_vllm import reply
 from north_lightning.faults import FakeVLLM, FaultPlan
 from north_lightning.rollout import ProducerSpec, RolloutProducer, WindowedFIFOQueue
 from north_lightning.rollout.seeds import derive_seed
+from north_lightning.sampling.client import GENERATE_PATH
 from north_lightning.types import RolloutGroup
 
 OUTPUT = Path("runs/bench/rl_faults.json")
@@ -110,17 +113,10 @@ def in_fork(work: Callable[[], None]) -> bool:
 # ---- one sampler of ten ----------------------------------------------------------------------------------------------
 
 
-class Nonsense(FakeVLLM):
-    def choice(self, request: Any) -> dict[str, Any]:
-        choice = super().choice(request)
-        choice["logprobs"]["content"][0]["logprob"] = float("nan")
-        return choice
-
-
 FAILURES: dict[str, Callable[[FakeVLLM], None]] = {
     "killed": lambda server: server.kill(),
     "hangs": lambda server: server.hang(),
-    "answers_500": lambda server: setattr(server, "broken_route", "/inference/v1/generate"),
+    "answers_500": lambda server: setattr(server, "broken_route", GENERATE_PATH),
     "answers_nan": lambda server: None,  # is made so
 }
 
@@ -151,7 +147,7 @@ def useful_share(inputs: Path, failure: str | None) -> dict[str, float]:
         healthy = [running.enter_context(make()) for _ in range(NUM_SAMPLERS - 1)]
         urls = [server.url for server in healthy]
         if failure is not None:
-            tenth = running.enter_context((partial(Nonsense, reply) if failure == "answers_nan" else make)())
+            tenth = running.enter_context((partial(AllNaN, reply) if failure == "answers_nan" else make)())
             FAILURES[failure](tenth)
             urls.insert(0, tenth.url)
         tasks = [make_task(inputs / f"task{index}", name=f"task{index}") for index in range(5)]
@@ -175,18 +171,8 @@ def useful_share(inputs: Path, failure: str | None) -> dict[str, float]:
 
 
 def train_for(queue: WindowedFIFOQueue, producer: RolloutProducer, seconds: float) -> list[RolloutGroup]:
-    """A trainer that is never busy: takes batches as soon as they are there."""
-    trained: list[RolloutGroup] = []
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        producer.check()
-        batch = queue.take(queue.groups_per_batch)
-        if batch is None:
-            time.sleep(0.01)
-            continue
-        queue.release([group.group_id for group in batch])
-        trained += batch
-    return trained
+    return train_while(queue, producer, lambda _: time.monotonic() < end)
 
 
 def seeds_of(group: RolloutGroup) -> list[int]:

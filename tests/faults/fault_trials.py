@@ -10,7 +10,7 @@ import faulthandler
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from north_lightning.modules import CISPOModule
 from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer, Timeouts, WindowedFIFOQueue
 from north_lightning.rollout.seeds import derive_seed
 from north_lightning.sampling.transport import SharedMemoryTransport
+from north_lightning.types import RolloutGroup
 
 GROUPS_PER_BATCH, GROUP_SIZE, PUSH_EVERY_K, NUM_SERVERS = 4, 4, 2, 2
 RATES = {
@@ -79,6 +80,31 @@ def play_script(inputs: Path) -> None:
     """What ``scripted_vllm.reply`` says from now on: one call and an answer, or the answer at once."""
     chat = load_chat(inputs / "tokenizer")
     play([chat.encode_action(numbered(action, turn)) for turn, action in enumerate((call("one"), answer()))])
+
+
+def train_while(
+    queue: WindowedFIFOQueue, producer: RolloutProducer, goes_on: Callable[[int], bool]
+) -> list[RolloutGroup]:
+    """A trainer that is never busy: takes batches as soon as they are there; asks with the number of groups so far."""
+    trained: list[RolloutGroup] = []
+    while goes_on(len(trained)):
+        producer.check()
+        batch = queue.take(queue.groups_per_batch)
+        if batch is None:
+            time.sleep(0.01)
+            continue
+        queue.release([group.group_id for group in batch])
+        trained += batch
+    return trained
+
+
+class AllNaN(FakeVLLM):
+    """Every answer has a log-probability that is not a number."""
+
+    def choice(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        choice = super().choice(request)
+        choice["logprobs"]["content"][0]["logprob"] = float("nan")
+        return choice
 
 
 class PlannedSidecar(FakeSidecar):

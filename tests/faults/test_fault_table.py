@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import ast
 import shutil
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from fault_trials import make_task, play_script
+from fault_trials import AllNaN, make_task, play_script, train_while
 from faulty_runner import faulty_runner
 from rollout_fakes import image_of
 from scripted_vllm import reply
@@ -115,13 +113,6 @@ def test_every_row_of_the_table_has_tests_that_exist() -> None:
 # ---- runs over a fake server -----------------------------------------------------------------------------------------
 
 
-class AllNaN(FakeVLLM):
-    def choice(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        choice = super().choice(request)
-        choice["logprobs"]["content"][0]["logprob"] = float("nan")
-        return choice
-
-
 @contextmanager
 def producing(
     inputs: Path, plan: FaultPlan, server: FakeVLLM, max_drops: int = 3, task_without_image: int | None = None
@@ -144,18 +135,13 @@ def producing(
 
 def train(queue: WindowedFIFOQueue, producer: RolloutProducer, num_groups: int) -> list[RolloutGroup]:
     """Waits as long as it takes: the limit of a test ends what hangs."""
-    trained: list[RolloutGroup] = []
-    while len(trained) < num_groups:
-        producer.check()
+
+    def goes_on(num_trained: int) -> bool:
         dropped = sum(count for name, count in queue.stats().items() if name.startswith("dropped/"))
         assert dropped < 100, "the run goes on although everything fails"
-        batch = queue.take(queue.groups_per_batch)
-        if batch is None:
-            time.sleep(0.01)
-            continue
-        queue.release([group.group_id for group in batch])
-        trained += batch
-    return trained
+        return num_trained < num_groups
+
+    return train_while(queue, producer, goes_on)
 
 
 def test_a_sampler_of_non_finite_log_probabilities_trains_nothing_and_stops_the_run(

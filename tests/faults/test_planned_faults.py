@@ -39,6 +39,16 @@ def test_a_plan_is_a_pure_function_of_its_seed(tmp_path: Path) -> None:
     assert struck == {kind: round(500 * share) for kind, share in shares.items()}
 
 
+def test_a_rate_of_one_strikes_always_and_of_zero_never(tmp_path: Path) -> None:
+    async def opened(rate: float) -> object:
+        plan = FaultPlan(tmp_path / str(rate), rates={"sandbox_cannot_start": rate})
+        return await FaultySandboxes(NoSandboxes(), plan).open(tmp_path)
+
+    assert asyncio.run(opened(0.0)) is not None
+    with pytest.raises(SandboxError, match="a planned fault"):
+        asyncio.run(opened(1.0))
+
+
 def test_a_fault_strikes_once_unless_it_lasts(tmp_path: Path) -> None:
     plan = FaultPlan(tmp_path, rates={"one": 1.0}, lasting=1.0)
     assert [plan.strike(("one",), 7) for _ in range(3)] == ["one", None, None]
