@@ -9,7 +9,7 @@ stack. A seed that fails prints its schedule.
 
 ``useful``: ten servers of two slots. Useful are the seconds that a slot spent on a request of a rollout that was
 trained; available are all seconds of all slots of the healthy nine. Retries, groups that were dropped, and slots that
-had nothing to do are what is missing. Batches that lie across the ends of the measured time move it by one percent.
+had nothing to do are what is missing. Batches that lie across the ends of the measured time move it by two percent.
 
 Writes runs/bench/rl_faults.json, each section as it is done.
 """
