@@ -11,25 +11,21 @@ import asyncio
 import os
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from north_lightning.errors import SandboxError, SandboxUnavailableError
-from north_lightning.interfaces import Sandbox, SandboxProvider
-from north_lightning.sandbox.processes import CappedOutput, SandboxProcess, word_bytes
+from north_lightning.interfaces import SandboxProvider
+from north_lightning.sandbox.programs import ProgramSandbox
 from north_lightning.sandbox.slots import UIDS_PER_PROCESS, Host, Slot
 from north_lightning.sandbox.trees import Allowance, copy_tree
-from north_lightning.types import CommandResult, RootFileSystem
+from north_lightning.types import RootFileSystem
 
 T = TypeVar("T")
 
 MIB = 1 << 20
-_CHUNK_BYTES = 1 << 18
-_MAX_WORD_BYTES = 100_000  # the kernel takes 128 KiB as one word of a command line
-_KILL_TIMEOUT_S = 10.0
-_MAX_OUTPUT_FACTOR = 256  # a run that prints this many times its cap is killed
 _PREPARING = threading.RLock()  # one host directory per provider and process, whichever threads ask
 
 
@@ -220,75 +216,15 @@ class LocalProvider(SandboxProvider):
             return self._host
 
 
-class LocalSandbox(Sandbox):
+class LocalSandbox(ProgramSandbox):
     """Made by a ``LocalProvider``."""
 
     def __init__(self, provider: LocalProvider, host: Host, slot: Slot) -> None:
+        super().__init__(provider.max_output_bytes)
         self.uid = slot.uid
-        self._max_output_bytes = provider.max_output_bytes
         self._max_work_bytes, self._max_files = provider.max_work_bytes, provider.max_files
         self._host = host
         self._slot = slot
-        self._processes: set[SandboxProcess] = set()
-        self._closing: asyncio.Task[None] | None = None
-
-    @abstractmethod
-    async def _launch(self, argv: Sequence[str], *, with_stdin: bool) -> SandboxProcess:
-        """Start ``argv``, isolated; ``SandboxError`` if it cannot be."""
-
-    async def spawn(self, argv: Sequence[str]) -> SandboxProcess:
-        """Start ``argv`` in a process namespace of its own; the result's ``kill`` ends all that it started."""
-        return await self._start(argv, with_stdin=True)
-
-    async def _start(self, argv: Sequence[str], *, with_stdin: bool) -> SandboxProcess:
-        if self._closing is not None:
-            raise SandboxError("the sandbox is closed")
-        process = await self._launch(argv, with_stdin=with_stdin)
-        self._processes = {other for other in self._processes if not other.is_finished} | {process}
-        if self._closing is not None:
-            await self._end_processes()
-            raise SandboxError("the sandbox was closed while a program started")
-        return process
-
-    async def run(self, command: str, timeout_s: float) -> CommandResult:
-        """``bash -c command`` without input, in ``/work``; the exit code is 124 at the time-out, 137 if killed.
-
-        Background processes end with the command. Output beyond the cap is left out of the middle, and a line says so.
-        """
-        script = word_bytes(command)
-        if len(script) <= _MAX_WORD_BYTES:
-            process = await self._start(["bash", "-c", command], with_stdin=False)
-        else:
-            process = await self._start(["bash", "-c", 'eval "$(cat)" </dev/null'], with_stdin=True)
-            assert process.stdin is not None
-            process.stdin.write(script)
-            process.stdin.close()
-        assert process.stdout is not None
-        output = CappedOutput(self._max_output_bytes)
-        timed_out = flooded = False
-        try:
-            async with asyncio.timeout(timeout_s):
-                while chunk := await process.stdout.read(_CHUNK_BYTES):
-                    output.add(chunk)
-                    if output.num_bytes > _MAX_OUTPUT_FACTOR * self._max_output_bytes:
-                        flooded = True
-                        break
-                else:
-                    await process.wait()
-        except TimeoutError:
-            timed_out = True
-        finally:
-            process.kill()
-        while chunk := await process.stdout.read(_CHUNK_BYTES):
-            output.add(chunk)
-        exit_code = await _end(process)
-        self._processes.discard(process)
-        if exit_code < 0:
-            raise SandboxError(f"the sandboxed process was ended from outside (signal {-exit_code})")
-        text = output.text()
-        if flooded:
-            text += f"\n[killed: more than {_MAX_OUTPUT_FACTOR * self._max_output_bytes} bytes of output]\n"
-        return CommandResult(text, 124 if timed_out else exit_code, timed_out)
 
     async def snapshot(self, destination: Path) -> None:
         """End every process, then copy ``/work`` into the directory ``destination``.
@@ -296,8 +232,7 @@ class LocalSandbox(Sandbox):
         Raises:
             TreeTooLargeError: the copy, in which hard links are separate files, would exceed what a sandbox may hold.
         """
-        if self._closing is not None:
-            raise SandboxError("the sandbox is closed")
+        self._check_open()
         await self._end_processes()
         try:
             # The copy becomes the image of another sandbox, which needs some room and files of its own beside it.
@@ -307,32 +242,11 @@ class LocalSandbox(Sandbox):
         except OSError as error:
             raise SandboxError(f"cannot copy the sandbox's files to {destination}: {error}") from error
 
-    async def close(self) -> None:
-        """End every process and delete everything, even if the caller is cancelled meanwhile."""
-        if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
-        await asyncio.shield(self._closing)
-
-    async def _close(self) -> None:
-        await self._end_processes()
+    async def _delete(self) -> None:
         await asyncio.to_thread(self._give_back)
 
     def _give_back(self) -> None:
         self._host.give_back(self._slot)
-
-    async def _end_processes(self) -> None:
-        for process in self._processes:
-            process.kill()
-        while self._processes:
-            await _end(self._processes.pop())
-
-
-async def _end(process: SandboxProcess) -> int:
-    try:
-        async with asyncio.timeout(_KILL_TIMEOUT_S):
-            return await process.end()
-    except TimeoutError:
-        raise SandboxError(f"a sandboxed process (pid {process.pid}) cannot be killed") from None
 
 
 async def in_thread(call: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
