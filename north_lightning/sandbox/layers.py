@@ -157,7 +157,7 @@ def _unpack_layer(
             file.seek(0)
             plain = gzip.GzipFile(fileobj=file) if kind.endswith("gzip") else file
             bounded = _Bounded(plain, _FREE_BYTES + MAX_RATIO * int(layer["size"]))
-            with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Entry) as archive:
+            with tarfile.open(fileobj=bounded, mode="r|", tarinfo=BoundedEntry) as archive:
                 for member in archive:
                     step(archive, member, destination, limits)
 
@@ -281,11 +281,11 @@ def remove(folder: int, name: str) -> None:
             os.unlink(name, dir_fd=folder)
 
 
-class _Entry(tarfile.TarInfo):
+class BoundedEntry(tarfile.TarInfo):
     """A member whose long names and extended headers, which are read into memory, are of a bounded size."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Entry:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> BoundedEntry:
         entry = super().frombuf(buf, encoding, errors)
         if entry.type in _HEADERS and entry.size > _MAX_HEADER_BYTES:
             raise ConfigError(f"expected headers of at most {_MAX_HEADER_BYTES} bytes, got one of {entry.size}")
