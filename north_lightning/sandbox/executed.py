@@ -95,19 +95,15 @@ class ExecutedProcess(SandboxProcess):
 
     async def wait(self) -> int:
         """The exit code; ``SandboxError`` if the environment did not do as it was told."""
-        exit_code = await self._ended()
+        await asyncio.shield(self._watch)
         if self._error is not None:
             raise self._error
-        return exit_code
+        assert self._exit_code is not None
+        return self._exit_code
 
     async def end(self) -> int:
         self.kill()
-        return await self._ended()
-
-    async def _ended(self) -> int:
-        await asyncio.shield(self._watch)
-        assert self._exit_code is not None
-        return self._exit_code
+        return await self.wait()
 
     async def communicate(self, input: bytes | bytearray | memoryview | None = None) -> tuple[bytes, bytes]:
         """Feed ``input``, read to the end; the second value is always empty, as stderr joins stdout."""

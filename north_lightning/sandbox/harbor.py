@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
 import secrets
 import shlex
@@ -31,9 +33,12 @@ from north_lightning.sandbox.layers import BoundedEntry, unpack
 from north_lightning.sandbox.programs import ProgramSandbox
 from north_lightning.types import CommandResult, RootFileSystem
 
+log = logging.getLogger(__name__)
+
 MIB = 1 << 20
 _VARIABLES = {name: value for name, value in ENVIRONMENT.items() if name != "PATH"}  # the image knows its own
 _ROUND_TRIP_S = 120  # of a script that itself waits ten seconds at most
+_FAILURES_HERE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EACCES)
 _MAX_MOUNT_BYTES = 64 * MIB  # of what comes back from a writable mount
 
 
@@ -214,7 +219,7 @@ class HarborSandbox(ProgramSandbox):
         if workdir not in ("/work", "/"):
             await self._execute(f"[ -e /work ] || ln -s {shlex.quote(workdir)} /work", cwd="/")
         clear = "" if image is None else "find /work/ -mindepth 1 -delete"
-        made = f"mkdir -p /work /home/agent {FOLDER}; chmod 1777 /home/agent {FOLDER}"
+        made = f"mkdir -p /work /home/agent {FOLDER}; chmod 1777 /tmp /home/agent {FOLDER}"
         await self._execute(f"{made}; {clear}", cwd="/")
         if image is not None:
             await self._bring(image, "/work")
@@ -230,7 +235,10 @@ class HarborSandbox(ProgramSandbox):
     async def run(self, command: str, timeout_s: float) -> CommandResult:
         result = await super().run(command, timeout_s)
         for inside, here in self._writable.items():
-            await self._bring_back(inside, here)
+            try:
+                await self._bring_back(inside, here)
+            except TreeTooLargeError as error:
+                log.warning("%s stays as it was: %s", inside, error)
         return result
 
     async def snapshot(self, destination: Path) -> None:
@@ -301,13 +309,18 @@ class HarborSandbox(ProgramSandbox):
 
 
 def _unpack(path: Path, destination: Path, max_bytes: int, max_files: int) -> None:
+    destination.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(path, tarinfo=BoundedEntry) as archive:
             members = archive.getmembers()
-            if len(members) > max_files or sum(one.size for one in members) > max_bytes:
+            sizes = {one.name: one.size for one in members}
+            total = sum(sizes.get(one.linkname, 0) if one.islnk() else one.size for one in members)
+            if len(members) > max_files or total > max_bytes:
                 raise TreeTooLargeError("the attempt left more bytes or files than may be brought back")
             unpack(archive, destination)
     except (ConfigError, tarfile.TarError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _FAILURES_HERE:
+            raise SandboxError(f"cannot unpack what the attempt left: {error}") from error
         raise TreeTooLargeError(f"what the attempt left cannot be unpacked: {error}") from error
 
 

@@ -101,8 +101,10 @@ class ProgramSandbox(Sandbox):
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        await self._end_processes()
-        await self._delete()
+        try:
+            await self._end_processes()
+        finally:
+            await self._delete()
 
     def _check_open(self) -> None:
         if self._closing is not None:

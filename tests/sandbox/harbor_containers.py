@@ -1,4 +1,4 @@
-"""An environment of Harbor's interface in a container of a Docker API on this machine: stands where a vendor's would."""
+"""An environment of Harbor's interface in a container on this machine: stands where a vendor's would."""
 
 import asyncio
 import io

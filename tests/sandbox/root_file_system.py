@@ -10,6 +10,7 @@ from pathlib import Path
 
 PROGRAMS = (
     *(
+        "base64",
         "bash",
         "sh",
         "cat",
