@@ -25,7 +25,8 @@ from north_lightning.errors import (
     RetellingError,
     SandboxUnavailableError,
 )
-from north_lightning.harnesses.actions import WORK, Action, Dialect, Finish, Outcome, ReadTurn, Run, dialect_of
+from north_lightning.harnesses.actions import WORK, Action, Dialect, Finish, Outcome, ReadTurn, Run
+from north_lightning.harnesses.dialects import dialect_of
 from north_lightning.harnesses.variation import find_instruction, mentioned
 from north_lightning.interfaces import ConversationVariation, Harness, Sandbox, SandboxProvider
 from north_lightning.tasks import image_of, load_task_sets

@@ -20,7 +20,8 @@ from north_lightning.harnesses import (
     SWEAgentHarness,
     Terminus2Harness,
 )
-from north_lightning.harnesses.actions import DIALECTS, OpenCode, Replace
+from north_lightning.harnesses.actions import Replace
+from north_lightning.harnesses.dialects import DIALECTS, OpenCode
 from north_lightning.harnesses.translation import translate
 from north_lightning.interfaces import RewardVerifier
 from north_lightning.rollout.attempt import record_scripted
