@@ -7,6 +7,7 @@ result is found again only if exactly the same weights met exactly the same task
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -96,14 +97,12 @@ def drop_torn_line(path: Path) -> None:
 
 
 def task_digest(task: Task) -> str:
-    """Of everything that defines the task: instruction, image, tests, limits; the first 16 hex digits of a SHA-256."""
-    digest = sha256(f"{task.instruction}\0{task.max_turns}\0{task.verifier_timeout_s}\0".encode())
-    if task.steps or task.own_verifier:
-        gates = [(step.name, step.min_reward) for step in task.steps]
-        digest.update(repr((task.reward_strategy, gates, task.own_verifier and task.own_verifier.artifacts)).encode())
-    for part in ("environment", "tests", "steps"):
-        for path in sorted((task.directory / part).rglob("*")):
-            if ".git" in path.parts:
+    """Of everything that defines the task: instruction, image, tests, steps, settings; the first 16 hex digits of a
+    SHA-256."""
+    digest = sha256(f"{task.instruction}\0{task.max_turns}\0".encode())
+    for part in ("task.toml", "environment", "tests", "steps"):
+        for path in (task.directory / part, *sorted((task.directory / part).rglob("*"))):
+            if ".git" in path.parts or not os.path.lexists(path):
                 continue
             digest.update(f"{path.relative_to(task.directory)}\0".encode())
             if path.is_symlink():

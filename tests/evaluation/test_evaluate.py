@@ -83,6 +83,22 @@ def test_every_attempt_is_recorded_and_none_is_run_twice(tasks, tmp_path):
     assert len(read_attempts(log)) == 12
 
 
+@pytest.mark.parametrize(
+    "name", ["steps/one/instruction.md", "steps/one/tests/test.sh", "task.toml", "environment/files/a"]
+)
+def test_whatever_defines_a_task_of_steps_is_in_its_digest(tasks, name):
+    file = tasks[0].directory / name
+    digests = {task_digest(tasks[0])}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for text in ("a", "b"):
+        file.write_text(text)
+        digests.add(task_digest(tasks[0]))
+    assert len(digests) == 3
+    (tasks[0].directory / "solution").mkdir(exist_ok=True)
+    (tasks[0].directory / "solution" / "solve.sh").write_text("another way")
+    assert task_digest(tasks[0]) in digests
+
+
 def test_other_weights_and_a_changed_task_are_attempted_anew(tasks, tmp_path):
     log = tmp_path / "attempts.jsonl"
     attempts_of(CoinRunner(), tasks, log)
