@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import fmean, quantiles
 
 import yaml
+from rl_calibration import durations, simulated_step_s, spread
 
 from north_lightning.history import read_history
 
@@ -51,7 +52,7 @@ def config_of(workload: str, run: dict, quickstart: Path, folder: Path, num_step
     trainer = config["trainer"]
     trainer |= {"default_root_dir": str(folder), "max_steps": num_steps}
     trainer["logger"] = [{"class_path": "JSONLHistory", "init_args": {"save_dir": str(folder)}}]
-    callbacks = {callback["class_path"]: callback.setdefault("init_args", {}) for callback in trainer["callbacks"]}
+    callbacks = init_args_of(config)
     callbacks["SidecarCallback"]["sidecar"]["init_args"]["num_threads"] = run["threads"]
     callbacks["SamplerMetrics"]["every_s"] = 0.25
     callbacks["WeightSyncCallback"]["every_n_steps"] = run["push_every"]
@@ -67,6 +68,10 @@ def config_of(workload: str, run: dict, quickstart: Path, folder: Path, num_step
     return config
 
 
+def init_args_of(config: dict) -> dict[str, dict]:
+    return {one["class_path"]: one.setdefault("init_args", {}) for one in config["trainer"]["callbacks"]}
+
+
 def north_lightning(command: str, config: dict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{command}.yaml"
@@ -79,14 +84,24 @@ def north_lightning(command: str, config: dict, folder: Path) -> None:
 def train(workload: str, name: str, quickstart: Path, num_steps: int) -> dict:
     """One run, and what its history and accounts say, without the first steps."""
     folder = folder_of(workload, name)
-    north_lightning("fit", config_of(workload, RUNS[workload][name], quickstart, folder, num_steps), folder)
+    run = RUNS[workload][name]
+    config = config_of(workload, run, quickstart, folder, num_steps)
+    north_lightning("fit", config, folder)
     history = read_history(folder / "history.jsonl")[WARM_UP_STEPS:]
     steps = [line["speed/step_s"] for line in history]
     waits = [line["speed/wait_s"] for line in history]
     busy = [(line["sampler/busy"], line["speed/step_s"]) for line in history if "sampler/busy" in line]
     accounts = json.loads((folder / "time.json").read_text())
+    groups = durations(folder / "rollouts.jsonl")
+    producer = init_args_of(config)["RolloutProducerCallback"]
+    num_samplers = producer["max_concurrent_groups"] * producer["group_size"]
+    queue = config["data"]["init_args"]["queue"]["init_args"]
+    work_s = fmean(steps) - fmean(waits)
+    simulated = simulated_step_s(groups, queue, num_samplers, work_s, run["push_every"], num_steps)
     return {
         "step_mean_s": round(fmean(steps), 3),
+        "step_mean_s_of_simulation": round(simulated, 3),
+        "rollout_s": {key: round(value, 3) for key, value in spread(groups).items()},
         "step_p90_s": round(quantiles(steps, n=10)[-1], 3),
         "wait_mean_s": round(fmean(waits), 3),
         "wait_p90_s": round(quantiles(waits, n=10)[-1], 3),
@@ -111,7 +126,14 @@ def bench_times(workload: str, quickstart: Path, num_steps: int) -> dict:
     results = {name: train(workload, name, quickstart, num_steps) for name in RUNS[workload]}
     fastest = min((name for name in results if name != "async"), key=lambda name: results[name]["step_mean_s"])
     speedup = results[fastest]["step_mean_s"] / results["async"]["step_mean_s"]
-    return {"steps": num_steps, **results, "fastest_sync": fastest, "sync_over_async": round(speedup, 2)}
+    simulated = [results[name]["step_mean_s_of_simulation"] for name in (fastest, "async")]
+    return {
+        "steps": num_steps,
+        **results,
+        "fastest_sync": fastest,
+        "sync_over_async": round(speedup, 2),
+        "sync_over_async_of_simulation": round(simulated[0] / simulated[1], 2),
+    }
 
 
 def bench_reward(workload: str, quickstart: Path) -> dict:
