@@ -2,6 +2,7 @@
 
 from north_lightning.sandbox.bubblewrap import BubblewrapProvider, BubblewrapSandbox
 from north_lightning.sandbox.docker import DockerProvider, DockerSandbox
+from north_lightning.sandbox.harbor import HarborProvider
 from north_lightning.sandbox.shell import Shell
 from north_lightning.sandbox.terminal import Terminal, TerminalClosedError
 
@@ -10,6 +11,7 @@ __all__ = [
     "BubblewrapSandbox",
     "DockerProvider",
     "DockerSandbox",
+    "HarborProvider",
     "Shell",
     "Terminal",
     "TerminalClosedError",

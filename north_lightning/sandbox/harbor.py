@@ -6,7 +6,8 @@ there. Isolation is the environment's: what it promises is Harbor's and the vend
 it. Files travel as archives; a mount is a copy, and what a program wrote into a writable one comes back when the
 command has ended.
 
-Tested with an environment of Harbor's interface in containers on this machine, not with any vendor.
+The conformance cases hold over Harbor 0.25's own Podman environment and over its interface in containers; no vendor's
+service was at hand.
 """
 
 from __future__ import annotations
