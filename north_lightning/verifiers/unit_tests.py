@@ -16,8 +16,8 @@ of the attempt put in place of what is there; one that is missing is left out, a
 expected test must be in it as passed. As in the benchmarks themselves, code under test can print such a log.
 
 **Software tasks** are judged here, not in the sandbox: every expected test id gets a secret, the runner inside hands
-back the secret of each test that passed, and a missing one is a failure. ``unittest_runner`` says how it keeps them,
-``graded_tree`` what of the attempt is graded at all.
+back the secret of each test that passed, and a missing one is a failure. ``unittest_runner`` and ``pytest_runner`` say
+how they keep them, ``graded_tree`` what of the attempt is graded at all.
 
 Not defended: the code under test shares an interpreter with the tests. Code that walks stack frames or the garbage
 collector's objects, reads its own memory, or replaces an assertion and puts it back before the test ends, can find a
@@ -50,10 +50,9 @@ from north_lightning.sandbox.upload import upload
 from north_lightning.tasks import image_of
 from north_lightning.tasks.logs import PARSERS
 from north_lightning.types import CommandResult, Reward, Rollout, RootFileSystem, Task, VerifierEnvironment
+from north_lightning.verifiers.frameworks import PYTEST, Framework, framework_of
 from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
 
-RUNNER = Path(__file__).with_name("unittest_runner.py")
-INSIDE = "/grader/unittest_runner.py"
 END = "-"
 
 MAX_REPORT_BYTES = 1_000_000
@@ -135,7 +134,8 @@ class UnitTestVerifier(RewardVerifier):
     async def _verify_by_name(
         self, task: Task, tests: Path, workdir: Path, scratch: Path, sandboxes: SandboxProvider
     ) -> Reward:
-        expected = expected_tests(task, tests)
+        framework = framework_of(task)
+        expected = expected_tests(task, tests, framework)
         graded = scratch / "work"
         try:
             await self._build_graded(task, workdir, graded)
@@ -144,8 +144,8 @@ class UnitTestVerifier(RewardVerifier):
         logs = make_writable(scratch / "logs")
         with Exchange(logs, expected) as exchange:
             result = await self._run(
-                task, sandboxes, graded, {"/tests": tests, INSIDE: RUNNER}, logs,
-                f"cd /work && exec {self.python} -I -S -E -B {INSIDE} </dev/null",
+                task, sandboxes, graded, {"/tests": tests, **framework.mounts}, logs,
+                f"cd /work && exec {self.python} -I -S -E -B {framework.runner} </dev/null",
             )  # fmt: skip
             if not exchange.was_taken():
                 raise VerifierError(
@@ -325,8 +325,8 @@ def make_writable(path: Path) -> Path:
     return path
 
 
-def expected_tests(task: Task, tests: Path) -> list[str]:
-    """FAIL_TO_PASS and PASS_TO_PASS of ``[metadata]``: dotted unittest ids whose module lies under ``tests``."""
+def expected_tests(task: Task, tests: Path, framework: Framework) -> list[str]:
+    """FAIL_TO_PASS and PASS_TO_PASS of ``[metadata]``: ids of tests whose file lies under ``tests``."""
     ids: list[str] = []
     for key in ("fail_to_pass", "pass_to_pass"):
         names = task.metadata.get(key)
@@ -336,11 +336,9 @@ def expected_tests(task: Task, tests: Path) -> list[str]:
     if not task.metadata["fail_to_pass"]:
         raise VerifierError(f"task {task.id}: expected at least one test id in metadata 'fail_to_pass'")
     for name in ids:
-        parts = name.split(".")
-        if len(name.split()) != 1 or len(parts) < 3 or not tests.joinpath(*parts[:-2]).with_suffix(".py").is_file():
-            raise VerifierError(
-                f"task {task.id}: expected test id module.Class.method of a file in {tests}, got {name!r}"
-            )
+        if not framework.is_id(name, tests):
+            shape = "file.py::test" if framework.name == PYTEST else "module.Class.method"
+            raise VerifierError(f"task {task.id}: expected test id {shape} of a file in {tests}, got {name!r}")
     return list(dict.fromkeys(ids))
 
 

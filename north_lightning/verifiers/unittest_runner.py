@@ -147,14 +147,37 @@ class Seal:
         return id(value.__code__), id(value.__defaults__), id(value.__kwdefaults__), id(value.__closure__)
 
 
-class Results(unittest.TestResult):
-    """Appends an expected test's secret once it has passed with the seal unbroken before and after."""
+class Channel:
+    """Hands secrets back; the host reads them from the file."""
 
-    def __init__(self, secrets: dict[str, str], channel: int, seal: Seal) -> None:
-        super().__init__()
+    def __init__(self, secrets: dict[str, str], descriptor: int) -> None:
         self._secrets = secrets
+        self._descriptor = descriptor
+
+    def is_expected(self, test_id: str) -> bool:
+        return test_id in self._secrets
+
+    def passed(self, test_id: str) -> None:
+        """``END`` for the whole run; a test that is not expected has no secret."""
+        if test_id in self._secrets:
+            self._write(self._secrets.pop(test_id))
+
+    def note(self, test_id: str, outcome: str, message: str) -> None:
+        """For people."""
+        self._write(f"! {test_id} {outcome} {str(message)[-MAX_MESSAGE_CHARS:]!a}")
+
+    def _write(self, line: str) -> None:
+        os.write(self._descriptor, (line + "\n").encode())
+
+
+class Results(unittest.TestResult):
+    """Hands an expected test's secret back once it has passed with the seal unbroken before and after."""
+
+    def __init__(self, channel: Channel, seal: Seal) -> None:
+        super().__init__()
         self._channel = channel
         self._seal = seal
+        self.note = channel.note
         self._passed: set[str] = set()
 
     def startTest(self, test: unittest.TestCase) -> None:
@@ -188,18 +211,12 @@ class Results(unittest.TestResult):
         self._seal.check()
         if any(callable(getattr(unittest.TestCase, name, None)) for name in vars(test)):
             raise Tampered(f"a method of {test.id()} was replaced on the instance")
-        if test.id() in self._passed and test.id() in self._secrets:
-            self._write(self._secrets.pop(test.id()))
+        if test.id() in self._passed:
+            self._channel.passed(test.id())
 
     def end(self) -> None:
         self._seal.check()
-        self._write(self._secrets[END])
-
-    def note(self, test_id: str, outcome: str, message: str) -> None:
-        self._write(f"! {test_id} {outcome} {str(message)[-MAX_MESSAGE_CHARS:]!a}")
-
-    def _write(self, line: str) -> None:
-        os.write(self._channel, (line + "\n").encode())
+        self._channel.passed(END)
 
 
 def traceback_of(err: Any) -> str:
@@ -257,14 +274,19 @@ def load_tests(test_ids: list[str], results: Results, seal: Seal) -> unittest.Te
     return suite
 
 
-def main() -> None:
+def take_secrets() -> tuple[dict[str, str], int]:
+    """The secret of every expected test, and where those of passed tests are written; nobody can read them again."""
     with open(EXPECTED) as file:
         secrets = {test_id: secret for secret, test_id in (line.split() for line in file)}
     channel = os.open(RESULTS, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
     os.unlink(EXPECTED)
-    # The code under test must not find this module by name.
+    # The code under test must not find the runner by name.
     sys.modules["__main__"] = types.ModuleType("__main__")
-    sys.path += [TESTS, WORK]
+    return secrets, channel
+
+
+def sealed() -> Seal:
+    """Make unittest's assertions strict, then watch what judges the tests."""
     for name in COMPARISONS:
         setattr(unittest.TestCase, name, strict(getattr(unittest.TestCase, name)))
     seal = Seal()
@@ -276,10 +298,19 @@ def main() -> None:
     for cls in {value for module in TRUSTED_MODULES for value in vars(module).values() if isinstance(value, type)}:
         if cls.__module__ in ("unittest.case", "unittest.result"):
             seal.add_class(cls)
-    seal.add_class(Results)
-    results = Results(secrets, channel, seal)
+    return seal
+
+
+def main() -> None:
+    secrets, descriptor = take_secrets()
+    sys.path += [TESTS, WORK]
+    seal = sealed()
+    for cls in (Channel, Results):
+        seal.add_class(cls)
+    expected = [test_id for test_id in secrets if test_id != END]
+    results = Results(Channel(secrets, descriptor), seal)
     try:
-        load_tests([test_id for test_id in secrets if test_id != END], results, seal).run(results)
+        load_tests(expected, results, seal).run(results)
         results.end()
     except BaseException as error:
         results.note(END, "ended-early", repr(error))
@@ -288,4 +319,5 @@ def main() -> None:
     os._exit(0)
 
 
-main()
+if __name__ == "__main__":
+    main()
