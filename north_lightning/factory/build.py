@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -35,6 +36,7 @@ from north_lightning.factory.issues import issue_text
 from north_lightning.factory.mutations import KINDS, Mutation, mutations
 from north_lightning.interfaces import SandboxProvider
 from north_lightning.tasks import TaskSource, write_task
+from north_lightning.verifiers.frameworks import FOR_AGENTS, PYTEST, UNITTEST
 
 Pool = Literal["sft", "rl"]
 
@@ -90,7 +92,8 @@ def build_tasks(
     Args:
         output_dir: Parent of the pools sft and rl, of records and of summary.json.
         sandboxes: Where tests run.
-        packages: Name -> version on PyPI; its source distribution must hold unittest tests and need no other package.
+        packages: Name -> version on PyPI; its source distribution must hold tests (unittest or pytest) and need no
+            other package.
         repositories: Name -> a local git repository.
         cache: Where downloads are kept.
         tasks_per_repository: So many tasks at most.
@@ -153,9 +156,9 @@ async def _build(
     repository: Repository, shelf: _Shelf, grader: Grader, num_tasks: int, num_commits: int, concurrency: int, seed: int
 ) -> dict[str, Any]:
     baseline = await grader.baseline(repository.files)
-    found = {"tests": len(baseline.stable), "flaky_tests": baseline.num_flaky}
+    found = {"tests": len(baseline.stable), "flaky_tests": baseline.num_flaky, "framework": baseline.framework}
     if not baseline.stable:
-        return {**found, "error": "no unittest passes in the sandbox without installed packages"}
+        return {**found, "error": "no test passes in the sandbox without installed packages"}
     history = []
     if repository.git is not None:
         history = await _historical(repository.git, shelf, grader, num_commits)
@@ -222,7 +225,7 @@ async def _try(repository: Repository, candidate: Candidate, shelf: _Shelf, grad
     stable = candidate.baseline.stable
     if not stable:
         return "no test passes"
-    details = await grader.run(candidate.baseline.files, stable, candidate.broken)
+    details = await grader.run(candidate.baseline, candidate.broken)
     if "reason" in details:
         return "the tests do not come to their end"
     failing = [one for one in stable if one not in set(details["passed"])]
@@ -243,7 +246,7 @@ async def _try(repository: Repository, candidate: Candidate, shelf: _Shelf, grad
 def _task_source(
     repository: Repository, candidate: Candidate, failing: Sequence[str], notes: Sequence[str]
 ) -> TaskSource:
-    right = candidate.baseline.files
+    right, framework = candidate.baseline.files, candidate.baseline.framework
     files = {path: text for path, text in {**right, **candidate.broken}.items() if text is not None}
     name = f"{repository.name.replace('/', '--')}-{candidate.id}"
     patch = _patch(
@@ -255,15 +258,16 @@ def _task_source(
         name=name,
         environment="swe",
         family=candidate.kind,
-        instruction=issue_text(name, repository.name, failing, notes),
+        instruction=issue_text(name, repository.name, failing, notes) + HOW_TO_TEST[framework],
         files=files,
-        tests={**tests_of(right), "test.sh": TEST_SCRIPT.format(ids=" ".join(ids))},
+        tests={**tests_of(right), "test.sh": TEST_SCRIPT.format(command=TEST_COMMANDS[framework], ids=shlex.join(ids))},
         solve_script=script,
         steps=(*_edits(candidate, right, script), ("submit", {}), ("submit", {})),
         max_turns=MAX_TURNS,
         git=True,
         metadata={
             "repository": repository.name if "/" in repository.name else f"{repository.name}/{repository.name}",
+            "framework": framework,
             "fail_to_pass": list(failing),
             "pass_to_pass": ids[len(failing) :],
         },
@@ -272,8 +276,16 @@ def _task_source(
 
 # For other runners of Harbor tasks; the verifier here reads [metadata] and runs the expected tests by name.
 TEST_SCRIPT = """cd /work || exit 1
-if PYTHONPATH=/tests:/work python3 -m unittest -q {ids}; then echo 1; else echo 0; fi > /logs/verifier/reward.txt
+if {command} {ids}; then echo 1; else echo 0; fi > /logs/verifier/reward.txt
 """
+TEST_COMMANDS = {
+    UNITTEST: "PYTHONPATH=/tests:/work python3 -m unittest -q",
+    PYTEST: "cd /tests && PYTHONPATH=/work python3 -m pytest -q",
+}
+HOW_TO_TEST = {
+    UNITTEST: "",
+    PYTEST: f"\n\nThe tests are run by `PYTHONPATH={FOR_AGENTS} python3 -m pytest`.",
+}
 
 
 def _patch(broken: Mapping[str, str | None], right: Mapping[str, str | None]) -> str:

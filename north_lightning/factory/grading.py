@@ -1,8 +1,9 @@
 """Which tests of a repository pass, as the verifier of software tasks sees it.
 
-In: the files of a repository. Out: test ids. The tests run as they will when an attempt is graded: by
-``UnitTestVerifier``, in a fresh sandbox, without anything that is installed. What cannot be run like that (pytest
-functions, packages with dependencies) is simply not among the tests that pass.
+In: the files of a repository. Out: test ids, and the framework they are of: unittest, or pytest where unittest finds no
+test that passes. The tests run as they will when an attempt is graded: by ``UnitTestVerifier``, in a fresh sandbox,
+without anything that is installed. What cannot be run like that (packages with dependencies, pytest's plug-ins) is
+simply not among the tests that pass.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import ast
 import asyncio
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from north_lightning.sandbox.trees import copy_tree
 from north_lightning.tasks import image_of, load_task
 from north_lightning.types import Rollout, Task
 from north_lightning.verifiers import UnitTestVerifier
+from north_lightning.verifiers.frameworks import PYTEST, UNITTEST
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Baseline:
     files: Files
     stable: tuple[str, ...]
     num_flaky: int
+    framework: str = UNITTEST
 
 
 @dataclass(frozen=True)
@@ -49,20 +53,35 @@ class Grader:
 
     async def baseline(self, files: Files) -> Baseline:
         """What passes on ``files`` in every one of ``repeats`` runs."""
-        ids = tuple(test_ids(files))
-        runs = [set((await self.run(files, ids, {}))["passed"]) if ids else set() for _ in range(self.repeats)]
-        stable = set.intersection(*runs)
-        return Baseline(files, tuple(one for one in ids if one in stable), len(set.union(*runs) - stable))
+        found = await self._passing(files, tuple(test_ids(files)), UNITTEST)
+        if not found.stable and (test_files := tuple(pytest_files(files))):
+            found = await self._passing(files, await self._collected(files, test_files), PYTEST)
+        return found
 
-    async def run(self, files: Files, ids: Sequence[str], changed: Mapping[str, str | None]) -> Mapping[str, Any]:
-        """The verifier's details on ``files`` with ``changed`` ones (None: deleted); demands ``ids``."""
+    async def _passing(self, files: Files, ids: Sequence[str], framework: str) -> Baseline:
+        whole = Baseline(files, tuple(ids), 0, framework)
+        runs = [set((await self.run(whole, {}))["passed"]) if ids else set() for _ in range(self.repeats)]
+        stable = set.intersection(*runs)
+        return replace(
+            whole, stable=tuple(one for one in ids if one in stable), num_flaky=len(set.union(*runs) - stable)
+        )
+
+    async def _collected(self, files: Files, test_files: tuple[str, ...]) -> list[str]:
+        """Node ids of what passes once: parameters are known only when tests are collected."""
+        details = await self.run(Baseline(files, test_files, 0, PYTEST), {})
+        words = [note.split(maxsplit=2) for note in details.get("notes", ())]
+        return sorted({node_id for node_id, outcome, _ in words if outcome == "passed"})
+
+    async def run(self, baseline: Baseline, changed: Mapping[str, str | None]) -> Mapping[str, Any]:
+        """The verifier's details on the baseline's files with ``changed`` ones (None: deleted); demands ``stable``."""
+        files = baseline.files
         with tempfile.TemporaryDirectory(prefix="north-factory-") as folder:
             directory, workdir = Path(folder, "task"), Path(folder, "work")
             await asyncio.to_thread(_write, files, directory / "environment" / "files")
             await asyncio.to_thread(_write, tests_of(files), directory / "tests")
             merged = {path: text for path, text in {**files, **changed}.items() if text is not None}
             await asyncio.to_thread(_write, merged, workdir)
-            metadata = {"fail_to_pass": list(ids), "pass_to_pass": []}
+            metadata = {"framework": baseline.framework, "fail_to_pass": list(baseline.stable), "pass_to_pass": []}
             task = Task("candidate", "swe", "", "", directory, 1, metadata, self.timeout_s)
             return (await self._verify(task, workdir))[1]
 
@@ -116,6 +135,14 @@ def test_ids(files: Files) -> Iterable[str]:
         for name in classes:
             for method in sorted(_methods(name, classes, set())):
                 yield ".".join((*module, name, method))
+
+
+def pytest_files(files: Files) -> Iterator[str]:
+    """The files that pytest would collect from."""
+    for path in sorted(files):
+        name = path.rpartition("/")[2]
+        if is_test(path) and (fnmatchcase(name, "test_*.py") or fnmatchcase(name, "*_test.py")):
+            yield path
 
 
 def _methods(name: str, classes: Mapping[str, ast.ClassDef], seen: set[str]) -> set[str]:

@@ -40,6 +40,7 @@ MAX_CODE_CHARS = 300
 MAX_OUTCOME_CHARS = 300
 
 _NOTE = re.compile(r"(\S+) (\S+) (.*)", re.S)
+_PYTEST_FRAME = re.compile(r"(\.\.)?/tests/\S+\.py:\d+: in ")
 
 
 def issue_text(name: str, package: str, fail_to_pass: Sequence[str], notes: Sequence[str]) -> str:
@@ -68,6 +69,8 @@ def _shown(note: str) -> tuple[str, str]:
     except (ValueError, SyntaxError):
         message = note
     lines = [line for line in message.splitlines() if line.strip()]
+    if any(line.startswith("E ") for line in lines):
+        return _shown_by_pytest(lines)
     frames = [number for number, line in enumerate(lines) if line.lstrip().startswith('File "/tests/')]
     code = ""
     if frames and frames[-1] + 1 < len(lines):
@@ -76,3 +79,11 @@ def _shown(note: str) -> tuple[str, str]:
     told = [line for line in lines[last + 1 :] if line[:1] != " "]
     outcome = "\n    ".join(told)[:MAX_OUTCOME_CHARS] or "a failure without a message"
     return code, outcome
+
+
+def _shown_by_pytest(lines: Sequence[str]) -> tuple[str, str]:
+    """Its short style: ``path:line: in function``, the statement, then what is wrong on lines that begin with E."""
+    frames = [n for n, line in enumerate(lines) if _PYTEST_FRAME.match(line)]
+    code = lines[frames[-1] + 1].strip()[:MAX_CODE_CHARS] if frames and frames[-1] + 1 < len(lines) else ""
+    told = [line[1:].strip() for line in lines if line.startswith("E ")]
+    return code, "\n    ".join(line for line in told if "@check" not in line)[:MAX_OUTCOME_CHARS]

@@ -118,7 +118,7 @@ def _unpacked(archive: bytes, strip: int = 1) -> dict[str, bytes]:
     return contents
 
 
-_TEST_FILE = re.compile(r"(^|/)(tests?/.*|test_[^/]*\.py|[^/]*_tests?\.py|tests?\.py)$")
+_TEST_FILE = re.compile(r"(^|/)(tests?/.*|test_[^/]*\.py|[^/]*_tests?\.py|tests?\.py|conftest\.py)$")
 _SETUP_FILE = re.compile(r"(^|/)(setup|conftest|noxfile|tasks|conf|__main__|_version|version)\.py$")
 
 

@@ -44,6 +44,7 @@ from north_lightning.types import (
     ToolResult,
 )
 from north_lightning.verifiers.checked import checked_reward
+from north_lightning.verifiers.frameworks import mounts_of
 
 Script = Callable[[Sequence[Message]], Awaitable[AssistantAction]]
 """A scripted policy: all messages so far (prompt, its own turns, tool results) -> the next action."""
@@ -268,7 +269,7 @@ class AttemptLoop:
 
     async def _open_sandbox(self, task: Task) -> Sandbox:
         image = self.image_of(task) if task.root is None else None
-        opening = asyncio.ensure_future(self.sandboxes.open(image, root=task.root))
+        opening = asyncio.ensure_future(self.sandboxes.open(image, read_only=mounts_of(task), root=task.root))
         try:
             return await within(self.timeouts.open_s, SandboxError, "opening a sandbox", opening)
         except BaseException:

@@ -207,9 +207,7 @@ def main() -> None:
     seal_pytest(seal)
     files = sorted({os.path.join(base.TESTS, one.split("::")[0]) for one in wanted})
     try:
-        code = pytest.main([*OPTIONS, *files], plugins=[Plugin(channel, seal, wanted, comparison)])
-        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
-            raise base.Tampered(f"pytest ended with {code!r}")
+        pytest.main([*OPTIONS, *files], plugins=[Plugin(channel, seal, wanted, comparison)])
         seal.check()
         channel.passed(base.END)
     except BaseException as error:

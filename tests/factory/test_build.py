@@ -7,7 +7,7 @@ import json
 import subprocess
 import tarfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 
 from north_lightning.errors import ConfigError, TaskError
 from north_lightning.factory.build import build_tasks, pool_of
-from north_lightning.factory.grading import Grader
+from north_lightning.factory.grading import Baseline, Grader
 from north_lightning.factory.issues import issue_text
 from north_lightning.factory.sources import sdist_files
 from north_lightning.sandbox import BubblewrapProvider
@@ -138,6 +138,48 @@ def test_a_repository_becomes_tasks_that_hold(repository: Path, tmp_path: Path) 
     assert history.metadata["repository"] == "a/stretch"
 
 
+PYTEST_TESTS = """import pytest
+from stretch import clamp, pairs
+
+
+@pytest.fixture
+def limits():
+    return 0, 9
+
+
+@pytest.mark.parametrize(("value", "expected"), [(5, 5), (50, 9), (-5, 0)])
+def test_clamp(value, expected, limits):
+    assert clamp(value, *limits) == expected
+
+
+def test_pairs():
+    assert pairs([1, 2, 3]) == [(1, 2), (2, 3)]
+"""
+
+
+def test_a_repository_whose_tests_are_written_for_pytest_becomes_tasks_that_hold(tmp_path: Path) -> None:
+    root = tmp_path / "repository"
+    files = {"stretch.py": CODE.format(high="high"), "tests/test_it.py": PYTEST_TESTS, "conftest.py": "import pytest\n"}
+    write(root, files)
+    commit(root, "start")
+    summary = build(tmp_path / "out", root, tasks_per_repository=2)
+    assert (summary["framework"], summary["tests"], summary["tasks"]) == ("pytest", 4, 2)
+    verifier, sandboxes = UnitTestVerifier(), BubblewrapProvider()
+    for task in load_tasks(tmp_path / "out" / "rl"):
+        check_task(task.directory)
+        assert task.metadata["framework"] == "pytest"
+        assert all(one.startswith("tests/test_it.py::") for one in task.metadata["fail_to_pass"])
+        assert "python3 -m pytest" in task.instruction
+        assert "assert " in task.instruction  # the failing statement of the test, and nothing of the code
+        assert not [line for line in CODE.splitlines() if line.strip() and line.strip() in task.instruction]
+        assert "@" not in task.instruction
+        image, rollout = task.directory / "environment" / "files", Rollout(task.id, "swe", task.family, 0, 0, 0)
+        assert asyncio.run(verifier.verify(task, rollout, image, sandboxes)).value == 0.0
+        solved = tmp_path / "solved" / task.id
+        write(solved, files)
+        assert asyncio.run(verifier.verify(task, rollout, solved, sandboxes)).value == 1.0
+
+
 def test_a_stopped_build_goes_on_and_a_finished_one_is_not_repeated(repository: Path, tmp_path: Path) -> None:
     first = build(tmp_path, repository, tasks_per_repository=2)
     records = tmp_path / "records" / "a--stretch.jsonl"
@@ -160,7 +202,7 @@ class Scripted(Grader):
 
     runs: list[list[str]] = field(default_factory=list)
 
-    async def run(self, files: Mapping[str, str], ids: Sequence[str], changed: Any) -> Mapping[str, Any]:
+    async def run(self, baseline: Baseline, changed: Any) -> Mapping[str, Any]:
         return {"passed": self.runs.pop(0)}
 
 

@@ -74,10 +74,10 @@ PYTEST_CHEATS = {
         "type(getattr(builtins, '@check')).__call__ = lambda self, left, right: left"
     ),
     "test functions replaced": when_called(
-        "import sys; m = sys.modules['test_calc']; m.Test.test_add = m.Test.test_negative = lambda self: None; return 9"
+        "import sys; t = sys.modules['tests.test_calc'].Test; t.test_add = t.test_negative = lambda s: None; return 9"
     ),
     "test functions given another body": when_called(
-        "import sys; m = sys.modules['test_calc']; ok = lambda *a: None; "
+        "import sys; m = sys.modules['tests.test_calc']; ok = lambda *a: None; "
         "m.test_many.__code__ = m.Test.test_add.__code__ = m.Test.test_negative.__code__ = ok.__code__; return 9"
     ),
     "asserts without effect": when_imported(
@@ -96,4 +96,20 @@ PYTEST_CHEATS = {
     "a printed summary": when_imported("print('=== 5 passed in 0.01s ===')"),
     "a printed report and exit": when_imported("import os; print('5 passed'); os._exit(0)"),
     "the tests emptied": {"tests/test_calc.py": "def test_nothing(): pass\n"},
+    "tests replaced by a thread": when_imported(
+        "import sys, threading\nsys.setswitchinterval(1e-7)\ndef patch():\n    while True:\n"
+        "        module = sys.modules.get('tests.test_calc')\n        test = getattr(module, 'Test', None)\n"
+        "        if test is not None:\n            test.test_add = test.test_negative = lambda self: None\n"
+        "        if hasattr(module, 'test_many'):\n"
+        "            module.test_many.__code__ = (lambda a, b, given: None).__code__\n"
+        "threading.Thread(target=patch, daemon=True).start()"
+    ),
+    "the report patched, and put back by the last test": {
+        "calc.py": "import _pytest.reports as reports\noriginal = reports.TestReport.from_item_and_call\n"
+        "kept = vars(reports.TestReport)['from_item_and_call']\n"
+        "def passed(item, call):\n    report = original(item, call)\n    report.outcome = 'passed'\n    return report\n"
+        "reports.TestReport.from_item_and_call = staticmethod(passed)\ncalls = []\ndef add(a, b):\n"
+        "    calls.append(a)\n    if len(calls) == 4: reports.TestReport.from_item_and_call = kept\n"
+        "    return a + b if len(calls) == 4 else a - b\ndef same(a): return a\n"
+    },
 }

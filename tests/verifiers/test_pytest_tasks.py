@@ -15,6 +15,7 @@ from north_lightning.verifiers.frameworks import FOR_AGENTS, mounts_of
 FIXED = BUGGY.replace("a - b", "a + b")
 TESTS = """from calc import add, same
 
+import colorsys
 import json
 import time
 
@@ -103,9 +104,22 @@ def test_cheat_scores_0(name, task, sandboxes):
     assert reward.value == 0.0, reward.details
 
 
+def test_a_test_function_that_another_test_gives_another_body_is_noticed(task, sandboxes):
+    code = (
+        "import sys\n    module = sys.modules['tests.test_calc']\n"
+        "    module.test_many.__code__ = (lambda a, b, given: None).__code__\n    return a"
+    )
+    metadata = {"framework": "pytest", "fail_to_pass": FAILING[2:], "pass_to_pass": PASSING}
+    attempt = attempt_at(task, {"calc.py": BUGGY.replace("return a\n", f"{code}\n")})
+    reward = score(replace(task, metadata=metadata), attempt, sandboxes)
+    assert reward.value == 0.0
+    assert "Tampered" in "".join(reward.details["notes"])
+
+
 @pytest.mark.parametrize("name", sorted(SOFTWARE_CHEATS)[::3])
 def test_cheats_made_for_unittest_score_0_here_too(name, task, sandboxes):
-    reward = score(task, cheat_at(task, SOFTWARE_CHEATS[name]), sandboxes)
+    files = {path: text.replace("test_calc", "tests.test_calc") for path, text in SOFTWARE_CHEATS[name].items()}
+    reward = score(task, cheat_at(task, files), sandboxes)
     assert reward.value == 0.0, reward.details
 
 
@@ -115,7 +129,8 @@ def test_what_is_harmless_beside_a_repair_changes_nothing(task, sandboxes):
                  "a conftest that passes everything", "a conftest beside the tests", "a printed summary"):  # fmt: skip
         (directory := task.directory.with_name(name)).mkdir()
         own = make_pytest_task(directory)
-        attempt = attempt_at(own, {**PYTEST_CHEATS[name], "calc.py": FIXED})
+        shadow = {"colorsys.py": "import os; os._exit(0)\n"}
+        attempt = attempt_at(own, {**PYTEST_CHEATS[name], **shadow, "calc.py": FIXED})
         assert score(own, attempt, sandboxes).value == 1.0, name
 
 
@@ -181,6 +196,9 @@ def test_all(capsys, tmp_path, monkeypatch):
 class TestNested:
     limit = 3
     assert limit == 3
+    assert [n for n in (3, 4) if n == 3]
+    assert [n for n in (3 == 3,)]
+    assert {n == 1 for n in (1,)} and {n: n == 1 for n in (1,)} and all(n == 1 for n in (1,))
 
     @pytest.mark.parametrize("n", range(2))
     def test_class_scope(self, n):
