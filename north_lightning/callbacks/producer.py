@@ -22,6 +22,7 @@ from north_lightning.modules import CISPOModule
 from north_lightning.parallel import on_process_zero
 from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer
 from north_lightning.rollout.accounts import Event
+from north_lightning.rollout.ray import RayProducers, RayQueue, RayRolloutProducer
 from north_lightning.rollout.records import forget_unended
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.tasks import load_task_sets
@@ -42,6 +43,8 @@ class RolloutProducerCallback(Callback):
         failures: How much failing infrastructure a run bears.
         keep_rollouts: Append every rollout to ``rollouts.jsonl`` in the run's folder.
         curriculum: How often each task is tried, from how it went. Default: once an epoch.
+        ray: Make rollouts in Ray actors, each with ``max_concurrent_groups``; needs a ``RayQueue``. Default: in one
+            process on this machine.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class RolloutProducerCallback(Callback):
         failures: FailurePolicy | None = None,
         keep_rollouts: bool = True,
         curriculum: TaskCurriculum | None = None,
+        ray: RayProducers | None = None,
     ) -> None:
         self.task_sets = task_sets
         self.rollouts = rollouts
@@ -65,7 +69,8 @@ class RolloutProducerCallback(Callback):
         self.failures = failures
         self.keep_rollouts = keep_rollouts
         self.curriculum = curriculum
-        self._producer: RolloutProducer | None = None
+        self.ray = ray
+        self._producer: RolloutProducer | RayRolloutProducer | None = None
         self._schedule_state: dict[str, Any] = {}  # at the last step, or of the checkpoint that training goes on from
 
     def listen(self, listener: Callable[[Event], None]) -> None:
@@ -124,13 +129,24 @@ class RolloutProducerCallback(Callback):
         kept = Path(trainer.default_root_dir) / ROLLOUTS if self.keep_rollouts else None
         if kept is not None:
             forget_unended(kept, data.queue.end_of)
-        self._producer = RolloutProducer(data.queue, self._spec(trainer, module), self.failures, kept)
+        self._producer = self._make_producer(data.queue, self._spec(trainer, module), kept)
         if self._schedule_state:
             self._producer.schedule.load_state_dict(self._schedule_state)
         running_sidecar(trainer).stop_before(self._stop)
         self._producer.start()
         running_sidecar(trainer).around_restart(self._producer.suspend, self._producer.resume)
         data.add_check(self._producer.check)
+
+    def _make_producer(
+        self, queue: RolloutQueue, spec: ProducerSpec, kept: Path | None
+    ) -> RolloutProducer | RayRolloutProducer:
+        if self.ray is None:
+            return RolloutProducer(queue, spec, self.failures, kept)
+        if not isinstance(queue, RayQueue):
+            raise ConfigError(
+                f"data.queue: expected a RayQueue for producers in Ray actors, got {type(queue).__name__}"
+            )
+        return RayRolloutProducer(self.ray, queue, spec, self.failures, kept)
 
     def _numbers(self, queue: RolloutQueue) -> dict[str, float]:
         """To log; raises what stopped the producer, if anything did."""
