@@ -152,6 +152,9 @@ class RolloutQueue(ABC):
         Each is named once; a queue that never gives up by itself has none."""
         return []
 
+    def close(self) -> None:  # noqa: B027
+        """Training has ended: let go of what the queue holds outside of this process."""
+
     @abstractmethod
     def stats(self) -> Mapping[str, float]:
         """Numbers to log: depth, in flight, trained, and ``dropped/<reason>``."""

@@ -195,6 +195,10 @@ class RolloutDataModule(LightningDataModule):
         self._num_at_once, own = rows_at_once(trainer)
         self._row_of = gather_objects(own)
 
+    def teardown(self, stage: str) -> None:
+        if self._has_queue:
+            self.queue.close()
+
     def train_dataloader(self) -> RolloutLoader:
         return RolloutLoader(self)
 

@@ -1,6 +1,6 @@
 """Asynchronous RL measured: the queue under 1,000,000 random steps, replayed rollout times, sync against async, kills.
 
-    python tests/benchmarks/bench_rl.py [queue] [replay] [samplers] [kills_sft] [kills_rl]    (default: all, 30 minutes)
+    python tests/benchmarks/bench_rl.py [queue] [replay] [samplers] [ray] [kills_sft] [kills_rl]    (all: 30 minutes)
 
 Writes runs/bench/rl.json, each section as it is done, and runs/bench/rl_replay.png. ``replay`` and ``samplers`` run on
 a virtual clock: their seconds are virtual, their order, ages and admissions are the real queue's.
@@ -8,11 +8,14 @@ a virtual clock: their seconds are virtual, their order, ages and admissions are
 
 import json
 import logging
+import random
 import sys
 import tempfile
+import time
 import warnings
+from functools import partial
 from pathlib import Path
-from statistics import fmean, quantiles
+from statistics import fmean, median, quantiles
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -23,8 +26,12 @@ from rl_kills import kill_rl, kill_sft
 from rl_replay import Clock, Replay, Simulation, Trace, heavy_tailed_trace
 
 from north_lightning.rollout import WindowedFIFOQueue
+from north_lightning.rollout.ray import RayQueue
+from north_lightning.rollout.ray.wire import pack
+from north_lightning.types import Reward, Rollout, RolloutGroup
 
 OUTPUT = Path("runs/bench/rl.json")
+MEASURED = Path(__file__).with_name("results") / "async_cpu.json"
 NUM_QUEUE_STEPS = 1_000_000
 GROUPS_PER_BATCH, BATCHES_AHEAD, GROUP_SIZE, PUSH_EVERY_K = 64, 4, 8, 4  # 512 rollouts a step
 MEDIAN_S, TASK_SIGMA, ATTEMPT_SIGMA = 20.0, 0.6, 0.6
@@ -116,11 +123,24 @@ def plot(by_step: dict, waits: dict[str, list[float]]) -> None:
 
 
 def bench_samplers() -> dict:
-    """64 samplers, one rollout each at a time; the trainer as fast as they are; a push stops both for a second."""
+    """64 samplers, one rollout each at a time; the trainer as fast as they are; a push stops both for a second.
+
+    ``heavy_tailed`` is the trace of ``replay``; ``as_measured`` has the spread of the real run ``slow`` of
+    ``bench_async.py``, which also says how far this simulation is from that run's seconds per step.
+    """
+    measured = json.loads(MEASURED.read_text())["slow"]["async"]["rollout_s"]
+    spreads = {
+        "heavy_tailed": (TASK_SIGMA, ATTEMPT_SIGMA),
+        "as_measured": (measured["task_sigma"], measured["attempt_sigma"]),
+    }
+    return {name: speedups(*sigmas) for name, sigmas in spreads.items()}
+
+
+def speedups(task_sigma: float, attempt_sigma: float) -> dict:
     num_samplers, push_s = 64, 1.0
-    trace = heavy_tailed_trace(0, GROUP_SIZE, MEDIAN_S, TASK_SIGMA, ATTEMPT_SIGMA)
+    trace = heavy_tailed_trace(0, GROUP_SIZE, MEDIAN_S, task_sigma, attempt_sigma)
     mean_s = fmean(seconds for i in range(2000) for seconds in trace(i))
-    results = {}
+    results: dict = {"task_sigma": task_sigma, "attempt_sigma": attempt_sigma}
     for groups_per_batch in (8, 64):  # as many rollouts a step as samplers; the recipe's 512
         step_s = mean_s * groups_per_batch * GROUP_SIZE / num_samplers
         seconds = {}
@@ -140,6 +160,41 @@ def bench_samplers() -> dict:
     return results
 
 
+def bench_ray() -> dict:
+    """The queue in a Ray actor beside the one in this process: a call, and a group of 8 rollouts of 128K tokens."""
+    queues = {"in_process": WindowedFIFOQueue(1, 0), "ray": RayQueue(partial(WindowedFIFOQueue, 1, 0))}
+    group = RolloutGroup(0, "task", "terminal", [long_rollout(index) for index in range(8)])
+    results: dict[str, dict] = {}
+    for name, queue in queues.items():
+        queue.stats()
+        started = time.monotonic()
+        for _ in range(300):
+            queue.stats()
+        calls_s = 300 / (time.monotonic() - started)
+        seconds = []
+        for _ in range(6):
+            started = time.monotonic()
+            group.group_id = queue.admit()
+            queue.complete(group)
+            (taken,) = queue.take(1)
+            queue.release([taken.group_id])
+            seconds.append(time.monotonic() - started)
+            assert taken.rollouts[-1].token_ids == group.rollouts[-1].token_ids
+        results[name] = {"calls_per_s": round(calls_s), "group_s": round(median(seconds), 3)}
+        queue.close()
+    return results | {"group_mib": round(len(pack(group)) / 2**20, 1), "rollouts": 8, "tokens_each": 131072}
+
+
+def long_rollout(index: int, num_tokens: int = 131072) -> Rollout:
+    noise = random.Random(index)
+    rollout = Rollout("task", "terminal", "family", 0, index, 0, reward=Reward(1.0))
+    rollout.token_ids = [noise.randrange(262144) for _ in range(num_tokens)]
+    rollout.loss_mask = [noise.random() < 0.3 for _ in range(num_tokens)]
+    rollout.rollout_logprobs = [-noise.random() for _ in range(num_tokens)]
+    rollout.policy_versions = [7] * num_tokens
+    return rollout
+
+
 def bench_kills_sft() -> dict:
     """500 kills of supervised fine-tuning: every killed run ends with the bits of an uninterrupted one."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -156,6 +211,7 @@ SECTIONS = {
     "queue": bench_queue,
     "replay": bench_replay,
     "samplers": bench_samplers,
+    "ray": bench_ray,
     "kills_sft": bench_kills_sft,
     "kills_rl": bench_kills_rl,
 }

@@ -4,11 +4,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import torch
 from launch import as_torchrun_would, run_processes
@@ -32,12 +33,13 @@ from north_lightning.data import RolloutDataModule
 from north_lightning.errors import ConfigError
 from north_lightning.harnesses import ReActTerminalHarness, SWEAgentHarness
 from north_lightning.history import read_history
-from north_lightning.interfaces import WeightTransport
+from north_lightning.interfaces import RolloutQueue, WeightTransport
 from north_lightning.losses import CISPOLoss
 from north_lightning.model import load_checkpoint, named_hf_tensors
 from north_lightning.modules import CISPOModule
 from north_lightning.parallel import NorthStrategy
 from north_lightning.rollout import PassRateCurriculum, WindowedFIFOQueue
+from north_lightning.rollout.ray import RayProducers, RayQueue
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.sampling.sidecar import Sidecar
 from north_lightning.sampling.transport import PushReport, SharedMemoryTransport
@@ -68,6 +70,7 @@ class Running:
 
     def __init__(self, url: str, max_model_len: int) -> None:
         self.url, self.max_model_len = url, max_model_len
+        self.environment: dict[str, str] = {}
         self.vocab_size: int | None = None
 
     def check_alive(self) -> None:
@@ -211,25 +214,59 @@ def check_metrics_of_the_sampler(history: list[dict[str, Any]], records: list[di
             assert sum(v for name, v in line.items() if name.startswith("sampler_time/")) == pytest.approx(1)
 
 
-def train_on_each(checkpoint: Path, tasks: list[Path], run_dir: Path, server: Running) -> dict[str, Any]:
-    """Three steps of what is one of several processes; what this one has published, and whether it has a producer."""
+def make_queue() -> WindowedFIFOQueue:
+    return WindowedFIFOQueue(GROUPS_PER_BATCH, 1, window=2)
+
+
+def make_ray_queue() -> RayQueue:
+    return RayQueue(make_queue)
+
+
+def train_on_each(
+    checkpoint: Path,
+    tasks: list[Path],
+    run_dir: Path,
+    servers: list[Running],
+    make_queue: Callable[[], RolloutQueue],
+    ray: RayProducers | None,
+) -> dict[str, Any]:
+    """Three steps of what is one of several processes; what this one has published, and what it has started."""
     as_torchrun_would()
     # Buckets of a few tensors, read as they are gathered: the server gets them in many files.
-    sync = WeightSyncCallback(2, lambda url: SharedMemoryTransport(url, max_staged_gib=1e-4))
+    sync = WeightSyncCallback(2, lambda urls: SharedMemoryTransport(urls, max_staged_gib=1e-4))
     producer = make_producer(tasks)
+    producer.ray = ray
+    if ray is not None:
+        producer.curriculum = None
     module = CISPOModule(
         loss=CISPOLoss(), checkpoint=checkpoint, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3)
     )
-    data = RolloutDataModule(WindowedFIFOQueue(2, 1, window=2), GROUPS_PER_BATCH, 3000, num_batches=3, max_wait_s=200)
+    data = RolloutDataModule(make_queue(), GROUPS_PER_BATCH, 3000, num_batches=3, max_wait_s=200)
+    waiting = list(servers)
+    sidecars = SidecarCallback(lambda model_dir, log_path: waiting.pop(0), environments=[{}] * len(servers))
     quiet_trainer(
         run_dir,
         devices=2,
         strategy=NorthStrategy(shard=2),
         max_steps=3,
-        callbacks=[SidecarCallback(lambda model_dir, log_path: server), sync, producer, HFCheckpoint()],
+        callbacks=[sidecars, sync, producer, HFCheckpoint()],
         logger=JSONLHistory(run_dir),
     ).fit(module, datamodule=data)
-    return {"published_at": sync.published_at, "trained": data.queue.stats()["trained"]}
+    return {"published_at": sync.published_at, "processes": [one.pid for one in psutil.Process().children(True)]}
+
+
+def check_two_trainers(first: dict[str, Any], second: dict[str, Any], checkpoint: Path, run_dir: Path) -> None:
+    assert first["published_at"] == second["published_at"] == {0: 0, 1: 2}
+    history = read_history(run_dir / "history.jsonl")
+    assert [line["step"] for line in history] == [0, 1, 2]
+    assert history[-1]["queue/trained"] == 3 * GROUPS_PER_BATCH
+    assert all(line["policy_lag/max"] <= line["policy_lag/bound"] for line in history)
+    assert history[0]["train/mismatch_abs_max"] < 1e-4 < 1e-3 < history[1]["train/mismatch_abs_max"]
+    records = [json.loads(line) for line in (run_dir / "rollouts.jsonl").read_text().splitlines()]
+    assert len(records) >= 3 * GROUPS_PER_BATCH * GROUP_SIZE
+    assert {record["environment"] for record in records} == {"terminal", "swe"}
+    start, end = (dict(named_hf_tensors(load_checkpoint(path))) for path in (checkpoint, run_dir / "checkpoint"))
+    assert any(not torch.equal(start[name], end[name]) for name in start)
 
 
 @pytest.mark.slow
@@ -237,20 +274,40 @@ def test_two_trainer_processes_sample_from_one_real_server_and_push_to_it(
     checkpoint: Path, tasks: list[Path], tmp_path: Path, vllm_server: Sidecar, weight_transport: SharedMemoryTransport
 ) -> None:
     server = Running(vllm_server.url, vllm_server.max_model_len)
-    first, second = run_processes(2, train_on_each, checkpoint, tasks, tmp_path / "run", server)
-    start, end = (dict(named_hf_tensors(load_checkpoint(path))) for path in (checkpoint, tmp_path / "run/checkpoint"))
+    first, second = run_processes(2, train_on_each, checkpoint, tasks, tmp_path / "run", [server], make_queue, None)
     served = httpx.get(f"{vllm_server.url}/weight_info").json()["weight_version"]
-    weight_transport.push(start.items(), 0)  # the session's server again
-
-    assert first["published_at"] == second["published_at"] == {0: 0, 1: 2}
+    weight_transport.push(named_hf_tensors(load_checkpoint(checkpoint)), 0)  # the session's server again
     assert served == "1"
-    assert (first["trained"], second["trained"]) == (3 * GROUPS_PER_BATCH, 0)
+    check_two_trainers(first, second, checkpoint, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_trainers_two_servers_and_two_producers_in_ray_actors_train_both_environments(
+    checkpoint: Path, tasks: list[Path], tmp_path: Path, vllm_server: Sidecar, weight_transport: SharedMemoryTransport
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with Sidecar(checkpoint, tmp_path / "second.log", max_model_len=2048) as another:
+        servers = [Running(one.url, one.max_model_len) for one in (vllm_server, another)]
+        first, second = run_processes(
+            2, train_on_each, checkpoint, tasks, tmp_path / "run", servers, make_ray_queue, RayProducers(2, 0.5)
+        )
+        served = [httpx.get(f"{one.url}/weight_info").json()["weight_version"] for one in servers]
+        sampled = [_sampled_tokens(one.url) for one in servers]
+    weight_transport.push(named_hf_tensors(load_checkpoint(checkpoint)), 0)
+    assert served == ["1", "1"]
+    assert all(sampled)
+    check_two_trainers(first, second, checkpoint, tmp_path / "run")
     history = read_history(tmp_path / "run" / "history.jsonl")
-    assert [line["step"] for line in history] == [0, 1, 2]
-    assert history[0]["train/mismatch_abs_max"] < 1e-4 < 1e-3 < history[1]["train/mismatch_abs_max"]
-    records = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
-    assert len(records) >= 3 * GROUPS_PER_BATCH * GROUP_SIZE
-    assert any(not torch.equal(start[name], end[name]) for name in start)
+    assert history[-1]["producer/actors"] == 2
+    assert history[-1]["producer/completed"] >= 3 * GROUPS_PER_BATCH
+    assert not any(name.startswith(("queue/dropped", "producer/failures")) for line in history for name in line)
+    assert first["processes"]
+    assert not [pid for pid in first["processes"] if psutil.pid_exists(pid)]
+
+
+def _sampled_tokens(url: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:generation_tokens_total"))
 
 
 def test_the_producer_must_come_after_the_weight_sync(checkpoint: Path, tasks: list[Path], tmp_path: Path) -> None:

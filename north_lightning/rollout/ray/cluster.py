@@ -6,13 +6,13 @@ here and known to this process and its children alone. Metrics of Ray's autoscal
 
 from __future__ import annotations
 
-import atexit
 import os
 import secrets
 import shutil
 import signal
 import sys
 import tempfile
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,9 @@ def _make_token() -> None:
 
 def _start_own(ray: Any, settings: dict[str, Any]) -> None:
     folder = Path(tempfile.mkdtemp(prefix="north-ray-"))  # short: the paths of its sockets have a limit
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    atexit.register(ray.shutdown)
+    # Not atexit, which processes of multiprocessing leave out; they run in this order.
+    Finalize(None, ray.shutdown, exitpriority=11)
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=10)
     ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=str(folder), **settings)
 
 

@@ -136,6 +136,7 @@ class RayQueue(RolloutQueue):
         self.producer = HERE
         self._like = queue()  # for questions about settings, which need no round trip
         self._actor: Any = None
+        self._is_closed = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_actor": None, "_like": None}
@@ -196,16 +197,18 @@ class RayQueue(RolloutQueue):
         self._call("load_state_dict", dict(state))
 
     def close(self) -> None:
-        """End the actor."""
+        """End the actor; no call after this one."""
         if self._actor is not None and self.producer == HERE:
             connect(self.address).kill(self._actor)
-        self._actor = None
+        self._is_closed = True
 
     def _connected(self) -> Any:
         with _CONNECTING:
             return self._actor_of(connect(self.address))
 
     def _actor_of(self, ray: Any) -> Any:
+        if self._is_closed:
+            raise InfrastructureError("the queue has been closed: training has ended")
         if self._actor is None:
             if self.producer == HERE:
                 self._actor = ray.remote(_Answers).options(name=self.name, num_cpus=0, **as_here()).remote(self._make)
