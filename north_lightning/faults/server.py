@@ -289,7 +289,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         fake = self.server.fake
         if fake.is_alive:
-            self._reply(200, json.dumps({"weight_version": fake.version, "is_paused": fake.is_paused}).encode())
+            self._reply(
+                200, json.dumps({"weight_version": fake.version, "is_paused": fake.is_paused, "world_size": 1}).encode()
+            )
 
     def do_POST(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)

@@ -1,4 +1,4 @@
-"""Pushing the trainer's weights into running vLLM servers on the same machine.
+"""Pushing the trainer's weights into running vLLM servers: the protocol, and shared memory to carry them.
 
 Comes in: tensors under their Hugging Face names, and a version. Goes out: servers that sample with them, their requests
 in flight kept and continued with the new weights. Nothing here knows the model or decides when to push.
@@ -15,6 +15,7 @@ import json
 import math
 import os
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -49,25 +50,19 @@ class PushReport:
     resumed_at: float  # of the monotonic clock
 
 
-class SharedMemoryTransport(WeightTransport):
-    """Safetensors files in memory, read by the engine through this process's open file descriptors.
+class HTTPTransport(WeightTransport):
+    """What every push to vLLM servers has in common, whatever carries the tensors.
 
-    The files have no name: their memory is free as soon as the push is over, or this process dead. Tensors are taken
-    one bucket at a time, so that those made on the way (gathered from many processes, merged with adapters) never exist
-    all at once outside of the files.
+    A push that fails leaves the servers paused (``fenced`` is true): their weights are unknown, so they must not sample
+    until a push succeeds. The version counts as served only when every engine has confirmed it.
 
-    A push that fails leaves the server paused (``fenced`` is true): its weights are unknown, so it must not sample
-    until a push succeeds. The version counts as served only when the engine has confirmed it.
-
-    Several servers read the same files at the same time. None samples before all have confirmed the version, and it
-    counts only when all give the tokens of ``PROBE`` the same log-probabilities; one that fails is named, and fences
-    all. What is sampled while they are probed has its own log-probabilities, whatever the probe says.
+    None of several servers samples before all have confirmed the version, and it counts only when all give the tokens
+    of ``PROBE`` the same log-probabilities; one that fails is named, and fences all. What is sampled while they are
+    probed has its own log-probabilities, whatever the probe says.
 
     Args:
         urls: base URL of the server, as in ``Sidecar.url``, or of several that serve the same model.
         timeout_s: limit for each of the requests a push consists of.
-        max_staged_gib: sampling pauses once so much is written, and what follows is read as it is made: less memory on
-            the host, a longer pause. None: everything is written before sampling pauses.
         prefix_cache: ``cleared`` at every push, so that every token is sampled as its version would: requests in flight
             read their context again. ``kept``: neither they nor later prompts that begin alike do, and what is sampled
             behind such a prefix mixes versions; cheaper for long contexts, with a larger mismatch to the trainer.
@@ -78,7 +73,6 @@ class SharedMemoryTransport(WeightTransport):
         self,
         urls: str | Sequence[str],
         timeout_s: float = 60.0,
-        max_staged_gib: float | None = None,
         prefix_cache: Literal["cleared", "kept"] = "cleared",
         probe_tolerance: float = 0.02,
     ) -> None:
@@ -88,7 +82,6 @@ class SharedMemoryTransport(WeightTransport):
         self.probe_tolerance = probe_tolerance
         self.prefix_cache = prefix_cache
         self.timeout_s = timeout_s
-        self.max_staged_bytes = math.inf if max_staged_gib is None else max_staged_gib * 2**30
         self.fenced = False
         self.last_push: PushReport | None = None
         # A connection per request: the server closes one after an error, which a request on it would run into.
@@ -99,25 +92,10 @@ class SharedMemoryTransport(WeightTransport):
     def push(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Make ``version`` the served weights; ``WeightPushError`` if that was not confirmed."""
         started = time.monotonic()
-        paused: float | None = None
-        total = num_staged = 0
         try:
-            with ExitStack() as staged:
-                paths = []
-                for bucket in _in_buckets(tensors, min(BUCKET_BYTES, self.max_staged_bytes)):
-                    file = staged.enter_context(open(os.memfd_create("north_lightning-weights"), "wb"))
-                    size = _write_safetensors(bucket, file)
-                    total, num_staged = total + size, num_staged + size
-                    paths.append(f"/proc/{os.getpid()}/fd/{file.fileno()}")
-                    if num_staged >= self.max_staged_bytes:
-                        paused = self._pause() if paused is None else paused
-                        self._load(paths)
-                        staged.close()
-                        num_staged = 0
-                paused = self._pause() if paused is None else paused
-                self._load(paths)
+            paused, total = self._send(tensors)
             self._finish(version)
-        except _ServersFailed as failed:
+        except ServersFailed as failed:
             urls = ", ".join(failed.errors)
             reasons = "; ".join(f"{type(error).__name__}: {error}" for error in failed.errors.values())
             raise WeightPushError(
@@ -127,6 +105,10 @@ class SharedMemoryTransport(WeightTransport):
         ended = time.monotonic()
         self._check_agreement(version)
         self.last_push = PushReport(version, ended - started, ended - paused, total, ended)
+
+    @abstractmethod
+    def _send(self, tensors: Iterable[tuple[str, Tensor]]) -> tuple[float, int]:
+        """``_pause`` and bring all tensors to all engines; when it paused, and how many bytes there were."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -142,11 +124,6 @@ class SharedMemoryTransport(WeightTransport):
         self._post("/pause", params={"mode": "keep", "clear_cache": clears})
         self._on_all(self._start)
         return paused
-
-    def _load(self, paths: list[str]) -> None:
-        """Have the engines read what is staged."""
-        while paths:
-            self._post("/update_weights", json={"update_info": {"path": paths.pop(0)}})
 
     def _finish(self, version: int) -> None:
         self._post("/finish_weight_update", json={"weight_version": str(version)})
@@ -169,7 +146,7 @@ class SharedMemoryTransport(WeightTransport):
                         f"{url}: version {version} gives log-probabilities {apart:.3g} from those of {self.urls[0]}, "
                         f"expected at most {self.probe_tolerance:g}; all are paused until a push succeeds"
                     )
-        except _ServersFailed as failed:
+        except ServersFailed as failed:
             self._fence()
             raise WeightPushError(f"version {version} could not be probed: {failed}") from failed
         except WeightPushError:
@@ -178,21 +155,21 @@ class SharedMemoryTransport(WeightTransport):
 
     def _fence(self) -> None:
         self.fenced = True
-        with suppress(_ServersFailed):  # one that cannot be reached samples for nobody
+        with suppress(ServersFailed):  # one that cannot be reached samples for nobody
             self._post("/pause", params={"mode": "keep", "clear_cache": "true"})
 
     @staticmethod
     def _start(client: httpx.Client) -> None:
         """Start an update session, ending first the one that a failed push or another trainer has left open."""
         try:
-            _post(client, "/start_weight_update")
+            post(client, "/start_weight_update")
         except httpx.HTTPStatusError:
             # vLLM has no request that ends a session, but a chunk that cannot be read does.
             client.post("/update_weights", json={"update_info": {"path": ""}})
-            _post(client, "/start_weight_update")
+            post(client, "/start_weight_update")
 
     def _post(self, path: str, **content: Any) -> None:
-        self._on_all(lambda client: _post(client, path, **content))
+        self._on_all(lambda client: post(client, path, **content))
 
     def _on_all(self, request: Callable[[httpx.Client], T]) -> list[T]:
         """Ask every server at the same time and wait for all; their answers, in the order of ``urls``."""
@@ -202,11 +179,60 @@ class SharedMemoryTransport(WeightTransport):
             if not isinstance(error, httpx.HTTPError):
                 raise error
         if errors:
-            raise _ServersFailed(errors)
+            raise ServersFailed(errors)
         return [future.result() for future in asked]
 
 
-class _ServersFailed(Exception):
+class SharedMemoryTransport(HTTPTransport):
+    """Safetensors files in memory, read by the engine through this process's open file descriptors.
+
+    The files have no name: their memory is free as soon as the push is over, or this process dead. Tensors are taken
+    one bucket at a time, so that those made on the way (gathered from many processes, merged with adapters) never exist
+    all at once outside of the files. Several servers read the same files at the same time.
+
+    Args:
+        urls, timeout_s, prefix_cache, probe_tolerance: as of ``HTTPTransport``.
+        max_staged_gib: sampling pauses once so much is written, and what follows is read as it is made: less memory on
+            the host, a longer pause. None: everything is written before sampling pauses.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        timeout_s: float = 60.0,
+        max_staged_gib: float | None = None,
+        prefix_cache: Literal["cleared", "kept"] = "cleared",
+        probe_tolerance: float = 0.02,
+    ) -> None:
+        super().__init__(urls, timeout_s, prefix_cache, probe_tolerance)
+        self.max_staged_bytes = math.inf if max_staged_gib is None else max_staged_gib * 2**30
+
+    def _send(self, tensors: Iterable[tuple[str, Tensor]]) -> tuple[float, int]:
+        paused: float | None = None
+        total = num_staged = 0
+        with ExitStack() as staged:
+            paths = []
+            for bucket in in_buckets(tensors, min(BUCKET_BYTES, self.max_staged_bytes)):
+                file = staged.enter_context(open(os.memfd_create("north_lightning-weights"), "wb"))
+                size = _write_safetensors(bucket, file)
+                total, num_staged = total + size, num_staged + size
+                paths.append(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+                if num_staged >= self.max_staged_bytes:
+                    paused = self._pause() if paused is None else paused
+                    self._load(paths)
+                    staged.close()
+                    num_staged = 0
+            paused = self._pause() if paused is None else paused
+            self._load(paths)
+        return paused, total
+
+    def _load(self, paths: list[str]) -> None:
+        """Have the engines read what is staged."""
+        while paths:
+            self._post("/update_weights", json={"update_info": {"path": paths.pop(0)}})
+
+
+class ServersFailed(Exception):
     """What went wrong where: URL -> error."""
 
     def __init__(self, errors: Mapping[str, BaseException]) -> None:
@@ -214,7 +240,7 @@ class _ServersFailed(Exception):
         self.errors = errors
 
 
-def _post(client: httpx.Client, path: str, **content: Any) -> httpx.Response:
+def post(client: httpx.Client, path: str, **content: Any) -> httpx.Response:
     response = client.post(path, **content)
     if response.is_error:
         raise httpx.HTTPStatusError(
@@ -233,11 +259,11 @@ def _score_probe(client: httpx.Client) -> list[float]:
     """Log-probability of every token of ``PROBE`` but the first."""
     sampling_params = {"max_tokens": 1, "temperature": 1.0, "detokenize": False, "prompt_logprobs": 0}
     body = {"token_ids": PROBE, "sampling_params": sampling_params}
-    entries = _post(client, "/inference/v1/generate", json=body).json()["prompt_logprobs"][1:]
+    entries = post(client, "/inference/v1/generate", json=body).json()["prompt_logprobs"][1:]
     return [float(entry[str(token)]["logprob"]) for token, entry in zip(PROBE[1:], entries, strict=True)]
 
 
-def _in_buckets(tensors: Iterable[tuple[str, Tensor]], num_bytes: float) -> Iterator[list[tuple[str, Tensor]]]:
+def in_buckets(tensors: Iterable[tuple[str, Tensor]], num_bytes: float) -> Iterator[list[tuple[str, Tensor]]]:
     """Lists of tensors that follow each other, of at most so many bytes each or of one tensor."""
     bucket: list[tuple[str, Tensor]] = []
     size = 0
