@@ -80,7 +80,12 @@ class Server(FakeVLLM):
             self.num_buckets += 1
             if self.num_buckets == self.breaks_at:
                 return 500, b"out of memory"
-            self.engine.receive_weights(nccl_engine.NCCLWeightTransferUpdateInfo(**body["update_info"]))
+            try:
+                info = nccl_engine.NCCLWeightTransferUpdateInfo(**body["update_info"])
+            except TypeError as error:  # vLLM's worker ends the session after any error in a chunk
+                self._session = None
+                return 500, str(error).encode()
+            self.engine.receive_weights(info)
         else:
             return super().answer(path, body)
         self.routes.append(path)
