@@ -37,8 +37,9 @@ class BubblewrapProvider(LocalProvider):
 
     Args:
         images: What tasks that bring an image run on, by the image's name: a root file system in a directory, or an OCI
-            image, in a directory or an archive (``skopeo copy docker://NAME oci-archive:FILE`` makes one). Without an
-            entry for it, such a task is refused. Every other task sees this machine's own system.
+            image, in a directory or an archive (``skopeo copy docker://NAME oci-archive:FILE`` makes one). A task's
+            Dockerfile is built on the one that ``FROM`` names (``dockerfile_build``). Without an entry for it, such a
+            task is refused. Every other task sees this machine's own system.
         limits: as of every local sandbox: ``memory_bytes``, ``max_processes``, ``max_file_bytes``, ``max_work_bytes``,
             ``max_files``, ``max_output_bytes``, ``max_slots``, ``root``, ``first_uid``.
     """
@@ -78,7 +79,7 @@ class BubblewrapProvider(LocalProvider):
             return Base()
         folder = Path(tempfile.mkdtemp(prefix="root-", dir=host.root))
         folder.chmod(0o755)
-        settings = make_root(folder / "system", root.image, self.images)
+        settings = make_root(folder / "system", root.image, self.images, host)
         (folder / "system").chmod(0o755)
         workdir = root.workdir or settings.workdir or "/"
         workdir = "/work" if workdir == "/" else workdir

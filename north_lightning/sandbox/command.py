@@ -114,6 +114,33 @@ def make_launcher(
     return Launcher(tuple(outer), (*inner, "--", "/bin/sh", "-c", init, "init"), seccomp)
 
 
+def build_launcher(
+    *,
+    bwrap: str,
+    setpriv: str,
+    uid: int | None,
+    system: Path,
+    context: Path,
+    seccomp: Path | None,
+    workdir: str,
+    variables: Mapping[str, str],
+    max_file_bytes: int,
+) -> Launcher:
+    """How to run a command of an image that is being built, as ``uid`` (None: the caller), root inside.
+
+    ``system`` is its root file system, which belongs to ``uid`` and is changed; ``context`` is read.
+    """
+    outer = [] if uid is None else [setpriv, f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
+    outer += [bwrap, *_NAMESPACES, "--uid", "0", "--gid", "0", "--disable-userns", "--cap-drop", "ALL"]
+    outer += ["--hostname", "build", *_LIFE]
+    for name, value in {"PATH": ENVIRONMENT["PATH"], "HOME": "/root", **variables}.items():
+        outer += ["--setenv", name, value]
+    inner = ["--bind", str(system), "/", "--proc", "/proc", "--dev", "/dev", "--size", str(SHM_BYTES)]
+    inner += ["--tmpfs", "/run", "--ro-bind", str(context), "/run/context", "--remount-ro", "/run", "--chdir", workdir]
+    init = f'ulimit -c 0 && ulimit -f {-(-max_file_bytes // 512)} || exit 125; "$@"; exit $?'
+    return Launcher(tuple(outer), (*inner, "--", "/bin/sh", "-c", init, "init"), seccomp)
+
+
 def _system_of_this_machine(etc: Path) -> list[str]:
     words = ["--ro-bind", "/usr", "/usr", "--ro-bind", str(etc), "/etc"]
     for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):

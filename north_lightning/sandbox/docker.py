@@ -149,7 +149,7 @@ class DockerProvider(LocalProvider):
             "image": base.image,
             "user": f"{user}:{group}",
             "working_dir": base.workdir,
-            "entrypoint": [],
+            "entrypoint": ["/bin/sh"],  # Podman takes an empty one for the image's own
             "stdin_open": True,
             "detach": False,
             "hostname": "sandbox",
@@ -202,7 +202,7 @@ class DockerSandbox(LocalSandbox):
         """A container for ``argv``, not started, and the socket attached to it. Blocks."""
         words = [word_bytes(word).decode(errors="surrogateescape") for word in argv]
         settings = {key: value for key, value in self._settings.items() if key != "image"}
-        command = ["/bin/sh", "-c", INIT, "init", *words]
+        command = ["-c", INIT, "init", *words]
         container = self._engine.create(self._settings["image"], command, settings, self._host_config)
         try:
             return container, self._engine.attach(container)

@@ -11,32 +11,46 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from north_lightning.errors import ConfigError
+from north_lightning.sandbox.dockerfile import base_of, read_dockerfile
+from north_lightning.sandbox.dockerfile_build import built_root
 from north_lightning.sandbox.layers import ImageSettings, open_directory, remove, unpack_image
+from north_lightning.sandbox.slots import Host
 from north_lightning.sandbox.trees import copy_tree
 
+BUILD_TIMEOUT_S = 600.0  # of one instruction
 
-def make_root(destination: Path, image: str | Path, images: Mapping[str, Path]) -> ImageSettings:
-    """Put the root file system of ``image`` into the new directory ``destination``; ``ConfigError`` if there is none.
 
-    ``images`` says by name where it is: a directory, an OCI image in a directory, or an OCI archive.
+def make_root(destination: Path, image: str | Path, images: Mapping[str, Path], host: Host) -> ImageSettings:
+    """Put the root file system of ``image``, a name or a Dockerfile, into the new directory ``destination``.
+
+    ``images`` says by name where it is: a directory, an OCI image in a directory, or an OCI archive. ``ConfigError`` if
+    there is none, or the Dockerfile cannot be built on it.
     """
-    if not isinstance(image, str):
-        raise ConfigError(
-            f"{image}: Dockerfiles are not built under bubblewrap: name an image, or use the DockerProvider"
-        )
-    if image not in images:
-        known = ", ".join(sorted(images)) or "none"
-        raise ConfigError(f"images: expected an entry for {image!r}, which a task names, got {known}")
-    path = Path(images[image])
-    if not path.exists():
-        raise ConfigError(f"images: {image!r}: {path} not found")
-    if path.is_file() or (path / "index.json").is_file():
-        settings = unpack_image(path, destination)
+    if isinstance(image, str):
+        settings = _named(destination, image, images)
     else:
-        copy_tree(path, destination)
-        settings = ImageSettings()
+        instructions = read_dockerfile(image)
+        name = base_of(instructions)
+        if name is None:
+            raise ConfigError(f"{image}: FROM scratch: expected an image with a shell, under bubblewrap")
+        base = _named(destination, name, images)
+        destination.chmod(0o755)
+        settings = built_root(image, instructions, destination, base, host, BUILD_TIMEOUT_S)
     _make_places(destination)
     return settings
+
+
+def _named(destination: Path, name: str, images: Mapping[str, Path]) -> ImageSettings:
+    if name not in images:
+        known = ", ".join(sorted(images)) or "none"
+        raise ConfigError(f"images: expected an entry for {name!r}, which a task names, got {known}")
+    path = Path(images[name])
+    if not path.exists():
+        raise ConfigError(f"images: {name!r}: {path} not found")
+    if path.is_file() or (path / "index.json").is_file():
+        return unpack_image(path, destination)
+    copy_tree(path, destination)
+    return ImageSettings()
 
 
 def _make_places(root: Path) -> None:
