@@ -123,7 +123,7 @@ def test_a_build_reaches_nothing_of_this_machine_and_leaves_nothing(bubblewrap, 
     context = tmp_path / "context"
     context.mkdir()
     attack = (
-        f"cat {secret} /root/.bashrc >/opt/stolen 2>&1; touch /run/context/new {tmp_path}/new /proc/sys/x 2>/opt/errors;"
+        f"cat {secret} /root/.bashrc >/opt/stolen 2>&1; touch /run/context/new {tmp_path}/new /proc/sys/x 2>/dev/null;"
         " ls /proc | grep -c '^[0-9]' >/opt/processes; id -u >/opt/user; (setsid sleep 7741 &); ip addr >/opt/net 2>&1;"
         " mknod /opt/device b 8 0 2>/dev/null; mount -t tmpfs none /mnt 2>/dev/null && touch /opt/mounted; true"
     )
