@@ -133,8 +133,8 @@ class RolloutProducerCallback(Callback):
         if self._schedule_state:
             self._producer.schedule.load_state_dict(self._schedule_state)
         running_sidecar(trainer).stop_before(self._stop)
-        self._producer.start()
         running_sidecar(trainer).around_restart(self._producer.suspend, self._producer.resume)
+        self._producer.start()
         data.add_check(self._producer.check)
 
     def _make_producer(

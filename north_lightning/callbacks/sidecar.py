@@ -3,43 +3,40 @@
 In: the module's checkpoint. Out: running servers, started again when they die, stopped however training ends. Not here:
 the server (``sampling``).
 
-    found dead ─► users let go (sampling suspended) ─► started ─► users take it up (weights pushed, sampling resumed)
+    found dead ─► sampling suspended ─► started      by a watching thread, also while an optimizer step runs
+    weights pushed ─► sampling resumed               by the trainer's, between two steps or while it waits for rollouts
 
-It is looked at while the trainer waits for rollouts and after every step, always from the trainer's thread: the weights
-that are pushed again are those between two optimizer steps.
-Where several processes train, process 0 has the only one, and its death ends training.
+Where several processes train, process 0 has the servers, and all take part in the push.
 """
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from north_lightning.errors import ConfigError, SidecarError
+from north_lightning.errors import ConfigError
 from north_lightning.modules import NorthModule
 from north_lightning.parallel import on_process_zero
 from north_lightning.sampling.sidecar import Sidecar
-
-log = logging.getLogger(__name__)
+from north_lightning.sampling.watch import SidecarWatch
 
 
 class SidecarCallback(Callback):
     """Starts the sidecar before training, starts it again when it dies, and stops it afterwards.
 
-    One that cannot be started, or dies too often, ends training with its log's last lines. Where several processes
-    train, every death does: one of them alone cannot gather the weights to push.
+    One that cannot be started, or dies too often, ends training with its log's last lines.
 
     Args:
         sidecar: Makes the sidecar; the checkpoint's folder and the log's path are filled in.
         max_restarts: Deaths borne with no optimizer step between.
         environments: One server is started for each entry, with these further environment variables, such as
             ``CUDA_VISIBLE_DEVICES``; all serve the same weights, and rollouts are spread over them.
+        look_every_s: Seconds between two looks at a server.
     """
 
     def __init__(
@@ -47,21 +44,18 @@ class SidecarCallback(Callback):
         sidecar: Callable[[Path, Path], Sidecar] = Sidecar,
         max_restarts: int = 3,
         environments: Sequence[Mapping[str, str]] = ({},),
+        look_every_s: float = 1.0,
     ) -> None:
         if not environments:
             raise ConfigError("environments: expected an entry for every server, at least one; got none")
         self._make = sidecar
         self.environments = environments
         self.max_restarts = max_restarts
-        self._num_restarts = 0
-        self._is_one_of_several = False
-        self._let_go: list[Callable[[], None]] = []
-        self._take_up: list[Callable[[], object]] = []
+        self.look_every_s = look_every_s
         self._sidecars: list[Sidecar] = []
+        self._watch: SidecarWatch | None = None  # on process 0
+        self._push: Callable[[], object] | None = None
         self._users: list[Callable[[], None]] = []
-        self.outages: list[tuple[int, float, float]] = []
-        """Index of the server, from when to when it was being started again, of the monotonic clock. Who reads them
-        empties the list."""
 
     @property
     def urls(self) -> list[str]:
@@ -77,48 +71,51 @@ class SidecarCallback(Callback):
         """Have ``stop_user`` called before the sidecar is stopped, so that it does not see it disappear."""
         self._users.append(stop_user)
 
-    def around_restart(self, let_go: Callable[[], None] | None, take_up: Callable[[], object]) -> None:
-        """Have ``let_go`` called when the server is found dead and ``take_up`` when a new one, serving version 0, is
-        up; in the order of registration."""
-        if let_go is not None:
-            self._let_go.append(let_go)
-        self._take_up.append(take_up)
+    def around_restart(self, suspend: Callable[[], None], resume: Callable[[], None]) -> None:
+        """As ``SidecarWatch.around_outage``, on the process that has the servers."""
+        self._watching().around_outage(suspend, resume)
 
-    def check(self) -> bool:
-        """Whether a server was dead and has been replaced; ``SidecarError`` where it cannot be.
+    def push_after_restart(self, push: Callable[[], object]) -> None:
+        """Have every process call ``push`` when servers have been started again. It pushes within ``pushing``."""
+        self._push = push
 
-        Looks at nothing where several processes train: there, the data module's wait finds the death.
+    def pushing(self) -> AbstractContextManager[None]:
+        """As ``SidecarWatch.pushing``, on the process that has the servers."""
+        return self._watching().pushing()
+
+    def died_in_push(self) -> bool:
+        """As ``SidecarWatch.died_in_push``; every process calls it, and learns the same."""
+        return on_process_zero(lambda: self._watching().died_in_push())
+
+    def take_outages(self) -> list[tuple[int, float, float]]:
+        """As ``SidecarWatch.take_outages``, on the process that has the servers."""
+        return self._watching().take_outages()
+
+    def check(self) -> None:
+        """Push the weights of now if servers wait for them, having been started again; every process calls it.
+
+        ``SidecarError`` for a server that cannot be started or has died too often.
         """
-        if self._is_one_of_several:
-            return False
-        dead = [sidecar for sidecar in self._sidecars if self._is_dead(sidecar)]
-        if not dead:
-            return False
-        found = time.monotonic()
-        for let_go in self._let_go:
-            let_go()
-        for sidecar in dead:
-            sidecar.stop()
-        _start_all(dead)
-        up = time.monotonic()
-        self.outages += [(self._sidecars.index(sidecar), found, up) for sidecar in dead]
-        for take_up in self._take_up:
-            take_up()
-        log.warning("the vLLM sidecar samples again, %.1f s after it was up", time.monotonic() - up)
-        return True
+        if on_process_zero(self._is_due):
+            assert self._push is not None
+            self._push()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Before weights are pushed to it."""
-        if not self.check():
-            self._num_restarts = 0
+        """Before weights are pushed because it is their time."""
+        self.check()
+        if self._watch is not None:
+            self._watch.note_progress()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
         if pl_module.checkpoint is None:
             raise ConfigError("model.checkpoint: expected a folder, because the sidecar starts from it; got nothing")
         on_process_zero(lambda: self._start(trainer, pl_module))
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "add_interruption"):
+            data.add_interruption(self._is_due, self.check)
 
     def _start(self, trainer: Trainer, module: NorthModule) -> None:
         assert module.checkpoint is not None
@@ -131,10 +128,8 @@ class SidecarCallback(Callback):
                 sidecar.environment |= environment
             self._sidecars.append(sidecar)
         _start_all(self._sidecars)
-        self._is_one_of_several = trainer.world_size > 1
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if hasattr(data, "add_check"):
-            data.add_check(self._check_all_alive if self._is_one_of_several else self.check)
+        self._watch = SidecarWatch(self._sidecars, self.max_restarts, self.look_every_s)
+        self._watch.start()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stop()
@@ -145,7 +140,9 @@ class SidecarCallback(Callback):
     def _stop(self) -> None:
         while self._users:
             self._users.pop()()
-        self._let_go, self._take_up = [], []
+        if self._watch is not None:
+            self._watch.stop()
+        self._watch = self._push = None
         while self._sidecars:
             self._sidecars.pop().stop()
 
@@ -154,21 +151,12 @@ class SidecarCallback(Callback):
             raise ConfigError("the sidecar is not running: it is started when fit begins")
         return self._sidecars
 
-    def _check_all_alive(self) -> None:
-        for sidecar in self._sidecars:
-            sidecar.check_alive()
+    def _is_due(self) -> bool:
+        return self._watching().is_due() and self._push is not None
 
-    def _is_dead(self, sidecar: Sidecar) -> bool:
-        """Raises its error where there were too many."""
-        try:
-            sidecar.check_alive()
-        except SidecarError as error:
-            self._num_restarts += 1
-            if self._num_restarts > self.max_restarts:
-                raise
-            log.warning("%s; starting it again", error)
-            return True
-        return False
+    def _watching(self) -> SidecarWatch:
+        assert self._watch is not None, "asked before fit has begun, or elsewhere than on process 0"
+        return self._watch
 
 
 def _start_all(sidecars: Sequence[Sidecar]) -> None:

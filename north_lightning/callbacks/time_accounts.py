@@ -109,9 +109,8 @@ class TimeAccounts(Callback):
 
     def _tell_samplers(self, samplers: SamplerAccounts, trainer: Trainer) -> None:
         """First when they were away, then what happened meanwhile."""
-        sidecars = running_sidecar(trainer)
-        while sidecars.outages:
-            samplers.away(*sidecars.outages.pop(0), "down")
+        for outage in running_sidecar(trainer).take_outages():
+            samplers.away(*outage, "down")
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             while isinstance(callback, WeightSyncCallback) and callback.pauses:
                 since_s, until_s = callback.pauses.pop(0)

@@ -21,7 +21,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from north_lightning.callbacks.sidecar import running_sidecar
+from north_lightning.callbacks.sidecar import SidecarCallback, running_sidecar
 from north_lightning.data.rollouts import RolloutDataModule, RolloutStep
 from north_lightning.errors import ConfigError, TrainingError, WeightPushError
 from north_lightning.interfaces import WeightTransport
@@ -38,7 +38,8 @@ class WeightSyncCallback(Callback):
     Args:
         every_n_steps: Optimizer steps between pushes (K).
         transport: Makes the transport from the URLs of the servers.
-        num_retries: How often a failed push is tried again; the sampler is paused meanwhile.
+        num_retries: How often a failed push is tried again; the sampler is paused meanwhile. Those that failed because
+            a server died are tried again when it is up, and not counted.
         max_policy_lag: Refuse a batch with a token that is more optimizer steps old. Default: the bound that the queue
             can prove (``max_policy_lag(every_n_steps)``), if it offers one.
     """
@@ -76,7 +77,7 @@ class WeightSyncCallback(Callback):
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
         if trainer.global_step > 0:
             self._publish(trainer, pl_module)
-        running_sidecar(trainer).around_restart(None, partial(self._publish, trainer, pl_module))
+        running_sidecar(trainer).push_after_restart(partial(self._publish, trainer, pl_module))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: RolloutStep, batch_idx: int
@@ -160,17 +161,20 @@ class WeightSyncCallback(Callback):
         started = time.monotonic()
         # Known before the push: the sampler may answer with the new version before the push returns.
         self.published_at[self.version + 1] = trainer.global_step
-        for attempt in range(self.num_retries + 1):
+        num_failures = num_deaths = 0
+        while True:
             try:
-                self._push(pl_module.model, self.version + 1)
+                self._push(running_sidecar(trainer), pl_module.model, self.version + 1)
                 break
             except WeightPushError:
-                if running_sidecar(trainer).check():
-                    return time.monotonic() - started  # to the server that took the dead one's place
-                if attempt == self.num_retries:
+                if running_sidecar(trainer).died_in_push():
+                    num_deaths += 1
+                    continue
+                num_failures += 1
+                if num_failures > self.num_retries:
                     raise
         self.version += 1
-        self._note_pause(started, num_failures=attempt)
+        self._note_pause(started, num_failures + num_deaths)
         return time.monotonic() - started
 
     def _note_pause(self, started: float, num_failures: int) -> None:
@@ -187,14 +191,15 @@ class WeightSyncCallback(Callback):
             return {}
         return {"weights/paused_s": report.paused_seconds, "weights/push_gb_s": report.num_bytes / report.seconds / 1e9}
 
-    def _push(self, model: NorthModel, version: int) -> None:
+    def _push(self, sidecar: SidecarCallback, model: NorthModel, version: int) -> None:
         """Every process takes every tensor, to the last, also where the push fails half way: the others gather too."""
         tensors = named_hf_tensors(model)
 
         def push() -> None:
             assert self._transport is not None
             try:
-                self._transport.push(tensors, version)
+                with sidecar.pushing():
+                    self._transport.push(tensors, version)
             finally:
                 _take_all(tensors)
 

@@ -175,6 +175,7 @@ class RolloutDataModule(LightningDataModule):
         self.poll_s = poll_s
         self.max_wait_s = max_wait_s
         self._checks: list[Callable[[], None]] = []
+        self._interruptions: list[tuple[Callable[[], bool], Callable[[], None]]] = []
         self._num_at_once = 1
         self._row_of = [0]  # of each process: which of the rows that are computed at a time
 
@@ -182,6 +183,10 @@ class RolloutDataModule(LightningDataModule):
         """Have process 0 call ``check`` while waiting; it raises when waiting has become pointless (the producer
         died)."""
         self._checks.append(check)
+
+    def add_interruption(self, is_due: Callable[[], bool], call: Callable[[], None]) -> None:
+        """Have process 0 ask ``is_due`` while waiting, and every process ``call`` when it is; then waiting goes on."""
+        self._interruptions.append((is_due, call))
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
@@ -234,27 +239,37 @@ class RolloutDataModule(LightningDataModule):
             InfrastructureError: nothing came for ``max_wait_s``; or whatever a check raises.
         """
         step: RolloutStep | None = None
+        start = time.monotonic()
 
-        def take() -> tuple[int, tuple[int, int, float]]:
+        def take() -> int | tuple[int, tuple[int, int, float]]:
             nonlocal step
-            step = self._take_whole_step()
+            waited = self._take_whole_step(start)
+            if isinstance(waited, int):
+                return waited
+            step = waited
             return len(step.micro_batches), (step.num_trained_tokens, step.num_tokens, step.wait_s)
 
-        num_rows, numbers = on_process_zero(take)
+        while isinstance(taken := on_process_zero(take), int):
+            _, call = self._interruptions[taken]
+            call()
+        num_rows, numbers = taken
         own_rows = []
         for first in range(0, num_rows, self._num_at_once):  # a few at a time: with routed experts they are large
             rows = None if step is None else [step.micro_batches[first + index] for index in self._row_of]
             own_rows.append(scatter_from_process_zero(rows))
         return RolloutStep(own_rows, [] if step is None else step.groups, *numbers)
 
-    def _take_whole_step(self) -> RolloutStep:
-        start = time.monotonic()
-        reported = start
+    def _take_whole_step(self, start: float) -> RolloutStep | int:
+        """Wait, since ``start``; the number of the interruption that is due, if one is."""
+        reported = time.monotonic()
         while (groups := self.queue.take(self.groups_per_batch)) is None:
             if self.trainer is not None and self.trainer.received_sigterm:
                 raise SIGTERMException
             for check in self._checks:
                 check()
+            for number, (is_due, _) in enumerate(self._interruptions):
+                if is_due():
+                    return number
             now = time.monotonic()
             if now - start > self.max_wait_s:
                 raise InfrastructureError(

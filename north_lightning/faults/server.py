@@ -97,6 +97,7 @@ class FakeVLLM:
         self._port = port
         self._slots = threading.BoundedSemaphore(num_slots)
         self._changed = threading.Condition()
+        self._closing = threading.Lock()
         self._is_open = False
         self._is_hung = False
         self._session: dict[str, bytes] | None = None
@@ -123,13 +124,14 @@ class FakeVLLM:
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
-        """End every connection, those that wait included. May be called twice."""
-        with self._changed:
-            was_open, self._is_open = self._is_open, False
-            self._changed.notify_all()
-        if was_open:
-            self._http.shutdown()
-            self._http.server_close()
+        """End every connection, those that wait included. May be called twice; returns when the port is free."""
+        with self._closing:
+            with self._changed:
+                was_open, self._is_open = self._is_open, False
+                self._changed.notify_all()
+            if was_open:
+                self._http.shutdown()
+                self._http.server_close()
 
     kill = stop
 

@@ -148,6 +148,7 @@ class RolloutProducer:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._suspended = threading.Event()
+        self._recalled = threading.Event()
         self._ready = threading.Event()
         self._process: SpawnProcess | None = None
         self._num_memory_kills = 0
@@ -187,8 +188,15 @@ class RolloutProducer:
             raise self._error
 
     def suspend(self) -> None:
-        """Stop sampling, for example while the sampler restarts: work in flight is thrown away, its groups are kept."""
+        """Stop sampling, for example while the sampler restarts: work in flight is thrown away, its groups are kept.
+
+        From any thread. Once it has returned, nothing that was sampled in the meantime comes into the queue.
+        """
+        self._recalled.clear()
         self._suspended.set()
+        pump = self._thread
+        while pump is not None and pump.is_alive() and not self._recalled.wait(POLL_S):
+            pass
 
     def resume(self) -> None:
         """Go on after ``suspend``: the kept groups are dispatched again under their ids, earlier failures forgiven."""
@@ -217,6 +225,7 @@ class RolloutProducer:
             while not self._stopping.is_set():
                 if self._suspended.is_set():
                     self._recall()
+                    self._recalled.set()
                 elif self._ready.is_set():
                     self._interrupt()
                     self._dispatch()

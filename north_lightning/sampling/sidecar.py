@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -38,7 +39,6 @@ BACKENDS = {"shared_memory": BACKEND, "nccl": "nccl"}
 """How weights come, and vLLM's name for it."""
 POLL_INTERVAL_S = 0.1
 PROGRESS_INTERVAL_S = 10.0
-ENGINE_INTERVAL_S = 5.0
 MIN_BATCHED_TOKENS = 8192
 LOG_LINES_IN_ERRORS = 25
 TORCHRUN_VARIABLES = (
@@ -118,7 +118,7 @@ class Sidecar:
         self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
         self._num_memory_kills = 0
-        self._answered = -ENGINE_INTERVAL_S
+        self._ending = threading.Lock()
         self._scratch: Scratch | None = None  # vLLM leaves sockets behind
 
     @property
@@ -170,12 +170,10 @@ class Sidecar:
     def check_alive(self, timeout_s: float = 10.0) -> None:
         """``SidecarError`` with the end of the log if the server has ended, or if its engine does not answer in time.
 
-        The engine answers between two of its steps however many requests are waiting: a busy sampler passes. Cheap to
-        call often: the engine is asked at most every ``ENGINE_INTERVAL_S``.
+        The engine answers between two of its steps however many requests are waiting, also while it is paused: a busy
+        sampler passes. It does not answer while it loads weights.
         """
         self._check_process()
-        if time.monotonic() < self._answered + ENGINE_INTERVAL_S:
-            return
         try:
             httpx.get(f"{self.url}/weight_info", timeout=timeout_s).raise_for_status()
         except httpx.HTTPError as error:
@@ -184,23 +182,24 @@ class Sidecar:
                 f"the vLLM sidecar's engine did not answer within {timeout_s:.0f} s ({type(error).__name__}: {error}); "
                 + self._log_tail()
             ) from error
-        self._answered = time.monotonic()
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """End the server and everything it started; may be called twice."""
-        if self._process is None:
-            return
-        group = self._process.pid
-        _signal_group(group, signal.SIGTERM)
-        deadline = time.monotonic() + timeout_s
-        while _group_members(group) and time.monotonic() < deadline:
-            self._process.poll()
-            time.sleep(POLL_INTERVAL_S)
-        _signal_group(group, signal.SIGKILL)
-        self._process.wait()
-        self._process = None
-        if self._scratch is not None:
-            self._scratch.delete()
+        """End the server and everything it started, by force after ``timeout_s``. May be called twice, and from another
+        thread during ``start``, which then raises ``SidecarError``."""
+        with self._ending:
+            if self._process is None:
+                return
+            group = self._process.pid
+            _signal_group(group, signal.SIGTERM)
+            deadline = time.monotonic() + timeout_s
+            while _group_members(group) and time.monotonic() < deadline:
+                self._process.poll()
+                time.sleep(POLL_INTERVAL_S)
+            _signal_group(group, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+            if self._scratch is not None:
+                self._scratch.delete()
 
     def __enter__(self) -> Sidecar:
         self.start()
@@ -304,9 +303,10 @@ class Sidecar:
         httpx.post(f"{self.url}/update_weight_version", json={"new_version": "0"}, timeout=30).raise_for_status()
 
     def _check_process(self) -> None:
-        if self._process is None:
+        process = self._process
+        if process is None:
             raise SidecarError("the vLLM sidecar is not running")
-        code = self._process.poll()
+        code = process.poll()
         if code is not None:
             ended = how_it_ended(code, self._num_memory_kills)
             raise SidecarError(f"the vLLM sidecar {ended}; {self._log_tail()}")

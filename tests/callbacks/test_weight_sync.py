@@ -41,8 +41,15 @@ class FakeSidecar:
         self.events.append("start")
         self.is_dead = self.is_dead and not self.can_be_revived
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = 10.0) -> None:
         self.events.append("stop")
+
+    def dies_and_is_up_again(self) -> None:
+        """Returns when it is: so long takes what the trainer does meanwhile."""
+        num_starts = self.events.count("start")
+        self.is_dead = True
+        while self.events.count("start") == num_starts:
+            time.sleep(0.001)
 
     def check_alive(self) -> None:
         if self.is_dead:
@@ -121,13 +128,13 @@ class Run:
 
     def fit(self, steps: int, *callbacks: Callback, queue: WindowedFIFOQueue | None = None, **settings: object) -> None:
         queue = queue or InstantQueue(self.transport)
-        data = RolloutDataModule(queue, groups_per_batch=2, max_row_tokens=100, num_batches=1000, max_wait_s=1)
+        data = RolloutDataModule(queue, groups_per_batch=2, max_row_tokens=100, num_batches=1000)
         trainer = quiet_trainer(
             self.run_dir,
             max_steps=steps,
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
             logger=JSONLHistory(self.run_dir),
-            callbacks=[SidecarCallback(self.make_sidecar), self.sync, *callbacks],
+            callbacks=[SidecarCallback(self.make_sidecar, look_every_s=0.001), self.sync, *callbacks],
         )
         trainer.fit(self.module, datamodule=data, **settings)
 
@@ -227,32 +234,37 @@ def test_a_resumed_run_pushes_its_weights_under_the_next_version_before_it_train
 
 
 class SidecarDies(Callback):
-    """After step 3, an odd one: no push is due."""
+    """In the step after step 3, at the end of which a push is due; the step takes until another one is up."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
     def on_train_start(self, trainer: Trainer, pl_module: object) -> None:
         events = self.run.sidecars[0].events
-        running_sidecar(trainer).around_restart(lambda: events.append("let go"), lambda: events.append("take up"))
+        running_sidecar(trainer).around_restart(lambda: events.append("suspend"), lambda: events.append("resume"))
 
-    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
         if trainer.global_step == 3:
-            self.run.sidecars[0].is_dead = True
+            self.run.sidecars[0].dies_and_is_up_again()
 
 
-def test_a_dead_sidecar_is_replaced_and_gets_the_weights_of_now_before_it_is_sampled_from(
+def test_a_server_that_dies_in_a_step_is_up_at_its_end_and_gets_the_weights_of_now_before_it_is_sampled_from(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     run = Run(checkpoint, tmp_path, FakeTransport())
+
+    class TellsOfPushes(FakeTransport):
+        def push(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+            super().push(tensors, version)
+            run.sidecars[0].events.append(f"version {version}")
+
+    run.transport = transport = TellsOfPushes()
+    run.sync = WeightSyncCallback(every_n_steps=4, transport=lambda url: transport)
     run.fit(9, SidecarDies(run))
-    assert run.sidecars[0].events == ["start", "let go", "stop", "start", "take up", "stop"]
-    assert run.sync.published_at == {
-        0: 0,
-        1: 4,
-        2: 4,
-        3: 8,
-    }  # the push of step 4 was due all the same
+    events = run.sidecars[0].events
+    before = ["start", "suspend", "stop", "start", "version 1", "resume"]
+    assert events == [*before, "version 2", "version 3", "stop"]  # the push of step 4 was due all the same
+    assert run.sync.published_at == {0: 0, 1: 4, 2: 4, 3: 8}
     first, second = (content for _, content in run.transport.pushed[:2])
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -353,13 +365,14 @@ def test_one_server_is_started_for_each_environment_and_the_transport_knows_all(
         return run.transport
 
     class KillsTheSecond(Callback):
-        def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-            run.sidecars[1].is_dead = trainer.global_step == 3
+        def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+            if trainer.global_step == 3:
+                run.sidecars[1].dies_and_is_up_again()
 
     run.sync = WeightSyncCallback(every_n_steps=4, transport=make_transport)
-    data = RolloutDataModule(InstantQueue(run.transport), 2, max_row_tokens=100, num_batches=1000, max_wait_s=1)
+    data = RolloutDataModule(InstantQueue(run.transport), 2, max_row_tokens=100, num_batches=1000)
     environments = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
-    callbacks = [SidecarCallback(make, environments=environments), run.sync, KillsTheSecond()]
+    callbacks = [SidecarCallback(make, environments=environments, look_every_s=0.001), run.sync, KillsTheSecond()]
     quiet_trainer(tmp_path, max_steps=5, callbacks=callbacks).fit(run.module, datamodule=data)
     first, second = run.sidecars
     assert [first.environment, second.environment] == environments

@@ -219,7 +219,9 @@ def run_trial(
     saboteur, producing = Saboteur(plan, servers, watchdog_s), Producing(inputs, plan, patience)
     transport = partial(SharedMemoryTransport, timeout_s=REQUEST_S * patience, max_staged_gib=2e-5)
     callbacks = [
-        SidecarCallback(partial(PlannedSidecar, plan, servers), max_restarts=6, environments=[{}] * NUM_SERVERS),
+        SidecarCallback(
+            partial(PlannedSidecar, plan, servers), max_restarts=6, environments=[{}] * NUM_SERVERS, look_every_s=0.02
+        ),
         saboteur,
         WeightSyncCallback(PUSH_EVERY_K, transport, num_retries=6),
         producing,

@@ -29,7 +29,9 @@ PACKAGE = TESTS.parent / "north_lightning"
 TABLE = {
     "a sampler is killed: replaced, the weights of now pushed again, groups begun anew; none lost": [
         "sampling/test_sidecar.py::test_a_killed_server_is_reported_leaves_no_engine_and_restarts_at_the_same_url",
-        "callbacks/test_weight_sync.py::test_a_dead_sidecar_is_replaced_and_gets_the_weights_of_now_before_it_is_sampled_from",
+        "callbacks/test_weight_sync.py::test_a_server_that_dies_in_a_step_is_up_at_its_end_and_gets_the_weights_of_now_before_it_is_sampled_from",
+        "faults/test_dead_servers.py::test_a_server_that_dies_in_a_long_step_costs_no_group_and_serves_the_right_version_after_it",
+        "parallel/test_reinforcement.py::test_every_process_takes_part_in_the_push_to_a_server_that_was_started_again",
         "faults/test_planned_faults.py::test_a_run_survives_planned_faults_and_its_book_adds_up",
     ],
     "a sampler hangs: found; a busy one is never killed": [

@@ -76,9 +76,9 @@ def recorded_group(group_id: int) -> RolloutGroup:
 
 
 class FakeSidecar:
-    """Nothing runs."""
+    """Nothing runs; the first that is started dies when told to."""
 
-    url, vocab_size, started = "http://127.0.0.1:1", None, 0
+    url, vocab_size, started, first_dies = "http://127.0.0.1:1", None, 0, False
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -88,9 +88,11 @@ class FakeSidecar:
         if self.error is not None:
             raise self.error
 
-    def check_alive(self) -> None: ...
+    def check_alive(self) -> None:
+        if self.first_dies and self.started == 1:
+            raise SidecarError("the vLLM sidecar was killed by SIGKILL")
 
-    def stop(self) -> None: ...
+    def stop(self, timeout_s: float = 10.0) -> None: ...
 
 
 class FakeTransport(WeightTransport):
@@ -136,7 +138,12 @@ class Run:
             max_steps=LAST,
             logger=JSONLHistory(self.folder),
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-            callbacks=[SidecarCallback(lambda *_: self.sidecar), self.sync, Throughput(), *callbacks],
+            callbacks=[
+                SidecarCallback(lambda *_: self.sidecar, look_every_s=0.01),
+                self.sync,
+                Throughput(),
+                *callbacks,
+            ],
         )
         data = RolloutDataModule(self.queue, GROUPS_PER_BATCH, 120, 1000, max_wait_s=self.max_wait_s)
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
@@ -175,8 +182,25 @@ def everything(inputs: Path, folder: Path) -> dict[str, Any]:
     resumed = Run(inputs, folder / "resumed", STRATEGIES["context"])
     resumed.fit(ckpt_path=folder / "saved.ckpt")
     results["resumed"] = resumed.left()
+    restarted = Run(inputs, folder / "restarted", STRATEGIES["shard"])
+    kill_while_waited_for(restarted)
+    restarted.fit()
+    results["restarted"] = restarted.left()
     results["raised"] = {name: raised(inputs, folder / "faults", fault) for name, fault in FAULTS.items()}
     return results
+
+
+def kill_while_waited_for(run: Run) -> None:
+    """After three steps the queue stays empty until weights are pushed again."""
+    take = run.queue.take
+
+    def take_later(num_groups: int) -> list[RolloutGroup] | None:
+        if run.queue.stats()["trained"] == 3 * GROUPS_PER_BATCH and 2 not in run.transport.pushed:
+            run.sidecar.first_dies = True
+            return None
+        return take(num_groups)
+
+    run.queue.take = take_later  # type: ignore[method-assign]
 
 
 # ---- faults of process 0 ---------------------------------------------------------------------------------------------

@@ -97,6 +97,14 @@ def test_a_run_saved_on_one_layout_resumes_on_another_with_its_queue_and_version
             assert line[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-5), key
 
 
+def test_every_process_takes_part_in_the_push_to_a_server_that_was_started_again(two: list[dict[str, Any]]) -> None:
+    first, second = (of_rank["restarted"] for of_rank in two)
+    assert first["started"] == 2
+    assert first["published_at"] == second["published_at"] == {0: 0, 1: 2, 2: 3, 3: 4}
+    assert first["pushed"].keys() == {1, 2, 3}
+    assert all(tensors.keys() == first["pushed"][1].keys() for tensors in first["pushed"].values())
+
+
 @pytest.mark.parametrize(
     ("fault", "kind", "message"),
     [
