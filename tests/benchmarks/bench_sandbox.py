@@ -32,7 +32,9 @@ from conformance import CASES, run_cases
 from container_engine import container_engine
 from harbor_directories import DIRECTORIES, write_directory
 from late_write import graded, naively_graded, rewards
+from pytest_cheats import PYTEST_CHEATS
 from root_file_system import make_root_file_system
+from test_pytest_tasks import make_pytest_task
 from test_unit_tests import FIXED, SOFTWARE_CHEATS, TERMINAL_CHEATS, cheat_at, make_software, make_terminal, score
 
 MIB = 1 << 20
@@ -318,6 +320,7 @@ def cheats(folder):
     results = {}
     for kind, make, named, honest in (
         ("software", make_software, SOFTWARE_CHEATS, {"calc.py": FIXED}),
+        ("software by pytest", make_pytest_task, PYTEST_CHEATS, {"calc.py": FIXED}),
         ("terminal", make_terminal, TERMINAL_CHEATS, {"answer": "blue\n"}),
     ):
         rewards = {}
