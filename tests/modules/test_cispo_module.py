@@ -12,7 +12,7 @@ from north_lightning.callbacks import JSONLHistory
 from north_lightning.data.rollouts import RolloutStep, make_step
 from north_lightning.errors import TrainingError
 from north_lightning.history import read_history
-from north_lightning.losses import CISPOLoss
+from north_lightning.losses import CISPOLoss, GSPOLoss
 from north_lightning.model import NorthConfig, NorthModel, Routing
 from north_lightning.modules import CISPOModule
 from north_lightning.rollout import rloo_advantages
@@ -190,6 +190,19 @@ def test_a_frozen_router_stays_as_it_is_and_the_experts_learn(inputs: Path, tmp_
     fresh = dict(NorthModel(NorthConfig.load(inputs / "model.json")).named_parameters())
     moved = {name for name, parameter in module.model.named_parameters() if not torch.equal(parameter, fresh[name])}
     assert moved == {name for name in fresh if "router" not in name}
+
+
+def test_a_loss_over_whole_sequences_is_refused_where_processes_share_a_row(inputs: Path, tmp_path: Path) -> None:
+    class HalfARow(NorthModel):
+        def tokens_held(self, num_tokens: int) -> slice:
+            return slice(0, num_tokens // 2)
+
+    module = make_module(inputs)
+    module.loss = GSPOLoss()
+    fit(module, [make_step(make_groups(1), 200)], tmp_path / "whole")  # this process has all tokens
+    module.model.__class__ = HalfARow
+    with pytest.raises(TrainingError, match=r"several processes share a row .*strategy\.context.*, got GSPOLoss"):
+        fit(module, [make_step(make_groups(1), 200)], tmp_path / "shared")
 
 
 def test_a_non_finite_log_probability_of_the_sampler_ends_training_before_the_step(
