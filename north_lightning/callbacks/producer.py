@@ -183,6 +183,10 @@ class RolloutProducerCallback(Callback):
             pl_module.tokenizer_dir,
             running_sidecar(trainer).urls,
             record_routing=pl_module.router_replay,
+            salt_by_version=any(
+                isinstance(one, WeightSyncCallback) and one.prefix_cache == "salted"
+                for one in trainer.callbacks  # type: ignore[attr-defined]
+            ),
         )
         return ProducerSpec(
             self._tasks,

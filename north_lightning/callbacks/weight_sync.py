@@ -65,6 +65,12 @@ class WeightSyncCallback(Callback):
         self._transport: WeightTransport | None = None
         self._step = 0
 
+    @property
+    def prefix_cache(self) -> str | None:
+        """What pushes do to the servers' prefix caches, if the transport says so; on process 0, once training has
+        started."""
+        return getattr(self._transport, "prefix_cache", None)
+
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

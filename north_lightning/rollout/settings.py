@@ -124,11 +124,17 @@ class RolloutSettings(AttemptSettings):
             )
 
     def make_runner(
-        self, tokenizer_dir: Path, urls: str | Sequence[str], record_routing: bool = False
+        self,
+        tokenizer_dir: Path,
+        urls: str | Sequence[str],
+        record_routing: bool = False,
+        salt_by_version: bool = False,
     ) -> RolloutRunner:
         """A runner for the model that the vLLM server at this URL, or each of several, serves; with its tokenizer."""
         servers = enumerate([urls] if isinstance(urls, str) else urls)
-        samplers = [JournalledSampler(VLLMSampler(url), index) for index, url in servers]
+        samplers = [
+            JournalledSampler(VLLMSampler(url, salt_by_version=salt_by_version), index) for index, url in servers
+        ]
         return RolloutRunner(
             ChatFormat(NorthTokenizer.load(tokenizer_dir), self.reasoning),
             samplers[0] if len(samplers) == 1 else SamplerPool(samplers),

@@ -25,7 +25,7 @@ from north_lightning.types import FinishReason, Sample, SamplingParams
 if TYPE_CHECKING:
     from numpy import ndarray
 
-GENERATE_PATH = "/inference/v1/generate"
+GENERATE_PATH, VERSION_PATH = "/inference/v1/generate", "/weight_info"
 OK = 200
 UNNAMED_VERSION = "default"
 """What vLLM calls its weights before anybody has named them: the ones it was started with, version 0."""
@@ -43,13 +43,23 @@ class VLLMSampler(Sampler):
         timeout_s: give a request up after so many seconds (a weight push delays requests by a fraction of one).
         num_retries: how often a request is sent again when the connection breaks; answers are never retried.
         max_connections: requests in flight at most; further ones wait.
+        salt_by_version: reuse keys and values of prompts that begin alike only where the same weights computed them, by
+            asking for the version before each request; for transports whose ``prefix_cache`` is ``salted``.
     """
 
-    def __init__(self, url: str, timeout_s: float = 300.0, num_retries: int = 3, max_connections: int = 256) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float = 300.0,
+        num_retries: int = 3,
+        max_connections: int = 256,
+        salt_by_version: bool = False,
+    ) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.num_retries = num_retries
         self.max_connections = max_connections
+        self.salt_by_version = salt_by_version
         self._session: aiohttp.ClientSession | None = None
         self._session_loop: asyncio.AbstractEventLoop | None = None
 
@@ -74,7 +84,11 @@ class VLLMSampler(Sampler):
         }
         if params.routed_experts_from is not None:
             sampling_params["routed_experts_prompt_start"] = params.routed_experts_from
-        answer = await self._post({"token_ids": list(prompt_token_ids), "sampling_params": sampling_params})
+        body = {"token_ids": list(prompt_token_ids), "sampling_params": sampling_params}
+        if self.salt_by_version:
+            served = await self._request("GET", VERSION_PATH)
+            body["cache_salt"] = f"version {served['weight_version']}"
+        answer = await self._request("POST", GENERATE_PATH, body)
         sample = sample_from_answer(answer)
         if params.routed_experts_from is None:
             return sample
@@ -84,7 +98,9 @@ class VLLMSampler(Sampler):
     async def score(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probability of every token given those before it, under the server's present weights; 0.0 first."""
         sampling_params = {"max_tokens": 1, "temperature": 1.0, "detokenize": False, "prompt_logprobs": 0}
-        answer = await self._post({"token_ids": list(token_ids), "sampling_params": sampling_params})
+        answer = await self._request(
+            "POST", GENERATE_PATH, {"token_ids": list(token_ids), "sampling_params": sampling_params}
+        )
         entries = answer["prompt_logprobs"]
         return [0.0] + [
             float(entry[str(token)]["logprob"]) for token, entry in zip(token_ids[1:], entries[1:], strict=True)
@@ -96,11 +112,11 @@ class VLLMSampler(Sampler):
         if session is not None:
             await session.close()
 
-    async def _post(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         """Send one request, again while the connection breaks."""
         for attempt in itertools.count():
             try:
-                async with self._open_session().post(self.url + GENERATE_PATH, json=body) as response:
+                async with self._open_session().request(method, self.url + path, json=body) as response:
                     if response.status != OK:
                         raise SamplerError(f"{self.url}: status {response.status}: {(await response.text())[:500]}")
                     answer: Mapping[str, Any] = await response.json()

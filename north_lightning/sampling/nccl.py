@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from north_lightning.errors import ConfigError, WeightPushError
 from north_lightning.sampling.sidecar import free_port, is_loopback
-from north_lightning.sampling.transport import BUCKET_BYTES, HTTPTransport, ServersFailed, in_buckets, post
+from north_lightning.sampling.transport import BUCKET_BYTES, HTTPTransport, PrefixCache, ServersFailed, in_buckets, post
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ class NCCLTransport(HTTPTransport):
         self,
         urls: str | Sequence[str],
         timeout_s: float = 300.0,
-        prefix_cache: Literal["cleared", "kept"] = "cleared",
+        prefix_cache: PrefixCache = "cleared",
         probe_tolerance: float = 0.02,
         master_address: str = "127.0.0.1",
         master_port: int | None = None,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, get_args
 
 import httpx
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+PrefixCache = Literal["cleared", "kept", "salted"]
 
 BUCKET_BYTES = 2**30
 PROBE = tuple(range(1, 33))
@@ -66,6 +67,9 @@ class HTTPTransport(WeightTransport):
         prefix_cache: ``cleared`` at every push, so that every token is sampled as its version would: requests in flight
             read their context again. ``kept``: neither they nor later prompts that begin alike do, and what is sampled
             behind such a prefix mixes versions; cheaper for long contexts, with a larger mismatch to the trainer.
+            ``salted``: requests in flight keep theirs, but a prompt that is sent later finds only what its own version
+            has computed (``VLLMSampler.salt_by_version``; one that is sent while a push is under way may still find
+            the older version's).
         probe_tolerance: largest mean difference of log-probabilities between two servers, in nats; bfloat16 needs some.
     """
 
@@ -73,11 +77,11 @@ class HTTPTransport(WeightTransport):
         self,
         urls: str | Sequence[str],
         timeout_s: float = 60.0,
-        prefix_cache: Literal["cleared", "kept"] = "cleared",
+        prefix_cache: PrefixCache = "cleared",
         probe_tolerance: float = 0.02,
     ) -> None:
-        if prefix_cache not in ("cleared", "kept"):
-            raise ConfigError(f"prefix_cache: expected cleared or kept, got {prefix_cache!r}")
+        if prefix_cache not in get_args(PrefixCache):
+            raise ConfigError(f"prefix_cache: expected {', '.join(get_args(PrefixCache))}, got {prefix_cache!r}")
         self.urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
         self.probe_tolerance = probe_tolerance
         self.prefix_cache = prefix_cache
@@ -201,7 +205,7 @@ class SharedMemoryTransport(HTTPTransport):
         urls: str | Sequence[str],
         timeout_s: float = 60.0,
         max_staged_gib: float | None = None,
-        prefix_cache: Literal["cleared", "kept"] = "cleared",
+        prefix_cache: PrefixCache = "cleared",
         probe_tolerance: float = 0.02,
     ) -> None:
         super().__init__(urls, timeout_s, prefix_cache, probe_tolerance)

@@ -34,7 +34,9 @@ windowed = partial(WindowedFIFOQueue, groups_per_batch=2, max_batches_ahead=1, w
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    """One of this machine's own, as a run without an address starts it."""
+    """One of this machine's own, as a run without an address starts it, where Ray has been imported before."""
+    import ray  # noqa: F401
+
     before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
     connected = connect(None)
     assert signal.getsignal(signal.SIGTERM) is handler

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from north_lightning.errors import ConfigError, WeightPushError
-from north_lightning.sampling import SharedMemoryTransport
+from north_lightning.sampling import SharedMemoryTransport, VLLMSampler
 from north_lightning.sampling.transport import _write_safetensors
 from north_lightning.types import Sample, SamplingParams
 
@@ -77,8 +77,45 @@ def test_prefixes_of_older_weights_are_forgotten_at_a_push_unless_they_are_kept(
         assert sample.policy_versions == [version] * 4
         expected = pushed_logprobs(prompt + sample.token_ids)[len(prompt) :]
         assert (sample.logprobs == pytest.approx(expected, abs=TOLERANCE)) == is_exact
-    with pytest.raises(ConfigError, match="prefix_cache: expected cleared or kept"):
-        SharedMemoryTransport(vllm_server.url, prefix_cache="salted")
+    with pytest.raises(ConfigError, match="prefix_cache: expected cleared, kept, salted, got 'lost'"):
+        SharedMemoryTransport(vllm_server.url, prefix_cache="lost")
+
+
+def test_salted_prefixes_are_reused_by_their_own_version_alone(
+    vllm_server, vllm_sampler, weight_transport, pushed_tensors, pushed_logprobs
+):
+    salting = SharedMemoryTransport(vllm_server.url, prefix_cache="salted")
+    salted = VLLMSampler(vllm_server.url, timeout_s=60, salt_by_version=True)
+    prompt = [(41 * i) % 570 + 11 for i in range(120)]
+
+    async def sampled(sampler: VLLMSampler) -> tuple[Sample, float]:
+        before = _prefix_hits(vllm_server.url)
+        sample = await sampler.generate(prompt, SamplingParams(max_tokens=4))
+        return sample, _prefix_hits(vllm_server.url) - before
+
+    async def run() -> list[tuple[Sample, float]]:
+        first = [await sampled(salted), await sampled(vllm_sampler)]
+        await asyncio.to_thread(salting.push, pushed_tensors.items(), 1)
+        second = [await sampled(salted), await sampled(salted), await sampled(vllm_sampler)]
+        for sampler in (salted, vllm_sampler):
+            await sampler.close()
+        return first + second
+
+    first, _, fresh, again, stale = asyncio.run(run())
+    salting.close()
+    weight_transport.push(pushed_tensors.items(), 2)  # so that the fixture puts the checkpoint's weights back
+    assert first[1] == fresh[1] == 0
+    assert again[1] >= 64  # tokens, of whole blocks, that were not read again
+    assert stale[1] >= 64
+    for (sample, _), is_exact in ((fresh, True), (again, True), (stale, False)):
+        assert sample.policy_versions == [1] * 4
+        expected = pushed_logprobs(prompt + sample.token_ids)[len(prompt) :]
+        assert (sample.logprobs == pytest.approx(expected, abs=TOLERANCE)) == is_exact
+
+
+def _prefix_hits(url: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:prefix_cache_hits_total"))
 
 
 def test_a_push_reports_what_it_took_and_leaves_no_copy_of_the_weights(weight_transport, pushed_tensors):

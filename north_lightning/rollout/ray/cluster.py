@@ -30,15 +30,16 @@ def connect(address: str | None) -> Any:
         ConfigError: Ray is not installed; the cluster would be open to everybody who reaches it.
         InfrastructureError: there is no such cluster, or it does not know our token.
     """
-    if address is None and "ray" not in sys.modules:
-        _make_token()
     try:
         import ray
     except ImportError as error:
         raise ConfigError(f"Ray cannot be imported ({error}): pip install north_lightning[ray]") from error
     if ray.is_initialized():
         return ray
+    if address is None:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
     _check_token()
+    _read_token_again()
     settings: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "configure_logging": False}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -55,9 +56,12 @@ def connect(address: str | None) -> Any:
     return ray
 
 
-def _make_token() -> None:
-    """Ray reads it when it is imported, and so do the processes that are started from here."""
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+def _read_token_again() -> None:
+    """Ray reads its settings when it is imported, which may have been long ago (vLLM does)."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _start_own(ray: Any, settings: dict[str, Any]) -> None:
@@ -79,6 +83,5 @@ def _check_token() -> None:
     ):
         raise ConfigError(
             "address: expected a Ray cluster with token authentication, because whoever reaches one without can "
-            "execute code on it; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH before Ray is imported, here and "
-            "where the cluster is started"
+            "execute code on it; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here and where the cluster is started"
         )
