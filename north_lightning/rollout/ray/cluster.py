@@ -69,7 +69,9 @@ def _start_own(ray: Any, settings: dict[str, Any]) -> None:
     # Not atexit, which processes of multiprocessing leave out; they run in this order.
     Finalize(None, ray.shutdown, exitpriority=11)
     Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=10)
-    ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=str(folder), **settings)
+    ray.init(
+        "local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=str(folder), **settings
+    )
 
 
 def as_here() -> dict[str, Any]:
