@@ -164,3 +164,18 @@ def test_a_build_is_made_once_for_all_sandboxes_of_a_process(bubblewrap, tmp_pat
     first = listing(bubblewrap, path)
     shutil.rmtree(tmp_path / "files")
     assert listing(bubblewrap, path) == first
+
+
+@pytest.mark.parametrize("level", ["bubblewrap", "docker"])
+def test_a_place_of_the_image_that_everybody_may_write_to_is_read_only_all_the_same(level, request, tmp_path):
+    provider = request.getfixturevalue(level)
+    path = dockerfile(tmp_path, "RUN mkdir -p /open && chmod 777 /open")
+
+    async def main():
+        sandbox = await provider.open(None, root=RootFileSystem(path))
+        try:
+            return (await sandbox.run("touch /open/x; ls /open", 30)).output
+        finally:
+            await sandbox.close()
+
+    assert "Read-only file system" in asyncio.run(main())
