@@ -37,6 +37,9 @@ ENVIRONMENT = {
 }
 _NAMESPACES = ["--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
 _IDENTITY = ["--uid", "1000", "--gid", "1000", "--disable-userns", "--hostname", "sandbox", "--cap-drop", "ALL"]
+# bubblewrap's own /dev and / are file systems in memory without a limit, so they become read-only.
+_DEVICES = ["--proc", "/proc", "--dev", "/dev", "--size", str(SHM_BYTES), "--perms", "1777", "--tmpfs", "/dev/shm"]
+_DEVICES += ["--remount-ro", "/dev"]
 _LIFE = ["--new-session", "--die-with-parent", "--as-pid-1", "--clearenv"]
 
 
@@ -95,23 +98,14 @@ def make_launcher(
         outer += ["--setenv", name, value]
 
     inner = _system_of_this_machine(etc) if root is None else _system_of(root)
-    # bubblewrap's own /dev and / are file systems in memory without a limit, so they become read-only.
-    inner += ["--proc", "/proc", "--dev", "/dev"]
-    inner += ["--size", str(SHM_BYTES), "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+    inner += _DEVICES
     places = {"/work": "work", workdir: "work", "/tmp": "tmp", "/home/agent": "home"}
     for inside, part in places.items():
         inner += ["--bind", str(directory / part), inside]
     if root is None:
         inner += ["--symlink", "/tmp", "/var/tmp"]
     inner += [*mounts, "--dir", "/run", "--remount-ro", "/", "--chdir", workdir]
-    init = _INIT.format(
-        num_files=NUM_OPEN_FILES,
-        file_blocks=-(-limits.max_file_bytes // 512),
-        memory_kib=-(-limits.memory_bytes // 1024),
-        num_processes=limits.max_processes,
-        started="".join(f"\\{byte:03o}" for byte in STARTED),
-    )
-    return Launcher(tuple(outer), (*inner, "--", "/bin/sh", "-c", init, "init"), seccomp)
+    return Launcher(tuple(outer), (*inner, "--", "/bin/sh", "-c", _init(limits), "init"), seccomp)
 
 
 def build_launcher(
@@ -124,7 +118,7 @@ def build_launcher(
     seccomp: Path | None,
     workdir: str,
     variables: Mapping[str, str],
-    max_file_bytes: int,
+    limits: Limits,
 ) -> Launcher:
     """How to run a command of an image that is being built, as ``uid`` (None: the caller), root inside.
 
@@ -135,10 +129,19 @@ def build_launcher(
     outer += ["--hostname", "build", *_LIFE]
     for name, value in {"PATH": ENVIRONMENT["PATH"], "HOME": "/root", **variables}.items():
         outer += ["--setenv", name, value]
-    inner = ["--bind", str(system), "/", "--proc", "/proc", "--dev", "/dev", "--size", str(SHM_BYTES)]
-    inner += ["--tmpfs", "/run", "--ro-bind", str(context), "/run/context", "--remount-ro", "/run", "--chdir", workdir]
-    init = f'ulimit -c 0 && ulimit -f {-(-max_file_bytes // 512)} || exit 125; "$@"; exit $?'
-    return Launcher(tuple(outer), (*inner, "--", "/bin/sh", "-c", init, "init"), seccomp)
+    inner = ["--bind", str(system), "/", *_DEVICES, "--size", str(SHM_BYTES), "--tmpfs", "/run"]
+    inner += ["--ro-bind", str(context), "/run/context", "--remount-ro", "/run", "--chdir", workdir]
+    return Launcher(tuple(outer), (*inner, "--", "/bin/sh", "-c", _init(limits), "init"), seccomp)
+
+
+def _init(limits: Limits) -> str:
+    return _INIT.format(
+        num_files=NUM_OPEN_FILES,
+        file_blocks=-(-limits.max_file_bytes // 512),
+        memory_kib=-(-limits.memory_bytes // 1024),
+        num_processes=limits.max_processes,
+        started="".join(f"\\{byte:03o}" for byte in STARTED),
+    )
 
 
 def _system_of_this_machine(etc: Path) -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from north_lightning.errors import ConfigError, TreeTooLargeError
-from north_lightning.sandbox.command import ENVIRONMENT, build_launcher
+from north_lightning.sandbox.command import ENVIRONMENT, Limits, build_launcher
 from north_lightning.sandbox.dockerfile import Instruction
 from north_lightning.sandbox.layers import ImageSettings
 from north_lightning.sandbox.probe import program
@@ -28,7 +28,8 @@ from north_lightning.sandbox.trees import Allowance, copy_tree, delete_tree
 
 MAX_BYTES, MAX_FILES = 16 << 30, 1_000_000
 CONTEXT = "/run/context"
-_MAX_FILE_BYTES = 4 << 30
+LIMITS = Limits(memory_bytes=8 << 30, max_processes=256, max_file_bytes=4 << 30)
+"""Of each process, and of all processes of a build."""
 _WORDS_IN_ERRORS = 800
 _VARIABLE = re.compile(r"\\\$|\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
 
@@ -169,7 +170,7 @@ def _run(build: Build, argv: list[str], settings: ImageSettings, arguments: Mapp
         seccomp=build.host.seccomp,
         workdir=settings.workdir or "/",
         variables={**arguments, **settings.variables},
-        max_file_bytes=_MAX_FILE_BYTES,
+        limits=LIMITS,
     )
     filter_fd = launcher.open_filter()
     with tempfile.TemporaryFile() as said:

@@ -159,6 +159,22 @@ def test_a_command_that_does_not_end_is_killed(bubblewrap, tmp_path, monkeypatch
     assert not processes_with("sleep\x007742")
 
 
+def test_a_build_is_bounded_in_memory_files_and_processes(bubblewrap, tmp_path):
+    tries = {
+        "bytearray(9 << 30)": "MemoryError",
+        "[subprocess.Popen(['sleep', '7743']) for _ in range(400)]": "BlockingIOError",
+        "os.posix_fallocate(os.open('/opt/f', os.O_CREAT | os.O_RDWR), 0, 5 << 30)": "exit code",
+    }
+    for number, (code, error) in enumerate(tries.items()):
+        (folder := tmp_path / str(number)).mkdir()
+        path = dockerfile(folder, f'RUN mkdir -p /opt; python3 -c "import os, subprocess; {code}"')
+        with pytest.raises(ConfigError, match=error):
+            bubblewrap.check_root(RootFileSystem(path))
+    from conformance import processes_with
+
+    assert not processes_with("sleep\x007743")
+
+
 def test_a_build_is_made_once_for_all_sandboxes_of_a_process(bubblewrap, tmp_path):
     path = dockerfile(tmp_path, "RUN mkdir -p /opt && date +%N >/opt/made")
     first = listing(bubblewrap, path)
