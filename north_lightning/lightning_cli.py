@@ -34,6 +34,7 @@ from north_lightning.errors import ConfigError  # noqa: E402
 from north_lightning.modules import NorthModule  # noqa: E402, and with it NorthStrategy's short name
 from north_lightning.parallel.single_file import DurableCheckpointIO  # noqa: E402
 from north_lightning.parser import ExplainingParser  # noqa: E402
+from north_lightning.preflight import check_run  # noqa: E402
 
 PLUGIN_GROUP = "north_lightning.plugins"
 
@@ -72,6 +73,15 @@ class NorthCLI(LightningCLI):
             settings.weights_only = True
         if settings.num_threads is not None:
             torch.set_num_threads(settings.num_threads)
+
+    def before_fit(self) -> None:
+        check_run(self.trainer, self.model, self.datamodule, "fit")
+
+    def before_validate(self) -> None:
+        check_run(self.trainer, self.model, self.datamodule, "validate")
+
+    def before_predict(self) -> None:
+        check_run(self.trainer, self.model, self.datamodule, "predict")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With checkpoints that survive a crash, where the config does not choose how they are written."""

@@ -38,6 +38,7 @@ ORDER = [
     "conformance",
     "doctor",
     "recipe",
+    "preflight",
     "lightning_cli",
     "cli",
     "__main__",

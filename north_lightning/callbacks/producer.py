@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from north_lightning.callbacks.sidecar import running_sidecar
 from north_lightning.callbacks.weight_sync import WeightSyncCallback
@@ -81,15 +81,23 @@ class RolloutProducerCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fail before anything is started if commands cannot be isolated or tasks cannot be read."""
         if stage == "fit":
+            self.check_run(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
             on_process_zero(self._prepare)
-            self._check_sampling(pl_module)
-            self._check_lengths(trainer)
-            before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
-            if not any(isinstance(callback, WeightSyncCallback) for callback in before):
-                raise ConfigError(
-                    "trainer.callbacks: expected a WeightSyncCallback before the RolloutProducerCallback, so that a "
-                    "resumed run pushes its weights before it samples"
-                )
+
+    def check_run(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
+        """``ConfigError`` for settings here that contradict those of other parts."""
+        if not isinstance(module, CISPOModule):
+            raise ConfigError(f"model.class_path: expected a CISPOModule, got {type(module).__name__}")
+        if not isinstance(data, RolloutDataModule):
+            raise ConfigError(f"data.class_path: expected a RolloutDataModule, got {type(data).__name__}")
+        self._check_sampling(module)
+        self._check_lengths(data)
+        before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
+        if not any(isinstance(callback, WeightSyncCallback) for callback in before):
+            raise ConfigError(
+                "trainer.callbacks: expected a WeightSyncCallback before the RolloutProducerCallback, so that a "
+                "resumed run pushes its weights before it samples"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -156,9 +164,8 @@ class RolloutProducerCallback(Callback):
             f"producer/{name}": value for name, value in self._producer.stats().items()
         }
 
-    def _check_sampling(self, module: LightningModule) -> None:
+    def _check_sampling(self, module: CISPOModule) -> None:
         """The module computes log-probabilities of the distribution that is sampled from."""
-        assert isinstance(module, CISPOModule), f"expected a CISPOModule, got {type(module).__name__}"
         rollouts = self.rollouts
         if rollouts.temperature != module.temperature:
             raise ConfigError(
@@ -167,9 +174,9 @@ class RolloutProducerCallback(Callback):
         if rollouts.top_p != 1.0:
             raise ConfigError(f"rollouts.top_p: expected 1.0, as in the trainer's softmax, got {rollouts.top_p}")
 
-    def _check_lengths(self, trainer: Trainer) -> None:
+    def _check_lengths(self, data: RolloutDataModule) -> None:
         """The longest rollout fits in a row, before hours have gone by until there is one."""
-        row, longest = trainer.datamodule.max_row_tokens, self.rollouts.max_context_tokens  # type: ignore[attr-defined]
+        row, longest = data.max_row_tokens, self.rollouts.max_context_tokens
         if row < longest:
             raise ConfigError(
                 f"data.max_row_tokens: expected at least rollouts.max_context_tokens, {longest}, got {row}"
