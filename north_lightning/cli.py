@@ -70,7 +70,7 @@ TAKES_TRAINING_CONFIG = ("data report", "data preview")
 """Commands about the ``data`` of a config of ``fit``."""
 
 OTHER_SECTIONS = ("seed_everything", "trainer", "model")
-"""Of a config of ``fit``: what says nothing about its data."""
+"""Of a config of ``fit``: what is not data; the seed decides its order."""
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
 
@@ -154,6 +154,7 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     from jsonargparse import ActionConfigFile
 
     from north_lightning.parser import NorthParser
+    from north_lightning.seeds import set_run_seed
 
     location, description = UTILITIES[command]
     paths, arguments = _leading_paths(arguments) if command in POSITIONAL else ([], arguments)
@@ -169,7 +170,11 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
             parser.add_argument(f"--{section}", type=Any, help=argparse.SUPPRESS)
     if paths:  # jsonargparse copies a list for each of its items: thousands would take minutes
         parser.set_defaults({POSITIONAL[command]: []})
-    values = parser.instantiate(parser.parse_args([_underscored(argument) for argument in arguments]))
+    settings = parser.parse_args([_underscored(argument) for argument in arguments])
+    seed = settings.get("seed", settings.get("seed_everything"))
+    if type(seed) is int:
+        set_run_seed(seed)  # before parts are made: theirs derive from it
+    values = parser.instantiate(settings)
     given = {name: value for name, value in values.items() if name in inspect.signature(function).parameters}
     function(**given | ({POSITIONAL[command]: paths} if paths else {}))
 

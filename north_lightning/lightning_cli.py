@@ -69,6 +69,8 @@ class NorthCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Threads; and no code is run from a checkpoint's pickle on resuming, unless the user says otherwise."""
         settings = self.config[self.subcommand]
+        if settings.seed_everything is False:
+            raise ConfigError("seed_everything: expected a number, got false: a run without a seed cannot be resumed")
         if settings.weights_only is None:
             settings.weights_only = True
         if settings.num_threads is not None:

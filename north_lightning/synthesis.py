@@ -37,6 +37,7 @@ from north_lightning.rollout.metrics import is_solved, num_invalid_turns
 from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.rollout.trajectories import sample_of
+from north_lightning.seeds import run_seed
 from north_lightning.tasks import load_task_sets
 from north_lightning.types import Conversation, Rollout, Task
 
@@ -80,7 +81,7 @@ class SynthesisModule(LightningModule):
         concurrency: Attempts at a time.
         filters: What drops samples, in order; by default every filter that needs no setting. Identical ones always go.
         source: The label of the samples; a task's environment by default.
-        seed: Of the first attempt at a task; the others count up.
+        seed: Of prompt wording and sampling; the run's ``seed_everything`` by default.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class SynthesisModule(LightningModule):
         concurrency: int = 64,
         filters: list[ConversationFilter] | None = None,
         source: str = "",
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if (server is None) == (checkpoint is None) or (checkpoint is None) != (sidecar is None):
@@ -133,11 +134,11 @@ class SynthesisModule(LightningModule):
         self.rollouts.prepare(batch)
         log = self.output_dir / "attempts.jsonl"
         keep = self._keeper(batch)
+        seed = run_seed(self.seed)
         for sample in range(self.num_samples):
             lacking = [task for task in batch if self._kept.lacks(task)]
             if lacking:
-                seed = self.seed + sample
-                attempt_all(self._runner, lacking, self._served, 1, log, self.concurrency, seed, on_rollout=keep)
+                attempt_all(self._runner, lacking, self._served, 1, log, self.concurrency, seed, keep, sample)
         return len(self._kept.samples())
 
     def on_predict_end(self) -> None:

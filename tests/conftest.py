@@ -18,6 +18,7 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
+from north_lightning import seeds
 from north_lightning.sampling.client import VLLMSampler
 from north_lightning.sampling.sidecar import Sidecar
 from north_lightning.sampling.transport import SharedMemoryTransport
@@ -49,6 +50,11 @@ def no_test_hangs() -> Iterator[None]:
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.fixture(autouse=True)
+def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(seeds.VARIABLE, raising=False)
 
 
 @pytest.fixture(scope="session")

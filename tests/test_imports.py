@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "north_lightning"
 ORDER = [
     "types",
     "errors",
+    "seeds",
     "durable",
     "interfaces",
     "history",

@@ -25,6 +25,7 @@ from north_lightning.rollout.accounts import Event
 from north_lightning.rollout.ray import RayProducers, RayQueue, RayRolloutProducer
 from north_lightning.rollout.records import forget_unended
 from north_lightning.rollout.settings import RolloutSettings
+from north_lightning.seeds import run_seed
 from north_lightning.tasks import load_task_sets
 
 ROLLOUTS = "rollouts.jsonl"
@@ -39,7 +40,7 @@ class RolloutProducerCallback(Callback):
         group_size: Attempts per task; each is the others' baseline.
         max_concurrent_groups: Groups that are sampled at a time.
         environment_weights: Environment -> share of groups. Default: in proportion to the number of tasks.
-        seed: Of task order, prompt wording and sampling.
+        seed: Of task order, prompt wording and sampling; the run's ``seed_everything`` by default.
         failures: How much failing infrastructure a run bears.
         keep_rollouts: Append every rollout to ``rollouts.jsonl`` in the run's folder.
         curriculum: How often each task is tried, from how it went. Default: once an epoch.
@@ -54,7 +55,7 @@ class RolloutProducerCallback(Callback):
         group_size: int = 8,
         max_concurrent_groups: int = 8,
         environment_weights: dict[str, float] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         failures: FailurePolicy | None = None,
         keep_rollouts: bool = True,
         curriculum: TaskCurriculum | None = None,
@@ -123,9 +124,16 @@ class RolloutProducerCallback(Callback):
         self._stop()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"schedule": self._schedule_state if self._producer is None else self._producer.schedule.state_dict()}
+        schedule = self._schedule_state if self._producer is None else self._producer.schedule.state_dict()
+        return {"schedule": schedule, "seed": run_seed(self.seed)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        now = run_seed(self.seed)
+        if (then := state_dict.get("seed", now)) != now:
+            raise ConfigError(
+                f"seed_everything: expected the checkpoint's, {then}, got {now}: its groups are of other tasks; set it "
+                f"back, or seed: {then} of RolloutProducerCallback"
+            )
         self._schedule_state = state_dict["schedule"]
 
     def _prepare(self) -> None:
@@ -201,7 +209,7 @@ class RolloutProducerCallback(Callback):
             self.group_size,
             self.max_concurrent_groups,
             self.environment_weights,
-            self.seed,
+            run_seed(self.seed),
             self.curriculum,
         )
 

@@ -16,6 +16,7 @@ from north_lightning.chat.render import to_json
 from north_lightning.data.block_lists import words_of
 from north_lightning.errors import ConfigError
 from north_lightning.interfaces import ConversationFilter
+from north_lightning.seeds import run_seed
 from north_lightning.types import Conversation
 
 
@@ -46,7 +47,7 @@ class Duplicate(ConversationFilter):
         run_words: words in a run.
         num_hashes: of a fingerprint.
         num_bands: the hashes are compared in so many bands; more find more remote relatives.
-        seed: of the hashes.
+        seed: of the hashes; the run's by default.
     """
 
     reason = "duplicate"
@@ -58,14 +59,14 @@ class Duplicate(ConversationFilter):
         run_words: int = 5,
         num_hashes: int = 128,
         num_bands: int = 16,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         if not 0 <= min_similarity <= 1:
             raise ConfigError(f"min_similarity: expected a number from 0 to 1, got {min_similarity}")
         self.min_similarity = min_similarity
         self.run_words = run_words
         self.num_hashes = num_hashes
-        self.seed = seed
+        self.seed = run_seed(seed)
         self._index = RMinHashLSH(min_similarity, num_hashes, num_bands)
         self._seen: list[tuple[RMinHash, str]] = []
 

@@ -24,6 +24,7 @@ from north_lightning.data.records import list_files
 from north_lightning.data.sources import SampleReader, write_samples
 from north_lightning.errors import ConfigError, RetellingError
 from north_lightning.interfaces import ConversationFilter, ConversationImporter, ConversationVariation
+from north_lightning.seeds import derive_seed
 from north_lightning.types import Conversation
 
 NUM_BROKEN_SHOWN = 20
@@ -59,7 +60,7 @@ def filter_data(
         block_lists: Benchmarks to keep out: shipped lists (swe_bench, swe_bench_pro) or files from `data blocklist`.
         min_similarity: From which similarity on a conversation is a duplicate, of any source; null keeps duplicates.
         variations: Each kept sample is retold by the first of these that knows it and can.
-        seed: Of the variations.
+        seed: Of the variations and of the hashes that find duplicates.
     """
     if not sources:
         raise ConfigError("sources: expected at least one, got none")
@@ -69,14 +70,17 @@ def filter_data(
             raise ConfigError(f"output_dir: expected a folder without the files of {name}, got {min(clash)} to replace")
     checks = default_filters() if filters is None else list(filters)
     checks += all_leaks(block_lists) if block_lists else []
-    checks += [] if min_similarity is None else [Duplicate(min_similarity)]
+    checks += [] if min_similarity is None else [Duplicate(min_similarity, seed=seed)]
     account: dict[str, Any] = {"sources": {}, "examples": {}}
     for name, source in sources.items():
         reader = SampleReader(source.files, source.importer, source.max_broken)
         fit = SampleFilter(checks)
         labelled = (sample if sample.source else replace(sample, source=name) for sample in reader)
         told: Counter[str] = Counter()
-        retold = (_retell(sample, variations or [], seed + number, told) for number, sample in enumerate(fit(labelled)))
+        retold = (
+            _retell(sample, variations or [], derive_seed(seed, name, number), told)
+            for number, sample in enumerate(fit(labelled))
+        )
         write_samples(output_dir / f"{name}.jsonl", retold)
         account["sources"][name] = {
             "read": reader.num_read,

@@ -35,6 +35,7 @@ from north_lightning.data.stream import StepStream
 from north_lightning.data.tokenised import Account, Tokeniser
 from north_lightning.errors import ConfigError, DataError
 from north_lightning.interfaces import ConversationFilter
+from north_lightning.seeds import run_seed
 from north_lightning.types import PackedBatch
 
 _log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class SFTDataModule(LightningDataModule):
         row_tokens: the most tokens of a row, the context length of the stage.
         validation_files: JSONL files of held-out conversations, labelled by their own ``source``.
         reasoning: whether assistant turns begin with thinking.
-        seed: decides the order of samples and rows.
+        seed: decides the order of samples and rows; the run's ``seed_everything`` by default.
         filters: what drops samples, in order; None for ``filters.default_filters()``.
         buffer_samples: samples of each source that are held to choose from.
         order: of the samples of a source: random, or from short to long.
@@ -95,7 +96,7 @@ class SFTDataModule(LightningDataModule):
         row_tokens: int,
         validation_files: list[Path] | None = None,
         reasoning: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         filters: list[ConversationFilter] | None = None,
         buffer_samples: int = 256,
         order: Order = "random",
@@ -162,7 +163,7 @@ class SFTDataModule(LightningDataModule):
             self._numbers,
             self.shares,
             self.row_tokens,
-            self.seed,
+            run_seed(self.seed),
             rows_per_step,
             self.buffer_samples,
             self.order,
@@ -214,7 +215,7 @@ class SFTDataModule(LightningDataModule):
             self._add_file(Path(path), name, self.store, report)
         numbers = np.arange(first, len(self.store))
         if source.max_samples is not None and source.max_samples < len(numbers):
-            chosen = np.random.default_rng(self.seed).permutation(len(numbers))[: source.max_samples]
+            chosen = np.random.default_rng(run_seed(self.seed)).permutation(len(numbers))[: source.max_samples]
             report.dropped["max_samples"] = len(numbers) - len(chosen)
             numbers = np.sort(numbers[chosen])
         if not len(numbers):

@@ -56,7 +56,7 @@ def evaluate(
         servers: Name -> an OpenAI-compatible server, asked by chat completions.
         num_samples: Attempts per task, each with its own seed.
         concurrency: Attempts at a time.
-        seed: Of the first sample; the others count up.
+        seed: Of prompt wording and sampling; every checkpoint gets the same.
         baseline: The checkpoint or server the others are compared with.
     """
     checkpoints, servers = checkpoints or {}, servers or {}

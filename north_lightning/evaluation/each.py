@@ -76,6 +76,7 @@ def attempt_all(
     concurrency: int,
     seed: int,
     on_rollout: Callable[[Rollout], None] = lambda rollout: None,
+    first_sample: int = 0,
 ) -> list[Attempt]:
     """``run_attempts`` under a progress bar that shows the pass rate so far; the runner is closed."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -91,7 +92,8 @@ def attempt_all(
 
         async def attempt() -> list[Attempt]:
             try:
-                return await run_attempts(runner, tasks, served, num_samples, log, concurrency, seed, show, on_rollout)
+                limits = (num_samples, log, concurrency, seed)
+                return await run_attempts(runner, tasks, served, *limits, show, on_rollout, first_sample)
             finally:
                 await runner.close()
 

@@ -26,6 +26,9 @@ from north_lightning.evaluation.attempts import (
 from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.types import Rollout, Task
 
+SAMPLES_PER_SEED = 2**20
+"""``Attempt.seed`` numbers the samples of all seeds: sample i of seed s is s times this, plus i."""
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -45,12 +48,14 @@ async def run_attempts(
     seed: int = 0,
     on_attempt: Callable[[Attempt], None] = lambda attempt: None,
     on_rollout: Callable[[Rollout], None] = lambda rollout: None,
+    first_sample: int = 0,
 ) -> list[Attempt]:
-    """``num_samples`` attempts at every task, at most ``concurrency`` at a time; sample ``i`` has seed ``seed + i``.
+    """``num_samples`` attempts at every task, from sample ``first_sample`` on, at most ``concurrency`` at a time.
 
-    A draw is a function of the task and its seed, whatever else is attempted. Attempts at one task share their wording
-    of the prompt, and every checkpoint sees the same. ``on_attempt`` is told every attempt, recorded ones too;
-    ``on_rollout`` gets every new rollout before its attempt is recorded, so that none recorded was not given to it.
+    A draw is a function of the task, ``seed`` and the sample's number, whatever else is attempted: another seed shares
+    no draw with this one, and every checkpoint gets the same. Attempts at one task share their wording of the prompt.
+    ``on_attempt`` is told every attempt, recorded ones too; ``on_rollout`` gets every new rollout before its attempt is
+    recorded, so that none recorded was not given to it.
     """
     for name, value in (("num_samples", num_samples), ("concurrency", concurrency)):
         if value < 1:
@@ -59,10 +64,10 @@ async def run_attempts(
     recorded = {attempt.key: attempt for attempt in read_attempts(log) if attempt.error is None}
     slots = asyncio.Semaphore(concurrency)
 
-    async def one(task: Task, identity: dict[str, Any]) -> Attempt:
+    async def one(task: Task, identity: dict[str, Any], sample: int) -> Attempt:
         async with slots:
             try:
-                rollout = await runner.run(task, group_id=int(identity["task"], 16), index=identity["seed"], seed=0)
+                rollout = await runner.run(task, group_id=int(identity["task"], 16), index=sample, seed=seed)
                 attempt = attempt_of(rollout, identity)
                 on_rollout(rollout)
             except InfrastructureError as error:
@@ -75,14 +80,14 @@ async def run_attempts(
     pending = []
     for task in tasks:
         whose = _identity(runner, task, served)
-        for sample in range(num_samples):
-            identity = {**whose, "seed": seed + sample}
+        for sample in range(first_sample, first_sample + num_samples):
+            identity = {**whose, "seed": seed * SAMPLES_PER_SEED + sample}
             earlier = recorded.get(Attempt(**identity, reward=None).key)
             if earlier is not None:
                 attempts.append(earlier)
                 on_attempt(earlier)
             else:
-                pending.append(one(task, identity))
+                pending.append(one(task, identity, sample))
     attempts += await asyncio.gather(*pending)
     return attempts
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from north_lightning.rollout.seeds import derive_seed
+from north_lightning.seeds import derive_seed, run_seed
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class FaultPlan:
 
     Args:
         folder: Where every fault that has struck leaves an empty file with its name; shared by all processes.
-        seed: Of the draws.
+        seed: Of the draws; the run's by default.
         rates: Kind of fault -> share of the calls that it strikes. A kind that is not named never strikes.
         lasting: Share of the faults that last, where a call can fail for ever at all.
     """
 
     folder: Path
-    seed: int = 0
+    seed: int = field(default_factory=run_seed)
     rates: Mapping[str, float] = field(default_factory=dict)
     lasting: float = 0.0
 

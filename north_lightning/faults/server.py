@@ -17,9 +17,9 @@ from typing import Any
 
 from north_lightning.errors import SidecarError
 from north_lightning.faults.plan import FaultPlan
-from north_lightning.rollout.seeds import derive_seed
 from north_lightning.sampling.client import GENERATE_PATH
 from north_lightning.sampling.sidecar import HOST, Sidecar
+from north_lightning.seeds import derive_seed
 
 REQUEST_FAULTS = (
     "request_cut",

@@ -20,6 +20,7 @@ from typing import Any
 from north_lightning.harnesses.prompts import SWE_REVIEW
 from north_lightning.harnesses.turn import head, only_call
 from north_lightning.interfaces import ConversationVariation, Harness, HarnessSession, Sandbox
+from north_lightning.seeds import run_seed
 from north_lightning.types import (
     AssistantAction,
     Conversation,
@@ -150,12 +151,12 @@ class VariedHarness(Harness):
 
     Args:
         harness: The harness that acts.
-        seed: Of the presentation.
+        seed: Of the presentation; the run's by default.
     """
 
-    def __init__(self, harness: Harness, seed: int) -> None:
+    def __init__(self, harness: Harness, seed: int | None = None) -> None:
         self.harness = harness
-        self.seed = seed
+        self.seed = run_seed(seed)
         self.name = harness.name
 
     def presentation(self, task: Task) -> Presentation:

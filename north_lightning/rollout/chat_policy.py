@@ -20,7 +20,7 @@ from north_lightning.chat import to_openai, tools_to_openai
 from north_lightning.errors import ConfigError, InvalidActionError, SamplerError
 from north_lightning.rollout.attempt import AttemptEnds, Policy
 from north_lightning.rollout.runner import AttemptRunner
-from north_lightning.rollout.seeds import derive_seed
+from north_lightning.seeds import derive_seed
 from north_lightning.types import (
     AssistantAction,
     FinishReason,

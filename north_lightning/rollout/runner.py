@@ -31,8 +31,8 @@ from north_lightning.interfaces import Harness, RewardVerifier, Sampler, Sandbox
 from north_lightning.rollout.advantages import rloo_advantages
 from north_lightning.rollout.attempt import AttemptEnds, AttemptLoop, Policy
 from north_lightning.rollout.journal import one_attempt
-from north_lightning.rollout.seeds import derive_seed
 from north_lightning.rollout.stages import Timeouts, within
+from north_lightning.seeds import derive_seed
 from north_lightning.types import (
     NOT_SAMPLED,
     AssistantAction,

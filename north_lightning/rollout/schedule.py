@@ -14,7 +14,7 @@ from typing import Any
 
 from north_lightning.errors import ConfigError
 from north_lightning.interfaces import TaskCurriculum
-from north_lightning.rollout.seeds import derive_seed
+from north_lightning.seeds import derive_seed
 from north_lightning.types import RolloutGroup, Task
 
 

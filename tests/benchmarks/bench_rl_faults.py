@@ -44,8 +44,8 @@ from scripted_vllm import reply
 
 from north_lightning.faults import FakeVLLM, FaultPlan
 from north_lightning.rollout import ProducerSpec, RolloutProducer, WindowedFIFOQueue
-from north_lightning.rollout.seeds import derive_seed
 from north_lightning.sampling.client import GENERATE_PATH
+from north_lightning.seeds import derive_seed
 from north_lightning.types import RolloutGroup
 
 OUTPUT = Path("runs/bench/rl_faults.json")

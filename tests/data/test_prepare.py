@@ -89,8 +89,12 @@ def test_filters_variations_and_dedup_are_what_the_call_says(tmp_path):
     samples = [Conversation((Message("user", "x"), Message("assistant", " a ")))] * 2
     write_samples(tmp_path / "a.jsonl", samples)
     source = {"a": RawSource([str(tmp_path / "a.jsonl")])}
-    filter_data(source, tmp_path / "out", [NothingToTrain()], [], None, [Shout()], seed=7)
-    assert [s.messages[0].content for s in read_samples(tmp_path / "out" / "a.jsonl")] == ["HEY 7", "HEY 8"]
+    told = []
+    for seed in (7, 7, 8):
+        filter_data(source, tmp_path / "out", [NothingToTrain()], [], None, [Shout()], seed=seed)
+        told.append([sample.messages[0].content for sample in read_samples(tmp_path / "out" / "a.jsonl")])
+    assert told[0] == told[1]
+    assert len({*told[0], *told[2]}) == 4  # no sample is told as another one, nor with another seed
     with pytest.raises(ConfigError, match="sources: expected at least one"):
         filter_data({}, tmp_path / "out")
     with pytest.raises(DataError, match=r"none\*.jsonl: expected a file of conversations"):

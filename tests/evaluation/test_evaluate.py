@@ -124,10 +124,22 @@ def test_other_settings_and_another_verifier_are_attempted_anew(tasks, tmp_path)
 def test_a_draw_depends_on_the_task_and_its_seed_only(tasks, tmp_path):
     whole, part = CoinRunner(), CoinRunner()
     attempts_of(whole, tasks, tmp_path / "whole.jsonl")
-    asyncio.run(run_attempts(part, tasks[1:], Served("model", "w0"), 2, tmp_path / "part.jsonl", seed=2))
+    asyncio.run(run_attempts(part, tasks[1:], Served("model", "w0"), 2, tmp_path / "part.jsonl", first_sample=2))
     assert part.draws == {key: whole.draws[key] for key in part.draws}
     assert {index for _, index in part.draws} == {2, 3}
     assert len({draw[:2] for draw in whole.draws.values()}) == 12
+
+
+def test_another_seed_shares_no_draw_and_every_checkpoint_gets_the_same(tasks, tmp_path):
+    draws = {}
+    for weights, seed in (("w0", 1), ("w1", 1), ("w0", 2)):
+        runner = CoinRunner()
+        log = tmp_path / "attempts.jsonl"
+        asyncio.run(run_attempts(runner, tasks, Served("model", weights), 4, log, seed=seed))
+        draws[weights, seed] = runner.draws
+    assert draws["w0", 1] == draws["w1", 1]
+    assert draws["w0", 1].keys() == draws["w0", 2].keys()
+    assert not set(draws["w0", 1].values()) & set(draws["w0", 2].values())
 
 
 def test_no_attempts_at_a_time_is_an_error_not_a_hang(tasks, tmp_path):

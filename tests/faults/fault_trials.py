@@ -31,8 +31,8 @@ from north_lightning.losses import CISPOLoss
 from north_lightning.model import NorthConfig, NorthModel, save_checkpoint
 from north_lightning.modules import CISPOModule
 from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer, Timeouts, WindowedFIFOQueue
-from north_lightning.rollout.seeds import derive_seed
 from north_lightning.sampling.transport import SharedMemoryTransport
+from north_lightning.seeds import derive_seed
 from north_lightning.types import RolloutGroup
 
 GROUPS_PER_BATCH, GROUP_SIZE, PUSH_EVERY_K, NUM_SERVERS = 4, 4, 2, 2
