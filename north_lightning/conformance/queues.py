@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -167,6 +168,60 @@ def works_from_several_threads(make: Make) -> None:
         raise Broken(f"expected {wanted} groups once each, got {len(taken)}, {len(set(taken))} different")
 
 
+def keeps_its_ledger_in_any_order(make: Make) -> None:
+    """300 calls in each of 20 random orders, resumes among them: every group ends once, and is handed out only until
+    then."""
+    for seed in range(20):
+        chance, queue = random.Random(seed), make()
+        states: dict[int, str] = {}  # of every group that was admitted
+        for _ in range(300):
+            for group_id in queue.interrupted():
+                if queue.end_of(group_id) is not None:
+                    states[group_id] = "ended"
+            call, group_id = chance.randrange(6), chance.randrange(len(states) + 1)
+            state = states.get(group_id)
+            if call < 2:
+                given = queue.admit()
+                if given is not None and states.get(given, "pending") not in ("pending", "in flight"):
+                    raise Broken(f"admit: handed out group {given}, which was {states[given]}")
+                states |= {} if given is None else {given: "in flight"}
+            elif call == 2:
+                ends, name = (queue.complete, "completed") if chance.random() < 0.7 else (queue.drop, "ended")
+                arguments = (group(group_id),) if name == "completed" else (group_id, "SandboxError")
+                if _is_refused(ends, *arguments) is (state == "in flight"):
+                    raise Broken(
+                        f"a group that was {state or 'never admitted'} and is {name}: expected "
+                        f"{'no error' if state == 'in flight' else 'a QueueError'}"
+                    )
+                states |= {group_id: name} if state == "in flight" else {}
+            elif call == 3:
+                for taken in queue.take(1) or []:
+                    if states.get(taken.group_id) != "completed":
+                        raise Broken(f"take: gave group {taken.group_id}, which was {states.get(taken.group_id)}")
+                    states[taken.group_id] = "taken"
+            elif call == 4 and _is_refused(queue.release, [group_id]) is (state == "taken"):
+                raise Broken(f"release of a group that was {state or 'never admitted'}: expected the opposite")
+            elif call == 4 and state == "taken":
+                states[group_id] = "ended"
+            elif call == 5 and chance.random() < 0.1:
+                state_dict, queue = queue.state_dict(), make()
+                queue.load_state_dict(json.loads(json.dumps(state_dict)))
+                states = {i: name if name == "ended" else "pending" for i, name in states.items()}
+            wrong = [i for i, name in states.items() if (queue.end_of(i) is None) is (name == "ended")]
+            if wrong:
+                raise Broken(
+                    f"end_of({wrong[0]}): got {queue.end_of(wrong[0])!r} for a group that is {states[wrong[0]]}"
+                )
+
+
+def _is_refused(call: Callable[..., object], *arguments: object) -> bool:
+    try:
+        call(*arguments)
+    except QueueError:
+        return True
+    return False
+
+
 CHECKS: dict[str, Callable[[Make], None]] = {
     "counts from zero": counts_from_zero,
     "gives back what was completed": gives_back_what_was_completed,
@@ -175,5 +230,6 @@ CHECKS: dict[str, Callable[[Make], None]] = {
     "does not block": does_not_block,
     "resumes": resumes,
     "counts in numbers": counts_in_numbers,
+    "keeps its ledger in any order": keeps_its_ledger_in_any_order,
     "works from several threads": works_from_several_threads,
 }

@@ -40,9 +40,9 @@ class WindowedFIFOQueue(RolloutQueue):
     that overtook as many others. So whatever shares the dispatch order gives to environments, every prefix of the
     trained groups has them to within ``window - 1`` groups and what was dropped, however slow an environment is.
 
-    **Stuck heads.** The time limit runs while ``take`` waits for the oldest unfinished group. When it is up, the group
-    is begun anew under its id, place and slot, at most ``head_requeues`` times; then it is dropped with the reason
-    ``head_timeout``. Both are counted in ``stats``, and named once by ``interrupted``.
+    **Stuck heads.** The time limit runs while ``take`` waits for the oldest unfinished group and a producer has it.
+    When it is up, the group is handed out once more under its id, place and slot, at most ``head_requeues`` times; then
+    it is dropped with the reason ``head_timeout``. Both are counted in ``stats``, and named once by ``interrupted``.
 
     **Resume.** A resumed queue hands every group that had not ended out again, under its old id and oldest first,
     before any new id. That includes groups that were completed but not yet released: the checkpoint stays a handful of
@@ -54,7 +54,7 @@ class WindowedFIFOQueue(RolloutQueue):
         window: Width W of the window in groups; 1 is a strict FIFO, ``unbounded`` completion order, for which no bound
             on the age of a group exists. Default: 0.3 of the slots.
         head_timeout_s: How long the oldest unfinished group may keep ``take`` waiting. Default: for ever.
-        head_requeues: How often such a group is begun anew before it is dropped.
+        head_requeues: How often such a group is handed out once more before it is dropped.
         clock: Monotonic seconds.
     """
 
@@ -117,7 +117,7 @@ class WindowedFIFOQueue(RolloutQueue):
         served at admission are at most K - 1 steps older than n. With S = 0 a batch needs every slot, g's included: m
         = n.
 
-        A group that is begun anew keeps its place and slot, so the bound counts from its first admission all the same.
+        A group that is handed out once more keeps its place and slot, so the bound counts from its first admission.
 
         Two things are the caller's: every step takes ``groups_per_batch`` groups, and a step that pushes weights
         releases its groups *after* the push. Released before, they make room for groups that are still sampled from the
@@ -135,8 +135,7 @@ class WindowedFIFOQueue(RolloutQueue):
         with self._lock:
             if self._requeued:
                 group_id = self._requeued.pop(0)
-                if group_id in self._interrupted:  # whoever admits a group that it works on already begins it anew
-                    self._interrupted.remove(group_id)
+                _discard(self._interrupted, group_id)  # a producer that works on it already starts it over
                 return group_id
             if self._num_charged() >= self.num_slots:
                 return None
@@ -246,8 +245,8 @@ class WindowedFIFOQueue(RolloutQueue):
             raise QueueError(f"group {group_id} cannot be {verb}: it was not admitted, or has been {verb} already")
         self._in_flight.remove(group_id)
         self._num_requeues.pop(group_id, None)
-        if group_id in self._requeued:
-            self._requeued.remove(group_id)
+        _discard(self._requeued, group_id)
+        _discard(self._interrupted, group_id)
 
     def _choose(self, num_groups: int) -> list[int] | None:
         if len(self._completed) < num_groups:
@@ -274,11 +273,12 @@ class WindowedFIFOQueue(RolloutQueue):
         """
         head = min(self._in_flight, default=None)
         now = self._clock()
-        if head != self._waiting_for:
+        if head in self._requeued:
+            self._waiting_for = None  # nobody works on it: its time starts when it has been handed out
+        elif head != self._waiting_for:
             self._waiting_for, self._waiting_since = head, now
         elif head is not None and self.head_timeout_s is not None and now - self._waiting_since >= self.head_timeout_s:
             self._waiting_for = None
-            self._interrupted.append(head)
             if self._num_requeues[head] < self.head_requeues:
                 self._num_requeues[head] += 1
                 self._num_requeued += 1
@@ -286,3 +286,9 @@ class WindowedFIFOQueue(RolloutQueue):
             else:
                 self._leave_flight(head, "dropped")
                 self._dropped[head] = HEAD_TIMEOUT
+            self._interrupted.append(head)
+
+
+def _discard(groups: list[int], group_id: int) -> None:
+    if group_id in groups:
+        groups.remove(group_id)

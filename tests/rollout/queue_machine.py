@@ -1,4 +1,5 @@
-"""The queue against plain lists, under every schedule: put, complete, fail, take, train, publish, wait, save, crash.
+"""The queue against plain lists, under every schedule: put, complete, fail, too late, take, poll, train, publish, wait,
+save, crash; then the same with producers that work on what they are handed.
 
 The model shares no code with the queue: a status per group, and the rules of the docstring read off it.
 """
@@ -7,12 +8,16 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from north_lightning.errors import QueueError
 from north_lightning.rollout.queue import WindowedFIFOQueue
+from north_lightning.rollout.ray.queue import QueueService
 from north_lightning.types import RolloutGroup
 
 
@@ -87,6 +92,7 @@ class Model:
     status: list[str] = field(default_factory=list)
     finish_order: list[int] = field(default_factory=list)
     to_restart: list[int] = field(default_factory=list)
+    to_name: list[int] = field(default_factory=list)  # by ``interrupted``
     restarts: dict[int, int] = field(default_factory=dict)
     batches: list[list[int]] = field(default_factory=list)  # taken, not trained yet
     trained: list[int] = field(default_factory=list)
@@ -100,6 +106,7 @@ class Model:
     def end_flight(self, group_id: int, status: str) -> None:
         self.status[group_id] = status
         self.to_restart = [i for i in self.to_restart if i != group_id]
+        self.to_name = [i for i in self.to_name if i != group_id]
 
     def next_batch(self, num_groups: int, window: int) -> list[int] | None:
         status, batch = list(self.status), []
@@ -141,7 +148,9 @@ class QueueAgainstListModel(RuleBasedStateMachine):
     def put(self) -> None:
         model = self.model
         if model.to_restart:
-            assert self.queue.admit() == model.to_restart.pop(0)
+            again = model.to_restart.pop(0)
+            assert self.queue.admit() == again
+            model.to_name = [i for i in model.to_name if i != again]
         elif len(model.having("flight", "done", "taken")) >= self.queue.num_slots:
             assert self.queue.admit() is None
         else:
@@ -167,6 +176,29 @@ class QueueAgainstListModel(RuleBasedStateMachine):
         self.queue.drop(group_id, "SandboxError")
         self.model.end_flight(group_id, "dropped")
 
+    @rule(pick=st.integers(0, 1000), drops=st.booleans())
+    def come_too_late(self, pick: int, drops: bool) -> None:
+        """Or too early: nothing changes, and nothing is silent."""
+        landed = [*self.model.having("pending", "done", "taken", "trained", "dropped"), len(self.model.status)]
+        group_id = landed[pick % len(landed)]
+        with pytest.raises(QueueError):
+            self.queue.drop(group_id, "late") if drops else complete(self.queue, group_id)
+        if group_id not in self.model.having("taken"):
+            with pytest.raises(QueueError):
+                self.queue.release([group_id])
+
+    @rule()
+    def poll(self) -> None:
+        assert self.queue.interrupted() == self.model.to_name
+        self.model.to_name = []
+
+    @rule()
+    def keep_the_trainer_waiting(self) -> None:
+        """Too long for what it waits for, if it has to wait."""
+        self.take()
+        self.wait(TIMEOUT_S)
+        self.take()
+
     @rule()
     def take(self) -> None:
         model = self.model
@@ -184,7 +216,9 @@ class QueueAgainstListModel(RuleBasedStateMachine):
     def wait_for_head(self) -> None:
         model = self.model
         head = min(model.having("flight"), default=None)
-        if head != model.waits_for:
+        if head in model.to_restart:  # nobody works on it: its time begins when somebody does
+            model.waits_for = None
+        elif head != model.waits_for:
             model.waits_for, model.waits_since = head, self.clock.now
         elif head is not None and self.clock.now - model.waits_since >= TIMEOUT_S:
             model.waits_for = None
@@ -193,7 +227,7 @@ class QueueAgainstListModel(RuleBasedStateMachine):
                 model.to_restart.append(head)
             else:
                 model.end_flight(head, "dropped")
-            assert head in self.queue.interrupted()
+            model.to_name.append(head)
 
     @rule(seconds=st.sampled_from([1.0, TIMEOUT_S]))
     def wait(self, seconds: float) -> None:
@@ -224,7 +258,8 @@ class QueueAgainstListModel(RuleBasedStateMachine):
         self.queue = self.learner.queue = self.new_queue()
         self.queue.load_state_dict(json.loads(state))
         model.status = ["pending" if name in ("flight", "done", "taken") else name for name in model.status]
-        model.batches, model.finish_order, model.to_restart, model.restarts = [], [], [], {}
+        model.batches, model.finish_order, model.restarts = [], [], {}
+        model.to_restart, model.to_name = [], []
         model.waits_for = None
         self.model = model
         self.learner.step = self.learner.served_step = model.step  # a resumed trainer pushes before it samples
@@ -250,3 +285,81 @@ class QueueAgainstListModel(RuleBasedStateMachine):
             end = self.queue.end_of(group_id)
             assert (end is not None) == (status in ("trained", "dropped"))
             assert (end == "trained") == (status == "trained")
+
+
+class ProducersOfOneQueue(RuleBasedStateMachine):
+    """Producers that hold what ``admit`` hands them, drop it when it is ``interrupted``, and die: no group is left that
+    nobody works on, none has two workers, and none that has ended is handed out.
+    """
+
+    NAMES = ("a", "b", "c")
+
+    @initialize(slots=st.integers(1, 4), window=st.integers(1, 4), head_requeues=st.integers(0, 2))
+    def start(self, slots: int, window: int, head_requeues: int) -> None:
+        self.clock = FakeClock()
+        self.queue = QueueService(WindowedFIFOQueue(1, slots - 1, window, TIMEOUT_S, head_requeues, self.clock))
+        self.held: dict[str, list[int]] = {name: [] for name in self.NAMES}
+        self.ended = Counter[int]()
+
+    @rule(name=st.sampled_from(NAMES))
+    def admit(self, name: str) -> None:
+        group_id = self.queue.admit(name)
+        if group_id is not None:
+            assert self.queue.end_of(group_id) is None
+            assert not self.ended[group_id]
+            self.held[name] = [*(i for i in self.held[name] if i != group_id), group_id]  # begun anew where it was held
+
+    @rule(name=st.sampled_from(NAMES))
+    def poll(self, name: str) -> None:
+        named = self.queue.interrupted(name)
+        assert len(set(named)) == len(named)
+        self.held[name] = [i for i in self.held[name] if i not in named]
+
+    @precondition(lambda self: any(self.held.values()))
+    @rule(pick=st.integers(0, 1000), drops=st.booleans())
+    def end_one(self, pick: int, drops: bool) -> None:
+        working = [(name, group_id) for name, ids in self.held.items() for group_id in ids]
+        name, group_id = working[pick % len(working)]
+        self.held[name].remove(group_id)
+        try:
+            if drops:
+                self.queue.drop(group_id, "SandboxError")
+            else:
+                self.queue.complete((group_id, "task", "terminal"), b"")
+        except QueueError:
+            return  # somebody else was first, or the queue has given it up
+        self.ended[group_id] += 1
+        assert self.ended[group_id] == 1
+
+    @rule(seconds=st.sampled_from([1.0, TIMEOUT_S, TIMEOUT_S]))
+    def keep_the_trainer_waiting(self, seconds: float) -> None:
+        for _ in range(2):
+            while self.queue._queue.take(1) is not None:
+                pass
+            self.clock.now += seconds
+
+    @rule(name=st.sampled_from(NAMES))
+    def die(self, name: str) -> None:
+        self.held[name] = []
+        self.queue.lose(name)
+
+    @rule()
+    def settle(self) -> None:
+        """When all have asked and nothing more is handed out, every group in flight has exactly one worker."""
+        for name in self.NAMES:
+            self.poll(name)
+        for name in self.NAMES * 8:
+            self.admit(name)
+            for other in self.NAMES:
+                self.poll(other)
+        workers = Counter(group_id for ids in self.held.values() for group_id in ids)
+        unended = {group_id for group_id in range(1000) if self.is_in_flight(group_id)}
+        assert {group_id for group_id in workers if group_id in unended} == unended
+        assert all(workers[group_id] == 1 for group_id in unended)
+
+    def is_in_flight(self, group_id: int) -> bool:
+        return group_id in self.queue._queue._in_flight  # type: ignore[attr-defined]
+
+    def teardown(self) -> None:
+        if hasattr(self, "queue"):
+            self.settle()

@@ -161,6 +161,28 @@ def test_a_group_begun_anew_by_another_is_told_to_the_first_alone():
     assert service.lose("two") == 1  # group 1
 
 
+def test_a_producer_that_starts_its_own_group_over_is_not_told_to_leave_it():
+    now = [0.0]
+    service = QueueService(WindowedFIFOQueue(1, 1, window=1, head_timeout_s=1.0, head_requeues=1, clock=lambda: now[0]))
+    assert service.admit("one") == 0
+    for now[0] in (0.0, 2.0):
+        assert service.take(1) is None
+    assert service.interrupted("two") == []  # who asks first takes note for all
+    assert service.admit("one") == 0
+    assert service.interrupted("one") == []
+
+
+def test_a_group_given_up_while_its_producer_was_lost_is_not_handed_out():
+    now = [0.0]
+    service = QueueService(WindowedFIFOQueue(1, 1, window=1, head_timeout_s=1.0, clock=lambda: now[0]))
+    assert service.admit("one") == 0
+    assert service.lose("one") == 1
+    for now[0] in (0.0, 2.0):
+        assert service.take(1) is None
+    assert service.end_of(0) == "head_timeout"
+    assert service.admit("two") == 1
+
+
 def test_a_dead_queue_is_an_error_and_no_hang(queue):
     queue.admit()
     connect(None).kill(queue._actor)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from hypothesis import settings
-from queue_machine import FakeClock, Learner, QueueAgainstListModel, complete, filled, ids
+from queue_machine import FakeClock, Learner, ProducersOfOneQueue, QueueAgainstListModel, complete, filled, ids
 
 from north_lightning.errors import ConfigError, QueueError
 from north_lightning.rollout.queue import WindowedFIFOQueue
@@ -217,6 +217,22 @@ def test_a_group_handed_out_anew_is_not_called_interrupted_afterwards() -> None:
     queue.take(1)
     assert queue.admit() == 0
     assert queue.interrupted() == []  # or the work that has just begun would be thrown away
+
+
+def test_a_head_that_nobody_has_taken_up_again_is_not_timed_out_again() -> None:
+    clock = FakeClock()
+    queue = WindowedFIFOQueue(1, max_batches_ahead=0, window=1, head_timeout_s=10.0, head_requeues=1, clock=clock)
+    filled(queue)
+    for _ in range(6):
+        assert queue.take(1) is None
+        clock.now += 10.0
+    assert queue.stats()["requeued"] == 1.0
+    assert (queue.interrupted(), queue.interrupted()) == ([0], [])
+    assert (queue.admit(), queue.admit()) == (0, None)
+    complete(queue, 0)
+    assert ids(queue.take(1)) == [0]
+    queue.release([0])
+    assert queue.admit() == 1  # not 0 once more, which has ended
 
 
 def test_time_counts_only_while_the_trainer_waits() -> None:
@@ -429,6 +445,8 @@ def test_a_slow_environment_keeps_its_share_of_every_prefix_to_within_the_window
 
 QueueAgainstListModel.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
 TestQueueAgainstListModel = QueueAgainstListModel.TestCase
+ProducersOfOneQueue.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestProducersOfOneQueue = ProducersOfOneQueue.TestCase
 
 
 def test_threads_train_every_group_exactly_once() -> None:

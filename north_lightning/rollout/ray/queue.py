@@ -39,12 +39,12 @@ class QueueService:
         self._interrupted: dict[str, list[int]] = defaultdict(list)
 
     def admit(self, producer: str) -> int | None:
+        self._take_back_interrupted()
         group_id = self._orphans.popleft() if self._orphans else self._queue.admit()
         if group_id is not None:
-            before = self._owners.get(group_id, producer)
-            if before != producer:
-                self._interrupted[before].append(group_id)
             self._owners[group_id] = producer
+            if group_id in self._interrupted[producer]:  # it had the group before, and starts it over
+                self._interrupted[producer].remove(group_id)
         return group_id
 
     def complete(self, group: tuple[int, str, str], data: bytes) -> None:
@@ -62,16 +62,12 @@ class QueueService:
         return None if groups is None else [self._finished.pop(group.group_id) for group in groups]
 
     def interrupted(self, producer: str) -> list[int]:
-        for group_id in self._queue.interrupted():
-            owner = self._owners.pop(group_id, None)
-            if owner is not None:
-                self._interrupted[owner].append(group_id)
-            elif group_id in self._orphans:
-                self._orphans.remove(group_id)
+        self._take_back_interrupted()
         return self._interrupted.pop(producer, [])
 
     def lose(self, producer: str) -> int:
         """The producer is gone: hand its groups out again, oldest first. How many there were."""
+        self._take_back_interrupted()
         lost = sorted(group_id for group_id, owner in self._owners.items() if owner == producer)
         for group_id in lost:
             del self._owners[group_id]
@@ -93,6 +89,15 @@ class QueueService:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._queue.load_state_dict(state)
+
+    def _take_back_interrupted(self) -> None:
+        """Before anything is handed out: what the queue has given up or hands out itself has no owner here."""
+        for group_id in self._queue.interrupted():
+            owner = self._owners.pop(group_id, None)
+            if owner is not None:
+                self._interrupted[owner].append(group_id)
+            elif group_id in self._orphans:
+                self._orphans.remove(group_id)
 
     def _ended(self, group_id: int) -> None:
         self._owners.pop(group_id, None)
