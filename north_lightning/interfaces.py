@@ -301,6 +301,9 @@ class RewardVerifier(ABC):
         """Seconds after which this verifier itself ends the grading of ``task``; None: not limited here."""
         return None
 
+    def check_task(self, task: Task) -> None:  # noqa: B027
+        """``ConfigError`` if ``task`` asks for what this verifier does not give; called before a run."""
+
     @abstractmethod
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward: ...
 

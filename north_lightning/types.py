@@ -185,7 +185,8 @@ class Task:
     ``environment`` names the kind of work (``terminal``, ``swe``) and so the harness; ``family`` the generator or
     benchmark it came from; ``max_turns`` is the step budget of an attempt; ``verifier_timeout_s`` limits one run of its
     tests (None: the verifier's own limit), ``agent_timeout_s`` the commands of an attempt together (what the sampler
-    takes is not the model's doing and does not count). ``verifier_env`` is set for ``test.sh``. ``root`` is the root
+    takes is not the model's doing and does not count). ``verifier_env`` is set for ``test.sh``;
+    ``${NAME}`` and ``${NAME:-default}`` are not filled in yet. ``root`` is the root
     file system that the task asks for (None: any). ``collect`` runs after the attempt, whether it succeeds or not.
     ``own_verifier`` is set where the tests do not run in the attempt's environment. ``reward_strategy`` makes one
     reward of those of the ``steps``; ``step_tests`` are a step's own, laid over ``tests/``. ``unsupported`` names what

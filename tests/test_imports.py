@@ -14,6 +14,7 @@ ORDER = [
     "errors",
     "seeds",
     "durable",
+    "untrusted",
     "interfaces",
     "history",
     "chat",

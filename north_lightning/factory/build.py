@@ -15,7 +15,6 @@ import json
 import random
 import shlex
 import shutil
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -36,6 +35,9 @@ from north_lightning.factory.issues import issue_text
 from north_lightning.factory.mutations import KINDS, Mutation, mutations
 from north_lightning.interfaces import SandboxProvider
 from north_lightning.tasks import TaskSource, write_task
+from north_lightning.tasks.git import git, objects_of
+from north_lightning.tasks.harbor import is_written_here, patch_script
+from north_lightning.untrusted import check_name, write_files
 from north_lightning.verifiers.frameworks import FOR_AGENTS, PYTEST, UNITTEST
 
 Pool = Literal["sft", "rl"]
@@ -204,7 +206,8 @@ async def _historical(path: Path, shelf: _Shelf, grader: Grader, num_commits: in
     for commit, parent, _ in await asyncio.to_thread(sources.commits, path, num_commits):
         if f"{HISTORY}-{commit[:8]}" in shelf.records:
             continue
-        changed = (await asyncio.to_thread(sources.git, path, "diff", "--name-only", parent, commit)).decode().split()
+        names = await asyncio.to_thread(git, objects_of(path), "diff", "--name-only", "-z", parent, commit)
+        changed = names.decode(errors="replace").split("\0")
         if not any(map(sources.is_test, changed)) or not any(map(sources.is_source, changed)):
             continue
         after = await asyncio.to_thread(sources.commit_files, path, commit)
@@ -253,7 +256,7 @@ def _task_source(
         {path: files.get(path) for path in candidate.broken}, {path: right.get(path) for path in candidate.broken}
     )
     ids = [*failing, *(one for one in candidate.baseline.stable if one not in set(failing))]
-    script = f"cd /work && git apply --whitespace=nowarn - <<'NORTH_PATCH'\n{patch}NORTH_PATCH\n"
+    script = patch_script(patch)
     return TaskSource(
         name=name,
         environment="swe",
@@ -292,13 +295,8 @@ def _patch(broken: Mapping[str, str | None], right: Mapping[str, str | None]) ->
     """What ``git apply`` makes of the broken files the right ones."""
     with tempfile.TemporaryDirectory(prefix="north-factory-") as folder:
         for side, files in (("a", broken), ("b", right)):
-            Path(folder, side).mkdir()
-            for path, text in files.items():
-                if text is not None:
-                    Path(folder, side, path).parent.mkdir(parents=True, exist_ok=True)
-                    Path(folder, side, path).write_text(text)
-        command = ["git", "diff", "--no-index", "--no-prefix", "--no-color", "a", "b"]
-        return subprocess.run(command, cwd=folder, capture_output=True).stdout.decode()
+            write_files(Path(folder, side), {path: text for path, text in files.items() if text is not None})
+        return git(Path(folder), "diff", "--no-index", "--no-prefix", "a", "b", may_differ=True).decode()
 
 
 def _edits(candidate: Candidate, right: sources.Files, script: str) -> list[tuple[str, dict[str, Any]]]:
@@ -329,7 +327,7 @@ class _Shelf:
     """
 
     def __init__(self, output_dir: Path, name: str, pool: Pool, settings: list[Any]) -> None:
-        self.name = name.replace("/", "--")
+        self.name = check_name(name.replace("/", "--"), "name", ConfigError)
         self.pool = pool
         self.tasks = output_dir / pool
         self._records = output_dir / "records" / f"{self.name}.jsonl"
@@ -347,7 +345,8 @@ class _Shelf:
         self._records.parent.mkdir(parents=True, exist_ok=True)
         for pool_dir in ("sft", "rl"):
             for old in (output_dir / pool_dir).glob(f"{self.name}-*"):
-                if old.name.removeprefix(f"{self.name}-").split("-")[0] in (*KINDS, HISTORY):
+                kind = old.name.removeprefix(f"{self.name}-").split("-")[0]
+                if kind in (*KINDS, HISTORY) and is_written_here(old):
                     shutil.rmtree(old)
         self._records.write_text(json.dumps(header) + "\n")
 

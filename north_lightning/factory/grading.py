@@ -23,6 +23,7 @@ from north_lightning.interfaces import SandboxProvider
 from north_lightning.sandbox.trees import copy_tree
 from north_lightning.tasks import image_of, load_task
 from north_lightning.types import Rollout, Task
+from north_lightning.untrusted import write_files
 from north_lightning.verifiers import UnitTestVerifier
 from north_lightning.verifiers.frameworks import PYTEST, UNITTEST
 
@@ -160,8 +161,6 @@ def tests_of(files: Files) -> dict[str, str]:
 
 
 def _write(files: Files, directory: Path) -> None:
-    for path, text in files.items():
-        (directory / path).parent.mkdir(parents=True, exist_ok=True)
-        (directory / path).write_text(text)
+    write_files(directory, files)
     for parent in (directory, *directory.rglob("*")):
         parent.chmod(0o755 if parent.is_dir() else 0o644)

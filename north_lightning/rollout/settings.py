@@ -83,6 +83,7 @@ class AttemptSettings:
                     f"command, got {limits.act_s:g}"
                 )
         for task in (part for whole in tasks for part in ([step.task for step in whole.steps] or [whole])):
+            self.verifier.check_task(task)
             own_s, whole_s = self.verifier.limit_s(task), limits.of_verifying(task)
             if own_s is not None and own_s >= whole_s:
                 beside = f" (and {task.verifier_timeout_s:g} of the task)" if task.verifier_timeout_s else ""

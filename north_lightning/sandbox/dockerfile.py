@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from north_lightning.errors import ConfigError
+from north_lightning.untrusted import read_file
 
 SUPPORTED = ("FROM", "COPY", "ADD", "RUN", "WORKDIR", "ENV", "ARG", "LABEL", "CMD", "ENTRYPOINT", "EXPOSE")
 
@@ -44,13 +45,19 @@ def base_of(instructions: list[Instruction]) -> str | None:
 def _instructions(path: Path) -> list[Instruction]:
     found: list[Instruction] = []
     begun, text = 0, ""
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        content = read_file(path, path.parent, error=ConfigError).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: expected a Dockerfile, got: {error}") from None
+    for number, line in enumerate(content.split("\n"), 1):
+        if re.match(r"\s*#\s*escape\s*=\s*[^\\\s]", line, re.IGNORECASE):
+            raise ConfigError(f"{path}:{number}: another escape character than the backslash is not supported")
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         begun = begun if text else number
-        text += line.strip()
+        text += line.rstrip() if text else line.strip()
         if text.endswith("\\"):
-            text = text[:-1] + " "
+            text = text[:-1]  # as Docker joins lines: a word may go on in the next one
             continue
         name, _, arguments = text.partition(" ")
         found.append(Instruction(begun, name.upper(), arguments.strip()))
@@ -70,8 +77,8 @@ def _refusal(step: Instruction, *, is_first: bool) -> str:
         return "expected the name of one image, without options, stages and variables"
     if step.name in ("COPY", "ADD") and re.search(r"--(from|mount|link|chown|checksum)\b", step.arguments):
         return "only --chmod is supported; files of other stages or owners are not"
-    if step.name == "ADD" and re.search(r"(?:^|\s|\")(?:https?|ftp|git)[:@]", step.arguments):
-        return "there is no network; expected local files"
+    if step.name == "ADD" and re.search(r"://|@|\$|\.git\b", step.arguments):
+        return "there is no network; expected local files, named without variables"
     if step.name in ("COPY", "ADD", "RUN") and re.search(r"<<-?['\"]?\w", step.arguments):
         return "here-documents are not supported"
     if step.name == "RUN" and step.arguments.startswith("--"):

@@ -14,8 +14,9 @@ import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from north_lightning.errors import ConfigError, TreeTooLargeError
@@ -31,6 +32,7 @@ CONTEXT = "/run/context"
 LIMITS = Limits(memory_bytes=8 << 30, max_processes=256, max_file_bytes=4 << 30)
 """Of each process, and of all processes of a build."""
 _WORDS_IN_ERRORS = 800
+_MAX_CHARS = 1 << 16
 _VARIABLE = re.compile(r"\\\$|\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
 
 
@@ -64,7 +66,7 @@ def build(build: Build, instructions: Sequence[Instruction], base: ImageSettings
                 _run(build, _program(step.arguments), settings, arguments)
             elif step.name in ("COPY", "ADD"):
                 _run(build, ["/bin/sh", "-c", _copying(build, step, settings, arguments)], settings, {})
-        except _StepFailed as failed:
+        except (_StepFailed, ValueError) as failed:  # a quote that is not closed, a NUL
             raise ConfigError(f"{build.path}:{step.line}: {step.name} {step.arguments[:80]}: {failed}") from None
     return settings
 
@@ -79,7 +81,10 @@ def expanded(text: str, settings: ImageSettings, arguments: Mapping[str, str]) -
         found = known.get(match[1] or match[2], "")
         return found or (match[3] or "")
 
-    return _VARIABLE.sub(value, text)
+    long = _VARIABLE.sub(value, text)
+    if len(long) > _MAX_CHARS:
+        raise _StepFailed(f"expected at most {_MAX_CHARS} characters once variables are filled in, got {len(long)}")
+    return long
 
 
 class _StepFailed(Exception):
@@ -154,10 +159,21 @@ def _found(context: Path, pattern: str) -> list[Path]:
         raise _StepFailed(f"{pattern} leads out of the build context")
     if words in ("", "."):
         return [context]
-    found = sorted(context.glob(words))
+    found = sorted(_matching(context, PurePosixPath(words).parts))
     if not found:
         raise _StepFailed(f"{pattern} is not in the build context")
     return found
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
+    """What fits one pattern for each part of the path; no link is followed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if fnmatchcase(entry.name, patterns[0]):
+                if len(patterns) == 1:
+                    yield Path(entry.path)
+                elif entry.is_dir(follow_symlinks=False):
+                    yield from _matching(Path(entry.path), patterns[1:])
 
 
 def _run(build: Build, argv: list[str], settings: ImageSettings, arguments: Mapping[str, str]) -> None:

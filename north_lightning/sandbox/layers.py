@@ -24,11 +24,19 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from north_lightning.errors import ConfigError
+from north_lightning.untrusted import (
+    DIRECTORY,
+    MAX_DEPTH,
+    NEW_FILE,
+    BlockedPathError,
+    check_depth,
+    open_directory,
+    resolve_below,
+)
 
 MAX_BYTES = 32 << 30
 MAX_FILES = 2_000_000
 MAX_RATIO = 250  # of what comes out to what went in; real layers stay below 20
-MAX_DEPTH = 128
 _FREE_BYTES = 64 << 20  # whatever the ratio
 _MAX_HEADER_BYTES = 1 << 20
 _HEADERS = (
@@ -40,12 +48,7 @@ _HEADERS = (
 )
 _CHUNK_BYTES = 1 << 20
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class BlockedPathError(ConfigError):
-    """A link or a file where a directory was expected."""
+_MAX_JSON_BYTES = 16 << 20
 
 
 @dataclass
@@ -84,20 +87,31 @@ def unpack_image(path: Path, destination: Path) -> ImageSettings:
     with ExitStack() as stack, _image_errors(path):
         blob = _blobs(path, stack)
         with blob("index.json") as file:
-            manifest = _manifest(json.load(file), blob)
+            manifest = _manifest(_json(file), blob)
         with _checked(blob, manifest["config"]) as file:
-            config = json.load(file).get("config") or {}
+            config = _json(file).get("config") or {}
         for layer in manifest["layers"]:
             _unpack_layer(blob, layer, destination, limits)
     words = config.get("Env") or []
-    return ImageSettings(config.get("WorkingDir") or "", dict(word.split("=", 1) for word in words if "=" in word))
+    return ImageSettings(str(config.get("WorkingDir") or ""), dict(word.split("=", 1) for word in words if "=" in word))
+
+
+def _json(file: IO[bytes]) -> dict[str, Any]:
+    text = file.read(_MAX_JSON_BYTES + 1)
+    if len(text) > _MAX_JSON_BYTES:
+        raise ConfigError(f"expected at most {_MAX_JSON_BYTES} bytes of JSON, got more")
+    value = json.loads(text)
+    check_depth(value)
+    if not isinstance(value, dict):
+        raise ConfigError(f"expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 def _blobs(path: Path, stack: ExitStack) -> Callable[[str], IO[bytes]]:
     """Opens the files of an image layout by name."""
     if path.is_dir():
-        return lambda name: stack.enter_context(open(path / name, "rb"))
-    outer = stack.enter_context(tarfile.open(path, "r:"))  # noqa: SIM115
+        return lambda name: stack.enter_context(_regular(path, path / name))
+    outer = stack.enter_context(tarfile.open(path, "r:", tarinfo=BoundedEntry))  # noqa: SIM115
 
     def blob(name: str) -> IO[bytes]:
         for spelled in (name, f"./{name}"):
@@ -108,6 +122,15 @@ def _blobs(path: Path, stack: ExitStack) -> Callable[[str], IO[bytes]]:
         raise ConfigError(f"there is no {name} in it: not an OCI image")
 
     return blob
+
+
+def _regular(layout: Path, path: Path) -> IO[bytes]:
+    """A file of a layout; a link leads nowhere but to the layout."""
+    descriptor = os.open(resolve_below(path, layout, ConfigError), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigError(f"{path.name}: expected a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def _checked(blob: Callable[[str], IO[bytes]], descriptor: Mapping[str, Any]) -> IO[bytes]:
@@ -135,7 +158,7 @@ def _manifest(index: Mapping[str, Any], blob: Callable[[str], IO[bytes]]) -> dic
         if not fitting:
             raise ConfigError(f"there is no image for linux/{here} in it")
         with _checked(blob, fitting[0]) as file:
-            found: dict[str, Any] = json.load(file)
+            found = _json(file)
         if "layers" in found:
             return found
         index = found
@@ -153,13 +176,14 @@ def _unpack_layer(
     if not kind.endswith(("tar", "tar+gzip", "tar.gzip")):
         raise ConfigError(f"expected layers that are tar or gzip, got {kind!r}")
     with _checked(blob, layer) as file:
+        size = file.seek(0, io.SEEK_END)  # not what the manifest says
         for step in (_hide, _add):
             file.seek(0)
             plain = gzip.GzipFile(fileobj=file) if kind.endswith("gzip") else file
-            bounded = _Bounded(plain, _FREE_BYTES + MAX_RATIO * int(layer["size"]))
-            with tarfile.open(fileobj=bounded, mode="r|", tarinfo=BoundedEntry) as archive:
+            with tarfile.open(fileobj=Bounded(plain, size), mode="r|", tarinfo=BoundedEntry) as archive:
                 for member in archive:
-                    step(archive, member, destination, limits)
+                    if (step is _hide) == _is_whiteout(member):
+                        step(archive, member, destination, limits)
 
 
 def unpack(archive: tarfile.TarFile, destination: Path, below: str = "") -> None:
@@ -179,8 +203,6 @@ def unpack(archive: tarfile.TarFile, destination: Path, below: str = "") -> None
 def _hide(archive: tarfile.TarFile, member: tarfile.TarInfo, destination: Path, limits: Limits) -> None:
     """Remove what a whiteout names; a place that is no directory in the layers below holds nothing to remove."""
     parts = _parts(member.name)
-    if not parts or not parts[-1].startswith(_WHITEOUT):
-        return
     try:
         folder = open_directory(destination, parts[:-1], make=False)
     except (FileNotFoundError, BlockedPathError):
@@ -195,9 +217,7 @@ def _hide(archive: tarfile.TarFile, member: tarfile.TarInfo, destination: Path, 
 
 def _add(archive: tarfile.TarFile, member: tarfile.TarInfo, destination: Path, limits: Limits) -> None:
     parts = _parts(member.name)
-    if (parts and parts[-1].startswith(_WHITEOUT)) or not (
-        member.isreg() or member.isdir() or member.issym() or member.islnk()
-    ):
+    if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
         return
     if member.issparse():
         raise ConfigError(f"expected files without holes, got {member.name[:100]!r}")
@@ -210,7 +230,7 @@ def _add(archive: tarfile.TarFile, member: tarfile.TarInfo, destination: Path, l
             if not _is_directory(folder, name):
                 remove(folder, name)
                 os.mkdir(name, 0o755, dir_fd=folder)
-            below = os.open(name, _DIRECTORY, dir_fd=folder)
+            below = os.open(name, DIRECTORY, dir_fd=folder)
             os.fchmod(below, member.mode & 0o777 | 0o700)
             os.close(below)
             return
@@ -233,11 +253,15 @@ def _add(archive: tarfile.TarFile, member: tarfile.TarInfo, destination: Path, l
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: int, name: str) -> None:
     content = archive.extractfile(member)
     assert content is not None
-    with os.fdopen(os.open(name, _NEW_FILE, 0o600, dir_fd=folder), "wb") as file:
+    with os.fdopen(os.open(name, NEW_FILE, 0o600, dir_fd=folder), "wb") as file:
         shutil.copyfileobj(content, file, _CHUNK_BYTES)
         file.flush()
         os.fchmod(file.fileno(), member.mode & 0o777)
         os.utime(file.fileno(), (member.mtime, member.mtime))
+
+
+def _is_whiteout(member: tarfile.TarInfo) -> bool:
+    return "".join(_parts(member.name)[-1:]).startswith(_WHITEOUT)
 
 
 def _parts(name: str) -> list[str]:
@@ -245,24 +269,6 @@ def _parts(name: str) -> list[str]:
     if ".." in parts or len(parts) > MAX_DEPTH or "\0" in name:
         raise ConfigError(f"expected a path inside the image, got {name[:100]!r}")
     return parts
-
-
-def open_directory(root: Path, parts: list[str], make: bool = True) -> int:
-    """A descriptor of the directory ``parts`` below ``root``, made where it is missing; no link is followed."""
-    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    for part in parts:
-        try:
-            if make:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o755, dir_fd=folder)
-            below = os.open(part, _DIRECTORY, dir_fd=folder)
-        except NotADirectoryError:
-            where = "/".join(parts)
-            raise BlockedPathError(f"expected {where} to be reached without links or files on the way") from None
-        finally:
-            os.close(folder)
-        folder = below
-    return folder
 
 
 def _is_directory(folder: int, name: str) -> bool:
@@ -292,18 +298,18 @@ class BoundedEntry(tarfile.TarInfo):
         return entry
 
 
-class _Bounded(io.RawIOBase):
-    """Reads no more than ``limit`` bytes."""
+class Bounded(io.RawIOBase):
+    """Reads what a file of ``num_bytes`` may hold uncompressed, and no more."""
 
-    def __init__(self, file: IO[bytes] | gzip.GzipFile, limit: int) -> None:
+    def __init__(self, file: IO[bytes] | gzip.GzipFile, num_bytes: int) -> None:
         self._file = file
-        self._left = limit
+        self._left = _FREE_BYTES + MAX_RATIO * num_bytes
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
         self._left -= len(data)
         if self._left < 0:
-            raise ConfigError(f"a layer grows more than {MAX_RATIO} times while it is unpacked")
+            raise ConfigError(f"an archive grows more than {MAX_RATIO} times while it is unpacked")
         return data
 
 
@@ -313,5 +319,5 @@ def _image_errors(path: Path) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, tarfile.TarError) as error:
+    except Exception as error:  # a file that is missing or torn, a value of another type, a date that is none
         raise ConfigError(f"{path}: cannot be unpacked as an OCI image: {type(error).__name__}: {error}") from error

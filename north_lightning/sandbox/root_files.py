@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 from north_lightning.errors import ConfigError
 from north_lightning.sandbox.dockerfile import base_of, read_dockerfile
 from north_lightning.sandbox.dockerfile_build import built_root
-from north_lightning.sandbox.layers import ImageSettings, open_directory, remove, unpack_image
+from north_lightning.sandbox.layers import ImageSettings, remove, unpack_image
 from north_lightning.sandbox.slots import Host
 from north_lightning.sandbox.trees import copy_tree
+from north_lightning.untrusted import open_directory
 
 BUILD_TIMEOUT_S = 600.0  # of one instruction
 

@@ -100,9 +100,11 @@ class Host:
         index = self._free.pop()
         directory = self.root / f"slot{index}"
         try:
-            directory.mkdir(0o711)
+            directory.mkdir(0o700)
             if self.can_mount:
                 mount_tmpfs(directory, size_bytes, num_inodes)
+            if self._first_uid is not None:  # nobody else's, and root's
+                os.chown(directory, self._first_uid + index, 0)
         except OSError as error:
             with contextlib.suppress(OSError):
                 directory.rmdir()

@@ -164,7 +164,7 @@ def delete_tree(path: Path) -> None:
 
 def mount_tmpfs(path: Path, size_bytes: int, num_inodes: int) -> None:
     """A bounded file system in memory at ``path``. ``OSError`` without the privilege."""
-    options = f"size={size_bytes},nr_inodes={num_inodes},mode=0711".encode()
+    options = f"size={size_bytes},nr_inodes={num_inodes},mode=0700".encode()
     _mount(b"tmpfs", path, b"tmpfs", 0, options)
 
 

@@ -13,10 +13,11 @@ from typing import Literal
 from rich.progress import track
 
 from north_lightning.errors import ConfigError
-from north_lightning.tasks.harbor import write_task
+from north_lightning.tasks.harbor import is_written_here, write_task
 from north_lightning.tasks.names import Split
 from north_lightning.tasks.software import software_task
 from north_lightning.tasks.terminal import terminal_task
+from north_lightning.untrusted import check_name
 
 GENERATORS = {"terminal": terminal_task, "swe": software_task}
 
@@ -54,6 +55,10 @@ def build_task_sets(output_dir: Path, sets: list[TaskSetSettings], seed: int = 0
     for one in sets:
         if one.count < 1:
             raise ConfigError(f"sets: expected a count of at least 1, got {one.count} for '{one.name}'")
+        directory = output_dir / check_name(one.name, "sets: name", ConfigError)
+        foreign = directory.is_symlink() or (directory.exists() and not all(map(is_written_here, directory.iterdir())))
+        if foreign:
+            raise ConfigError(f"{directory}: expected only tasks written by this command, or nothing; move it aside")
     for one in sets:
         directory = output_dir / one.name
         if directory.exists():

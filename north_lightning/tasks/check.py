@@ -13,9 +13,13 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from north_lightning.errors import TaskError
+from north_lightning.errors import DataError, TaskError
 from north_lightning.tasks.schema import TaskConfig, Verifier
+from north_lightning.untrusted import check_depth, read_file, resolve_below
 
+_OPENED = ("environment", "environment/files", "environment/Dockerfile", "environment/docker-compose.yaml")
+"""What is opened by name; what lies in them is copied link by link, and no link is followed."""
+MAX_CONFIG_BYTES = 1 << 20
 _SCRIPTS = {"linux": "test.sh", "windows": "test.bat"}
 
 
@@ -44,6 +48,8 @@ def check_task(directory: Path) -> TaskConfig:
     config = read_config(directory)
     if config.environment.docker_image is None and not (directory / "environment").is_dir():
         raise TaskError("environment/: not found, and [environment] names no docker_image")
+    for name in _OPENED:
+        resolve_below(directory / name, directory)
     for name in ("tests", "solution", "steps"):
         _check_links(directory / name, directory)
     if not config.steps:
@@ -60,8 +66,9 @@ def check_task(directory: Path) -> TaskConfig:
 def read_config(directory: Path) -> TaskConfig:
     """``task.toml``, read; ``TaskError`` names the field."""
     try:
-        text = (directory / "task.toml").read_bytes().decode()
-        return TaskConfig.model_validate(tomllib.loads(text))
+        values = tomllib.loads(read_file(directory / "task.toml", directory, MAX_CONFIG_BYTES).decode())
+        check_depth(values)
+        return TaskConfig.model_validate(values)
     except (FileNotFoundError, NotADirectoryError):
         raise TaskError("task.toml: not found") from None
     except OSError as error:
@@ -72,8 +79,10 @@ def read_config(directory: Path) -> TaskConfig:
         raise TaskError(f"task.toml: not TOML: {error}") from None
     except ValidationError as error:
         raise TaskError(f"task.toml: {'; '.join(_problems(error))}") from None
-    except RecursionError:
+    except (RecursionError, DataError):
         raise TaskError("task.toml: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise TaskError(f"task.toml: {error}") from None
 
 
 def _problems(error: ValidationError) -> list[str]:
@@ -95,7 +104,7 @@ def _check_part(
     where = "" if part == root else f"steps/{part.name}/"
     instruction = part / "instruction.md"
     try:
-        instruction.read_bytes().decode()
+        read_file(instruction, root).decode()
     except (FileNotFoundError, NotADirectoryError):
         raise TaskError(f"{where}instruction.md: not found") from None
     except OSError as error:
@@ -123,9 +132,9 @@ def image_holds_tests(verifier: Verifier, place: Path) -> bool:
 
 
 def _check_links(directory: Path, root: Path) -> None:
-    """No link in ``directory`` may lead out of the task."""
+    """Neither ``directory`` nor a link in it may lead out of the task."""
+    resolve_below(directory, root)
     for parent, names, files in os.walk(directory):
         for name in (*names, *files):
-            path = Path(parent, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-                raise TaskError(f"{path.relative_to(root)}: a link that leads out of the task")
+            if os.path.islink(path := os.path.join(parent, name)):
+                resolve_below(Path(path), root)

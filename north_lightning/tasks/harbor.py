@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
-import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,15 +23,19 @@ from typing import Any
 from north_lightning.errors import TaskError
 from north_lightning.sandbox.trees import copy_tree
 from north_lightning.tasks.check import check_task
+from north_lightning.tasks.git import commit_all
 from north_lightning.tasks.places import collect_hooks, root_of, verifier_environment
 from north_lightning.tasks.schema import Agent, TaskConfig, Verifier
 from north_lightning.tasks.schema import TaskStep as StepConfig
 from north_lightning.types import Command, Task, TaskStep
+from north_lightning.untrusted import check_name, write_files
 
 DOCKERFILE = "FROM debian:12\nWORKDIR /work\nCOPY files/ /work/\n"
 SCHEMA_VERSION = "1.0"
 MAX_TURNS = 100
-_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\}")
+_HEADER = f'schema_version = "{SCHEMA_VERSION}"\n\n[task]\nname = "north/'
+"""How a ``task.toml`` begins that was written here, and so the mark of a directory that may be replaced."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,31 +79,63 @@ def solution_steps(task: Task) -> list[tuple[str, dict[str, Any]]]:
 
 
 def write_task(source: TaskSource, parent: Path) -> Path:
-    """Write one task directory under ``parent``; an existing one of that name is replaced."""
-    root = parent / source.name
-    if root.exists():
-        shutil.rmtree(root)
+    """Write one task directory under ``parent``, complete or not at all; one of that name is replaced if it was written
+    here, and otherwise a ``TaskError``."""
+    destination = parent / check_name(source.name, "name")
+    if destination.is_symlink() or (destination.exists() and not is_written_here(destination)):
+        raise TaskError(f"{destination}: expected a task written by this command, or nothing; move it aside")
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=parent) as folder:
+        written = Path(folder, "task")
+        _write_task(source, written)
+        if destination.exists():
+            destination.rename(Path(folder, "old"))
+        written.rename(destination)
+    return destination
+
+
+def is_written_here(directory: Path) -> bool:
+    """Whether a task directory, which is no link, was written by ``write_task`` or is what a killed one left."""
+    if directory.is_symlink() or directory.name.startswith(".writing-"):
+        return not directory.is_symlink()
+    try:
+        with (directory / "task.toml").open(errors="replace") as file:
+            return file.read(len(_HEADER)) == _HEADER
+    except OSError:
+        return False
+
+
+def _write_task(source: TaskSource, root: Path) -> None:
     image = root / "environment" / "files"
     image.mkdir(parents=True)
     if source.base is not None:
         copy_tree(source.base, image)
     for directory in source.directories:
         (image / directory).mkdir(parents=True, exist_ok=True)
-    for path, text in source.files.items():
-        _write(image / path, text)
+    write_files(image, source.files)
     for path, target in source.links.items():
         (image / path).symlink_to(target)
     if source.git:
-        _commit_all(image)
-    for path, text in source.tests.items():
-        _write(root / "tests" / path, text)
-    _write(root / "environment" / "Dockerfile", DOCKERFILE)
-    _write(root / "instruction.md", source.instruction + "\n")
-    _write(root / "solution" / "solve.sh", source.solve_script)
-    _write(root / "solution" / "steps.json", json.dumps(source.steps))
+        commit_all(image)
+    write_files(root / "tests", source.tests, "tests")
     metadata = {"environment": source.environment, "family": source.family, "max_turns": source.max_turns}
-    _write(root / "task.toml", _toml(source.name, {**metadata, **source.metadata}))
-    return root
+    own = {
+        "environment/Dockerfile": DOCKERFILE,
+        "instruction.md": source.instruction + "\n",
+        "solution/solve.sh": source.solve_script,
+        "solution/steps.json": json.dumps(source.steps),
+        "task.toml": _toml(source.name, {**metadata, **source.metadata}),
+    }
+    write_files(root, own, "task")
+
+
+def patch_script(patch: str, options: str = "") -> str:
+    """A shell script that applies ``patch`` to ``/work``; no line of the patch ends the here-document."""
+    end = "NORTH_PATCH"
+    while end in patch:
+        end += "_"
+    newline = "" if patch.endswith("\n") else "\n"
+    return f"cd /work && git apply {options}--whitespace=nowarn - <<'{end}'\n{patch}{newline}{end}\n"
 
 
 def load_task(directory: Path) -> Task:
@@ -129,7 +163,7 @@ def load_task(directory: Path) -> Task:
         metadata=metadata,
         verifier_timeout_s=_timeout_s(directory, "verifier", config.verifier),
         agent_timeout_s=_timeout_s(directory, "agent", config.agent),
-        verifier_env=_variables(directory, config.verifier),
+        verifier_env=config.verifier.env,
         reward_strategy=config.multi_step_reward_strategy or "mean",
         collect=collect_hooks(config.verifier),
         own_verifier=own_verifier,
@@ -152,7 +186,7 @@ def _step(whole: Task, config: TaskConfig, step: StepConfig) -> TaskStep:
         agent_timeout_s=_timeout_s(whole.directory, f"{section}.agent", step.agent) or whole.agent_timeout_s,
         verifier_timeout_s=_timeout_s(whole.directory, f"{section}.verifier", step.verifier)
         or whole.verifier_timeout_s,
-        verifier_env={**whole.verifier_env, **_variables(whole.directory, step.verifier)},
+        verifier_env={**whole.verifier_env, **step.verifier.env},
         step_tests=part / "tests" if (part / "tests").is_dir() else None,
         collect=(*whole.collect, *collect_hooks(step.verifier)),
         own_verifier=own_verifier,
@@ -163,14 +197,12 @@ def _step(whole: Task, config: TaskConfig, step: StepConfig) -> TaskStep:
     return TaskStep(step.name, part, task, step.min_reward, healthcheck)
 
 
-def _variables(directory: Path, verifier: Verifier) -> dict[str, str]:
-    return {name: _substituted(directory, value) for name, value in verifier.env.items()}
-
-
 def _text(directory: Path, metadata: Mapping[str, Any], key: str, default: str) -> str:
     value = metadata.get(key, default)
-    if not isinstance(value, str) or not value:
-        raise TaskError(f"{directory}/task.toml: [metadata] {key}: expected a name, got {value!r}")
+    if not isinstance(value, str) or not 0 < len(value) <= 200 or _CONTROL.search(value):
+        raise TaskError(
+            f"{directory}/task.toml: [metadata] {key}: expected a name of at most 200 characters, got {value!r}"[:300]
+        )
     return value
 
 
@@ -191,23 +223,13 @@ def _timeout_s(directory: Path, section: str, phase: Agent | Verifier) -> float 
     return value
 
 
-def _substituted(directory: Path, value: str) -> str:
-    """``${NAME}`` and ``${NAME:-default}``, alone in a value, are of this process's environment, as in Harbor."""
-    found = _VARIABLE.fullmatch(value)
-    if found is None:
-        return value
-    known = os.environ.get(found["name"], found["default"])
-    if known is None:
-        raise TaskError(f"{directory}/task.toml: [verifier] env: {value} is not set, and has no default")
-    return known
-
-
 def load_tasks(path: Path) -> list[Task]:
     """Every task of a task set (a directory or a JSONL listing), in order of name or line."""
     if path.is_dir():
-        tasks = [load_task(child) for child in sorted(path.iterdir()) if child.is_dir()]
+        children = [child for child in sorted(path.iterdir()) if not child.name.startswith(".")]
+        tasks = [load_task(child) for child in children if child.is_dir()]
     elif path.exists():
-        tasks = [_listed_task(path, number, line) for number, line in enumerate(path.read_text().splitlines(), 1)]
+        tasks = [_listed_task(path, number, line) for number, line in enumerate(_lines(path), 1)]
     else:
         raise TaskError(f"{path}: no such task set; expected a directory of task directories or a .jsonl listing")
     if not tasks:
@@ -224,36 +246,26 @@ def _listed_task(listing: Path, number: int, line: str) -> Task:
     try:
         row = json.loads(line)
         directory = Path(row["directory"])
-    except (ValueError, KeyError, TypeError) as error:
+        calibrated = {"pass_rate": float(row["pass_rate"])} if "pass_rate" in row else {}
+        max_turns = None if row.get("max_turns") is None else int(row["max_turns"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TaskError(f'{listing}:{number}: expected a JSON object with "directory", got {line[:80]!r}') from error
     task = load_task(directory if directory.is_absolute() else listing.parent / directory)
-    calibrated = {"pass_rate": float(row["pass_rate"])} if "pass_rate" in row else {}
-    max_turns = int(row.get("max_turns", task.max_turns))
-    return replace(task, max_turns=max_turns, metadata={**task.metadata, **calibrated})
+    return replace(task, max_turns=max_turns or task.max_turns, metadata={**task.metadata, **calibrated})
 
 
-def _commit_all(directory: Path) -> None:
-    # A fixed identity and date: the same task is the same commit everywhere.
-    identity = {"NAME": "north", "EMAIL": "north@localhost", "DATE": "2026-01-01T00:00:00Z"}
-    environment = {f"GIT_{who}_{key}": value for who in ("AUTHOR", "COMMITTER") for key, value in identity.items()}
-    script = "git init -q -b main --template= . && git add -A && git commit -q -m initial"
-    subprocess.run(
-        ["bash", "-c", script],
-        cwd=directory,
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1", **environment},
-        check=True,
-    )
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text().split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}: expected a .jsonl listing, got: {error}") from error
 
 
 def _toml(name: str, metadata: Mapping[str, Any]) -> str:
     # JSON strings, numbers and lists of strings are also TOML values.
-    rows = "\n".join(f"{key} = {json.dumps(value)}" for key, value in metadata.items())
+    values = {key: json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") for key, value in metadata.items()}
+    rows = "\n".join(f"{key} = {value}" for key, value in values.items())
     return (
-        f'schema_version = "{SCHEMA_VERSION}"\n\n[task]\nname = "north/{name}"\n\n[metadata]\n{rows}\n\n'
+        f'{_HEADER}{name}"\n\n[metadata]\n{rows}\n\n'
         "[environment]\nallow_internet = false\n\n[agent]\ntimeout_sec = 600\n\n[verifier]\ntimeout_sec = 60\n"
     )

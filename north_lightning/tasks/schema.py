@@ -23,6 +23,7 @@ _PACKAGE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*/[a-zA-Z0-9][a-zA-Z0-9._-]*")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TOPOLOGY = re.compile(r"[1-9]\d*(x[1-9]\d*)+")
 _STEP_CHARACTERS = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DEVICE = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(?:COM|LPT)[1-9¹²³])", re.IGNORECASE)
 _MEGABYTES = {"G": 1024.0, "M": 1.0, "K": 1 / 1024}
 _MAX_NAME_BYTES = 255
@@ -76,6 +77,13 @@ def _topology(value: str) -> str:
     return value
 
 
+def _variables(values: dict[str, str]) -> dict[str, str]:
+    for name, value in values.items():
+        if not _VARIABLE.fullmatch(name) or "\0" in value:
+            raise ValueError(f"expected names of variables, got {name!r}")
+    return values
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -98,6 +106,7 @@ def _destination(path: str) -> str:
     return _inside(path)
 
 
+Variables = Annotated[dict[str, str], AfterValidator(_variables)]
 Service = Annotated[str, AfterValidator(_service)]
 Host = Annotated[str, AfterValidator(_allowed_host)]
 User = str | int | None
@@ -148,7 +157,7 @@ class Agent(Phase):
 
 
 class Solution(BaseModel):
-    env: dict[str, str] = {}
+    env: Variables = {}
 
 
 class Healthcheck(BaseModel):
@@ -200,7 +209,7 @@ class Environment(NetworkPolicy):
     gpu_types: list[str] | None = None
     tpu: Tpu | None = None
     mcp_servers: list[MCPServer] = []
-    env: dict[str, str] = {}
+    env: Variables = {}
     skills_dir: str | None = None
     healthcheck: Healthcheck | None = None
     workdir: str | None = None
@@ -234,7 +243,7 @@ class Collect(BaseModel):
 
 class Verifier(Phase):
     timeout_sec: float = 600.0
-    env: dict[str, str] = {}
+    env: Variables = {}
     environment_mode: Literal["shared", "separate"] | None = None
     environment: Environment | None = None
     collect: list[Collect] = []

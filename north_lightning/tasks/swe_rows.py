@@ -16,20 +16,21 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet
-
-from north_lightning.errors import DataError, TaskError
-from north_lightning.tasks.harbor import TaskSource, write_task
+from north_lightning.data.records import decode, read_records
+from north_lightning.errors import ConfigError, DataError, TaskError
+from north_lightning.sandbox.layers import BoundedEntry, unpack
+from north_lightning.tasks.git import git, objects_of
+from north_lightning.tasks.harbor import TaskSource, patch_script, write_task
 from north_lightning.tasks.logs import PARSERS
+from north_lightning.untrusted import check_commit, check_name, parts_of, read_file
 
 Parser = Literal["pytest", "unittest"]
 
@@ -78,20 +79,19 @@ def import_rows(
         parser: Whose log the tests print.
         test_command: Runs the tests, in place of the framework's own; {places} stands for the expected tests' files.
     """
-    count = 0
-    for path in rows:
-        for number, row in enumerate(_read(path), 1):
-            try:
-                instance = read_row(row)
-                if instance.repository not in clones:
-                    raise TaskError(
-                        f"clones: expected a clone of {instance.repository}, got {', '.join(clones) or 'none'}"
-                    )
-                write_instance(instance, clones[instance.repository], output_dir, parser, test_command)
-            except (DataError, TaskError) as error:
-                raise type(error)(f"{path}:{number}: {error}") from error
-            count += 1
-    print(f"{output_dir}: {count} tasks")
+    seen: set[str] = set()
+    for where, content in read_records(rows):
+        try:
+            instance = read_row(decode(content))
+            if instance.repository not in clones:
+                raise TaskError(f"clones: expected a clone of {instance.repository}, got {', '.join(clones) or 'none'}")
+            if instance.id in seen:
+                raise DataError(f"instance_id: expected one row of {instance.id}, got another")
+            seen.add(instance.id)
+            write_instance(instance, clones[instance.repository], output_dir, parser, test_command)
+        except (DataError, TaskError) as error:
+            raise type(error)(f"{where}: {error}") from error
+    print(f"{output_dir}: {len(seen)} tasks")
 
 
 def read_row(row: Mapping[str, Any]) -> Instance:
@@ -107,7 +107,7 @@ def read_row(row: Mapping[str, Any]) -> Instance:
             statement += f"\n\n{more.capitalize()}:\n{row[more]}"
     common = partial(
         Instance,
-        id=_text(row, "instance_id"),
+        id=check_name(_text(row, "instance_id"), "instance_id", DataError),
         statement=statement,
         fail_to_pass=_names(row, fail),
         pass_to_pass=_names(row, keep),
@@ -123,7 +123,7 @@ def read_row(row: Mapping[str, Any]) -> Instance:
         repository=_text(row, "repo"),
         commit=_text(row, "base_commit"),
         solution=_text(row, "patch"),
-        test_patch=row.get("test_patch") or "",
+        test_patch=_text(row, "test_patch") if row.get("test_patch") else "",
     )
 
 
@@ -132,16 +132,23 @@ def _r2e(row: Mapping[str, Any]) -> Instance:
     expected = _json(row, "expected_output_json")
     executed = _json(row, "execution_result_content")
     commit = _text(row, "commit_hash")
-    codes = zip(executed.get("test_file_names", ()), executed.get("test_file_codes", ()), strict=True)
+    names, codes = (executed.get(key) or [] for key in ("test_file_names", "test_file_codes"))
+    if not all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in (names, codes)):
+        raise DataError("execution_result_content: expected lists of texts in test_file_names and test_file_codes")
+    if len(names) != len(codes):
+        raise DataError(f"test_file_codes: expected one for each of {len(names)} test_file_names, got {len(codes)}")
     return Instance(
-        id=f"{_text(row, 'repo_name')}__{commit[:12]}",
+        id=check_name(f"{_text(row, 'repo_name').replace('/', '__')}__{commit[:12]}", "repo_name", DataError),
         benchmark="r2e_gym",
         repository=_text(row, "repo_name"),
         commit=f"{commit}~1",
         statement=_text(row, "problem_statement"),
         fail_to_pass=[name for name, outcome in expected.items() if outcome == "PASSED"],
         pass_to_pass=[],
-        tests={f"r2e_tests/{name}": code for name, code in codes},
+        tests={
+            "/".join(("r2e_tests", *parts_of(name, "test_file_names"))): code
+            for name, code in zip(names, codes, strict=True)
+        },
     )
 
 
@@ -151,24 +158,24 @@ def write_instance(
     """One task directory under ``parent``; ``TaskError`` if a commit is missing or a patch does not apply."""
     with tempfile.TemporaryDirectory(prefix="north-row-") as folder:
         base, graded = Path(folder, "base"), Path(folder, "graded")
+        objects = objects_of(clone)
         for tree in (base, graded):
-            _export(clone, instance.commit, tree)
+            _export(objects, instance.commit, tree)
             if instance.bug_patch:
                 _apply(tree, instance.bug_patch, "patch")
         tests = dict(instance.tests or {})
         if instance.test_patch:
             _apply(graded, instance.test_patch, "test_patch")
             for path in _changed(graded, instance.test_patch):
-                if (graded / path).is_file():
-                    tests[path] = (graded / path).read_text()
-        solution = instance.bug_patch or instance.solution or _repair(clone, instance)
-        reverse = "--reverse " if instance.bug_patch else ""
-        solve = f"cd /work && git apply {reverse}--whitespace=nowarn - <<'NORTH_PATCH'\n{solution}\nNORTH_PATCH\n"
+                if os.path.lexists(graded / path) and not (graded / path).is_dir():
+                    tests[path] = _test_file(graded, path)
+        solution = instance.bug_patch or instance.solution or _repair(objects, instance)
+        solve = patch_script(solution, "--reverse " if instance.bug_patch else "")
         ids = [*instance.fail_to_pass, *instance.pass_to_pass]
         places = " ".join(map(shlex.quote, _places(ids, parser, tests)))
         command = (test_command or COMMANDS[parser]).format(places=places)
         source = TaskSource(
-            name=instance.id.replace("/", "__"),
+            name=instance.id,
             environment="swe",
             family=instance.benchmark,
             instruction=instance.statement.strip(),
@@ -206,66 +213,57 @@ def _places(ids: list[str], parser: Parser, tests: Mapping[str, str]) -> list[st
     return list(dict.fromkeys(found)) or [path for path in tests if path.endswith(".py")]
 
 
-def _export(clone: Path, commit: str, directory: Path) -> None:
-    archive = _git(clone, "archive", "--format=tar", commit)
+def _export(objects: Path, commit: str, directory: Path) -> None:
+    check_commit(commit.removesuffix("~1"), "base_commit")
+    archive = git(objects, "archive", "--format=tar", commit)
     directory.mkdir()
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(directory, filter="tar")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), tarinfo=BoundedEntry) as tar:
+            for member in tar:
+                parts_of(member.name, commit)
+            unpack(tar, directory)
+    except (ConfigError, tarfile.TarError, OSError) as error:
+        raise TaskError(f"{commit}: {error}") from error
 
 
-def _repair(clone: Path, instance: Instance) -> str:
+def _repair(objects: Path, instance: Instance) -> str:
     """What the commit after the base changed, tests apart."""
     repairing = instance.commit.removesuffix("~1")
-    return _git(clone, "diff", instance.commit, repairing, "--", ".", ":!*test*").decode()
+    changed = git(objects, "diff", instance.commit, repairing, "--", ".", ":!*test*")
+    return changed.decode(errors="surrogateescape")
+
+
+def _test_file(tree: Path, path: str) -> str:
+    """A file that ``test_patch`` made or changed; a link that it made leads nowhere but to the tree."""
+    try:
+        return read_file(tree / path, tree).decode()
+    except (UnicodeDecodeError, OSError) as error:
+        raise TaskError(f"test_patch: {path}: expected a text file, got: {error}") from error
 
 
 def _apply(tree: Path, patch: str, what: str) -> None:
     try:
-        _git(tree, "apply", "--whitespace=nowarn", "-", stdin=patch if patch.endswith("\n") else f"{patch}\n")
+        git(tree, "apply", "--whitespace=nowarn", "-", stdin=patch if patch.endswith("\n") else f"{patch}\n")
     except TaskError as error:
         raise TaskError(f"{what} does not apply: {error}") from error
 
 
 def _changed(tree: Path, patch: str) -> list[str]:
-    rows = _git(tree, "apply", "--numstat", "-z", "--reverse", "-", stdin=f"{patch}\n").decode().split("\0")
+    rows = git(tree, "apply", "--numstat", "-z", "--reverse", "-", stdin=f"{patch}\n").decode().split("\0")
     return [row.split("\t")[2] for row in rows if row]
-
-
-def _git(directory: Path, *arguments: str, stdin: str | None = None) -> bytes:
-    # A tree that is no repository is not to be taken for a part of one that lies above it.
-    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(directory.resolve().parent)}
-    text = None if stdin is None else stdin.encode()
-    done = subprocess.run(["git", "-C", str(directory), *arguments], input=text, capture_output=True, env=environment)
-    if done.returncode:
-        raise TaskError(f"{directory}: git {arguments[0]}: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout
-
-
-def _read(path: Path) -> Iterator[Mapping[str, Any]]:
-    if path.suffix == ".parquet":
-        yield from pyarrow.parquet.read_table(path).to_pylist()
-        return
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected an object, got {line[:80]!r}")
-        yield row
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{column}: expected text, got {value!r}")
+        raise DataError(f"{column}: expected text, got {value!r}"[:300])
     return value
 
 
 def _json(row: Mapping[str, Any], column: str) -> dict[str, Any]:
     try:
         value = json.loads(_text(row, column))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{column}: expected JSON, got {row[column][:80]!r}") from error
     if not isinstance(value, dict):
         raise DataError(f"{column}: expected a JSON object, got {row[column][:80]!r}")
@@ -280,10 +278,10 @@ def _names(row: Mapping[str, Any], column: str) -> list[str]:
             try:
                 value = read(value)
                 break
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise DataError(f"{column}: expected a list of test names, got {value!r}")
+        raise DataError(f"{column}: expected a list of test names, got {value!r}"[:300])
     return value
 
 

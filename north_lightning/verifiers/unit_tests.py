@@ -35,6 +35,7 @@ import asyncio
 import json
 import math
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -43,7 +44,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from north_lightning.errors import UploadRefusedError, VerifierError
+from north_lightning.errors import ConfigError, UploadRefusedError, VerifierError
 from north_lightning.interfaces import RewardVerifier, Sandbox, SandboxProvider
 from north_lightning.sandbox.scratch import Scratch
 from north_lightning.sandbox.upload import upload
@@ -54,6 +55,9 @@ from north_lightning.verifiers.frameworks import PYTEST, Framework, framework_of
 from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
 
 END = "-"
+VARIABLES = ".variables"
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\}")
+"""Alone in a value, as in Harbor."""
 
 MAX_REPORT_BYTES = 1_000_000
 MAX_OUTPUT_CHARS = 2_000
@@ -78,12 +82,22 @@ class UnitTestVerifier(RewardVerifier):
             ``task.toml``); reaching it scores 0.
         python: The interpreter inside the sandbox for software tasks.
         max_snapshot_mib: A software attempt that leaves more than this scores 0.
+        variables: Names of this process's environment variables that tasks may ask for (``${NAME}`` in their
+            ``[verifier] env``); a task that asks for another one, and has no default for it, is refused. Tests, and so
+            the attempt's own code in them, can read the values; rewards and records do not show them.
     """
 
-    def __init__(self, timeout_s: float = 60.0, python: str = "/usr/bin/python3", max_snapshot_mib: int = 256) -> None:
+    def __init__(
+        self,
+        timeout_s: float = 60.0,
+        python: str = "/usr/bin/python3",
+        max_snapshot_mib: int = 256,
+        variables: list[str] | None = None,
+    ) -> None:
         self.timeout_s = timeout_s
         self.python = python
         self.max_snapshot_mib = max_snapshot_mib
+        self.variables = variables or []
 
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
         """``VerifierError`` or ``SandboxError`` if the tests could not be run; any other outcome is a ``Reward``."""
@@ -98,6 +112,24 @@ class UnitTestVerifier(RewardVerifier):
         finally:
             await asyncio.to_thread(scratch.delete)
 
+    def check_task(self, task: Task) -> None:
+        self._variables(task)
+
+    def _variables(self, task: Task) -> tuple[dict[str, str], list[str]]:
+        """What is set for ``task``'s tests, and those of its values that come from this process's environment."""
+        values, secret = dict(task.verifier_env), []
+        for name, text in task.verifier_env.items():
+            if found := _VARIABLE.fullmatch(text):
+                given = os.environ.get(found["name"]) if found["name"] in self.variables else None
+                if given is None and found["default"] is None:
+                    raise ConfigError(
+                        f"task {task.id}: [verifier] env asks for this process's {found['name']}, which is not given; "
+                        "to give it, set it and name it in the verifier's variables"
+                    )
+                values[name] = found["default"] if given is None else given
+                secret += [given] if given else []
+        return values, secret
+
     def limit_s(self, task: Task) -> float:
         """Of one run of ``task``'s tests."""
         return self.timeout_s if task.verifier_timeout_s is None else task.verifier_timeout_s
@@ -108,8 +140,10 @@ class UnitTestVerifier(RewardVerifier):
         self, task: Task, tests: Path, workdir: Path, scratch: Path, sandboxes: SandboxProvider
     ) -> Reward:
         logs = make_writable(scratch / "logs")
-        variables = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in task.verifier_env.items())
-        command = variables + RUN_TEST_SCRIPT
+        variables, secret = self._variables(task)
+        exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
+        (logs / VARIABLES).write_text(exports)  # not on a command line, which every user of the machine can read
+        command = f". /logs/verifier/{VARIABLES}; rm -f /logs/verifier/{VARIABLES}\n{RUN_TEST_SCRIPT}"
         if task.own_verifier is None:
             result = await self._run(task, sandboxes, workdir, {"/tests": tests}, logs, command)
         else:
@@ -117,7 +151,10 @@ class UnitTestVerifier(RewardVerifier):
                 result = await self._run_apart(task, task.own_verifier, sandboxes, workdir, tests, logs, command)
             except UploadRefusedError as error:
                 return Reward(0.0, {"reason": f"an artifact: {error}"})
-        details = {"output": result.output[-MAX_OUTPUT_CHARS:]}
+        output = result.output
+        for value in secret:
+            output = output.replace(value, "[secret]")
+        details = {"output": output[-MAX_OUTPUT_CHARS:]}
         if result.timed_out:
             return Reward(0.0, {**details, "reason": f"test.sh did not end within {self.limit_s(task):g} s"})
         if result.exit_code not in (0, LEFT_RUNNING):

@@ -1,0 +1,144 @@
+"""Names, paths, files and JSON that come from outside: rows, task directories, archives, checkpoints of strangers.
+
+In: text that a stranger chose. Out: the same once it is known to stay inside its target, or an error that says what was
+expected. Names are allow-listed; paths are relative and walked without following a link; files are regular and of a
+bounded size. Not here: what the content means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from north_lightning.errors import ConfigError, DataError, NorthError, TaskError
+
+MAX_FILE_BYTES = 16 << 20
+MAX_DEPTH = 128
+"""Of a path, and of nested JSON."""
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,199}")
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class BlockedPathError(ConfigError):
+    """A link or a file where a directory was expected."""
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+
+def check_name(name: str, key: str, error: type[NorthError] = TaskError) -> str:
+    """``name``, which may be that of a file or directory: letters, digits and ``_ . + = @ -``, no dot or dash first."""
+    if not _NAME.fullmatch(name):
+        raise error(
+            f"{key}: expected a name of at most 200 letters, digits and _.+=@- that begins with none of .+=@-, "
+            f"got {name[:80]!r}"
+        )
+    return name
+
+
+def check_commit(text: str, key: str) -> str:
+    """``text``, which may be the id of a commit: no branch, no option of git."""
+    if not _COMMIT.fullmatch(text):
+        raise TaskError(f"{key}: expected the hexadecimal id of a commit, got {text[:80]!r}")
+    return text
+
+
+def parts_of(path: str, key: str, error: type[NorthError] = TaskError) -> tuple[str, ...]:
+    """The parts of a relative path that stays below where it begins and is in no ``.git``."""
+    pure = PurePosixPath(path)
+    is_short = len(pure.parts) <= MAX_DEPTH and all(len(os.fsencode(part)) <= 255 for part in pure.parts)
+    leads_out = pure.is_absolute() or not pure.parts or ".." in pure.parts or "\0" in path
+    if leads_out or not is_short or any(part.lower() == ".git" for part in pure.parts):
+        raise error(f"{key}: expected a relative path without '..' and '.git', got {path[:100]!r}")
+    return pure.parts
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def open_directory(root: Path, parts: list[str] | tuple[str, ...], make: bool = True) -> int:
+    """A descriptor of the directory ``parts`` below ``root``, made where it is missing; no link is followed."""
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for part in parts:
+        try:
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=folder)
+            below = os.open(part, DIRECTORY, dir_fd=folder)
+        except NotADirectoryError:
+            where = "/".join(parts)
+            raise BlockedPathError(f"expected {where} to be reached without links or files on the way") from None
+        finally:
+            os.close(folder)
+        folder = below
+    return folder
+
+
+def write_files(directory: Path, files: Mapping[str, str], key: str = "files") -> None:
+    """Write texts at relative paths below ``directory``, made if missing; no link is followed and nothing replaced.
+
+    Raises:
+        TaskError: a path that leads out, through a link or a file, or to what is there already.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for path, text in files.items():
+        *above, name = parts_of(path, key)
+        try:
+            folder = open_directory(directory, above)
+            try:
+                with os.fdopen(os.open(name, NEW_FILE, 0o644, dir_fd=folder), "wb") as file:
+                    file.write(text.encode())
+            finally:
+                os.close(folder)
+        except (BlockedPathError, FileExistsError, UnicodeEncodeError) as error:
+            raise TaskError(f"{key}: {path[:100]!r} cannot be written: {error}") from error
+
+
+def read_file(path: Path, root: Path, max_bytes: int = MAX_FILE_BYTES, error: type[NorthError] = TaskError) -> bytes:
+    """Content of a regular file below ``root``, directly or by links that stay there; ``OSError`` if there is none."""
+    resolved = resolve_below(path, root, error)
+    descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise error(f"{path.name}: expected a regular file")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise error(f"{path.name}: expected at most {max_bytes} bytes, got more")
+    return content
+
+
+def resolve_below(path: Path, root: Path, error: type[NorthError] = TaskError) -> Path:
+    """``path`` without links, which must be below ``root``."""
+    try:
+        resolved = path.resolve()
+    except (OSError, RuntimeError) as loop:  # Python 3.11 and 3.12 raise RuntimeError
+        raise error(f"{path.name}: a link that leads to itself") from loop
+    if not resolved.is_relative_to(root.resolve()):
+        raise error(f"{path.relative_to(root) if path.is_relative_to(root) else path}: a link that leads out of {root}")
+    return resolved
+
+
+# ---- values --------------------------------------------------------------------------------------------------------
+
+
+def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:
+    """``DataError`` for decoded JSON that is nested more deeply: what walks it recurses."""
+    level = [value]
+    for _ in range(max_depth):
+        level = [
+            below
+            for one in level
+            if isinstance(one, dict | list)
+            for below in (one.values() if isinstance(one, dict) else one)
+            if isinstance(below, dict | list)
+        ]
+        if not level:
+            return
+    raise DataError(f"$: expected JSON nested at most {max_depth} deep, got more")
