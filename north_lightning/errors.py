@@ -1,8 +1,16 @@
 """One error class per boundary; each message says what was expected, what came, and what to do."""
 
 
+def printable(text: str) -> str:
+    """``text`` for a terminal, which obeys no control character of it but a new line and a tab."""
+    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
+
+
 class NorthError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose. A message may quote what a stranger wrote."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(NorthError, ValueError):

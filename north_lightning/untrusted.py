@@ -8,6 +8,7 @@ bounded size. Not here: what the content means.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import stat
@@ -128,6 +129,16 @@ def resolve_below(path: Path, root: Path, error: type[NorthError] = TaskError) -
 # ---- values --------------------------------------------------------------------------------------------------------
 
 
+def load_json(text: str | bytes) -> Any:
+    """``json.loads``; whatever is wrong with the text, and too deep nesting, is a ``DataError``."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"expected JSON, got {text[:80]!r} ({error})") from error
+    check_depth(value)
+    return value
+
+
 def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:
     """``DataError`` for decoded JSON that is nested more deeply: what walks it recurses."""
     level = [value]
@@ -141,4 +152,4 @@ def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:
         ]
         if not level:
             return
-    raise DataError(f"$: expected JSON nested at most {max_depth} deep, got more")
+    raise DataError(f"expected JSON nested at most {max_depth} deep, got more")

@@ -13,6 +13,7 @@ from typing import Any
 
 from north_lightning.errors import DataError
 from north_lightning.types import Message, Role, ToolCall, ToolSpec
+from north_lightning.untrusted import load_json
 
 _ROLES: dict[str, Role] = {
     "assistant": "assistant",
@@ -121,9 +122,9 @@ def _call(call: Any, where: str) -> ToolCall:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError as error:
-            raise DataError(f"{where}.function.arguments: expected JSON, got: {error}") from error
+            arguments = load_json(arguments or "{}")
+        except DataError as error:
+            raise DataError(f"{where}.function.arguments: {error}") from error
     if not isinstance(arguments, Mapping):
         raise DataError(f"{where}.function.arguments: expected an object, got {arguments!r}"[:300])
     return ToolCall(call["id"], function["name"], arguments)

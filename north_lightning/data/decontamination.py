@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from north_lightning.data.block_lists import (
@@ -21,12 +22,13 @@ from north_lightning.data.block_lists import (
     ngram_fingerprints,
     words_of,
 )
-from north_lightning.data.importers import repository_of
+from north_lightning.data.importers import MAX_ID_CHARS, repository_of
 from north_lightning.interfaces import ConversationFilter
 from north_lightning.types import Conversation
 
 _URL = re.compile(r"^(?:https?://|git@|ssh://git@)?(?:www\.)?(?:github|gitlab)\.com[/:]|\.git/?$")
-_CLONE = re.compile(r"(?:git clone|gh repo (?:clone|fork))\s[^\n]*?github\.com[/:]([\w.-]+/[\w.-]+)")
+_CLONE = re.compile(r"(?:git clone|gh repo (?:clone|fork))\s[^\n]{0,300}?github\.com[/:]([\w.-]+/[\w.-]+)")
+_WORD_OF_ID = re.compile(r"[\w.-]+")
 _INSTANCE_ID = re.compile(
     r"\b([A-Za-z0-9][\w.-]*?__[A-Za-z0-9][\w.-]*?-\d+)\b|\binstance_([\w.-]+__[\w.-]+?-[0-9a-f]{40})"
 )
@@ -207,7 +209,8 @@ def _repositories(sample: Conversation) -> Iterator[tuple[str, str]]:
         yield "task_id", found.lower()
     for where, text in _all_texts(sample):
         if "__" in text:
-            for match in _INSTANCE_ID.finditer(text):
+            words = (word for word in _WORD_OF_ID.findall(text) if "__" in word and len(word) <= MAX_ID_CHARS)
+            for match in chain.from_iterable(map(_INSTANCE_ID.finditer, words)):
                 yield where, repository_of(match[1] or match[2]).lower()
         if "github.com" in text:
             for match in _CLONE.finditer(text):

@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import regex
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.exceptions import ValidationError, best_match
+from jsonschema.validators import extend
 from jsonschema_specifications import REGISTRY
-from referencing.exceptions import Unresolvable
 
 from north_lightning.chat import (
     ActionFormatError,
@@ -166,24 +169,66 @@ class InvalidToolCall(ConversationFilter):
             seen.add(call.id)
             if call.name not in validators:
                 return f"{place}: {call.name!r} is none of {sorted(validators)}"
+            _steps.set([MAX_STEPS])
             try:
                 error = best_match(validators[call.name].iter_errors(dict(call.arguments)))
-            except (Unresolvable, RecursionError) as unusable:
+            except Exception as unusable:  # a reference to nowhere, a pattern that is none, a number that is too large
                 return f"tools: {call.name}: parameters are no JSON schema: {type(unusable).__name__} {unusable}"
             if error is not None:
                 return f"{place}: {call.name}: {error.json_path}: {error.message}"
         return None
 
 
-@cache
-def _validator(schema: str) -> Draft202012Validator | None:
+@lru_cache(1024)
+def _validator(schema: str) -> Any:
     """Of a JSON schema as text, or None if it is none. Cached, because checking a schema takes milliseconds."""
-    parameters = json.loads(schema)
     try:
+        parameters = _without_property_patterns(json.loads(schema))
         Draft202012Validator.check_schema(parameters)
-    except SchemaError:
+    except Exception:  # jsonschema on what a stranger wrote: too deep, a pattern that is none, ...
         return None
-    return Draft202012Validator(parameters, registry=REGISTRY)  # which fetches nothing that a sample names
+    return _BoundedValidator(parameters, registry=REGISTRY)  # which fetches nothing that a sample names
+
+
+def _without_property_patterns(schema: Any) -> Any:
+    """``schema`` without what matches names of properties by patterns, which nothing here can bound in time."""
+    if isinstance(schema, list):
+        return [_without_property_patterns(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    left_out = ("patternProperties", "additionalProperties", "unevaluatedProperties")
+    loose = left_out if isinstance(schema.get("patternProperties"), dict) else ()
+    return {key: _without_property_patterns(value) for key, value in schema.items() if key not in loose}
+
+
+MAX_STEPS = 100_000
+"""Keywords that are looked at for one call: references can double what there is to check at every level."""
+MAX_PATTERN_S = 0.2
+_steps: ContextVar[list[int]] = ContextVar("steps")
+
+
+def _counted(name: str, check: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        left = _steps.get()
+        pairs = len(instance) ** 2 if name == "uniqueItems" and isinstance(instance, list) else 0
+        left[0] -= 1 + pairs // 100
+        if left[0] < 0:
+            raise DataError(f"expected at most {MAX_STEPS} checks, got more")
+        return check(validator, value, instance, schema)
+
+    return counted
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    """``TimeoutError`` where the search takes too long: Python's own engine cannot be stopped."""
+    if isinstance(instance, str) and not regex.search(pattern, instance, timeout=MAX_PATTERN_S):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+_BoundedValidator = extend(
+    Draft202012Validator,
+    {name: _counted(name, check) for name, check in (Draft202012Validator.VALIDATORS | {"pattern": _pattern}).items()},
+)
 
 
 class ContentBesideToolCalls(ConversationFilter):
@@ -356,7 +401,7 @@ class TruncatedEnding(ConversationFilter):
             return f"{where}: the last word is the {last.role}'s"
         if last.tool_calls or not last.content:
             return None
-        fences = len(re.findall(r"^\s*```", last.content, re.MULTILINE))
+        fences = len(re.findall(r"^[^\S\n]*```", last.content, re.MULTILINE))
         if fences % 2:
             return f"{where}.content: a code fence is open at the end"
         if last.content.endswith(self._open):

@@ -19,7 +19,9 @@ from north_lightning.data.sources import tools_from_json
 from north_lightning.errors import ConfigError, DataError
 from north_lightning.interfaces import ConversationImporter
 from north_lightning.types import Conversation, ToolSpec
+from north_lightning.untrusted import load_json
 
+MAX_ID_CHARS = 300
 _INSTANCE = re.compile(
     r"(?:instance_)?(?P<owner>[\w.-]+?)__(?P<name>[\w.-]+?)(?:-\d+|-[0-9a-f]{40}.*|\.[0-9a-f]{7,}.*)?$"
 )
@@ -158,7 +160,7 @@ class ShareGPT(OpenAIMessages):
 
 def repository_of(task_id: str) -> str:
     """``owner/name`` of an id like ``owner__name-123``, ``owner__name.1a2b3c4d.bug__x`` or Pro's ``instance_...``."""
-    match = _INSTANCE.match(task_id)
+    match = _INSTANCE.match(task_id) if len(task_id) <= MAX_ID_CHARS else None
     return f"{match['owner']}/{match['name']}" if match else ""
 
 
@@ -215,9 +217,9 @@ def _decoded(value: Any, where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: expected JSON, got: {error}") from error
+        return load_json(value)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def _label(record: Mapping[str, Any], *keys: str) -> str:

@@ -10,18 +10,26 @@ infers one schema over all JSON lines, which refuses tool arguments of different
 
 from __future__ import annotations
 
+import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 
 import fsspec
 
 from north_lightning.errors import ConfigError, DataError
+from north_lightning.untrusted import check_depth
 
 PARQUET_BATCH = 64  # rows decoded at a time: trajectories are long
+MAX_RECORD_BYTES = 64 << 20
+"""Of a line, and of 64 rows of parquet in memory."""
+MAX_DOCUMENT_BYTES = 2 << 30
+MAX_RATIO = 250  # of what comes out of a compressed file to what is in it; logs of agents stay below 60
 
 Record = tuple[str, bytes | Mapping[str, Any]]
 """Where it stands, and its JSON text or its decoded parquet row."""
@@ -97,6 +105,7 @@ def decode(content: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
             raise DataError(f"$: expected JSON, got: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"$: expected an object, got {type(content).__name__}")
+    check_depth(content)
     return content
 
 
@@ -105,11 +114,24 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _read_json(file: str) -> Iterator[Record]:
-    with fsspec.open(file, "rb", compression="infer") as lines:
+    opened = fsspec.open(file, "rb", compression="infer")
+    left = MAX_RECORD_BYTES + MAX_RATIO * (opened.fs.size(opened.path) or MAX_DOCUMENT_BYTES)
+    with opened as compressed:
+        lines = io.BufferedReader(compressed, 1 << 20)
         if ".json" in Path(file).suffixes:
-            yield from _split_document(file, lines.read())
+            text = lines.read(min(left, MAX_DOCUMENT_BYTES) + 1)
+            if len(text) > min(left, MAX_DOCUMENT_BYTES):
+                raise DataError(f"{file}: expected a document of at most {len(text) - 1} bytes, got more")
+            yield from _split_document(file, text)
             return
-        for number, line in enumerate(lines, start=1):
+        number = 0
+        while line := lines.readline(MAX_RECORD_BYTES + 1):
+            number += 1
+            left -= len(line)
+            if len(line) > MAX_RECORD_BYTES:
+                raise DataError(f"{file}:{number}: expected a record of at most {MAX_RECORD_BYTES} bytes, got more")
+            if left < 0:
+                raise DataError(f"{file}:{number}: expected a file that grows at most {MAX_RATIO} times, got more")
             if line.strip():
                 yield f"{file}:{number}", line
 
@@ -130,13 +152,27 @@ def _read_parquet(file: str) -> Iterator[Record]:
     import pyarrow
     from pyarrow import parquet  # slow to import, and most data is JSON Lines
 
+    number = 0
     with fsspec.open(file, "rb") as opened:
         try:
-            table = parquet.ParquetFile(opened)
-        except pyarrow.ArrowInvalid as error:
-            raise DataError(f"{file}: expected a parquet file, got: {error}") from error
-        number = 0
-        for batch in table.iter_batches(PARQUET_BATCH):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file}:{number}", row
+            for batch in parquet.ParquetFile(opened).iter_batches(PARQUET_BATCH):
+                if batch.nbytes > PARQUET_BATCH * MAX_RECORD_BYTES:
+                    raise DataError(f"{file}:{number + 1}: expected rows of at most {MAX_RECORD_BYTES} bytes, got more")
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}:{number}", {key: _as_json(value) for key, value in row.items()}
+        except (pyarrow.ArrowException, ValueError, OverflowError, RecursionError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{file}: expected a parquet file, got after {number} rows: {error}") from error
+
+
+def _as_json(value: Any) -> Any:
+    """``value`` with texts for what parquet has and JSON has not: times, bytes, decimals."""
+    if isinstance(value, dict):
+        return {str(key): _as_json(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(below) for below in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(value) if isinstance(value, date | time | timedelta | Decimal) else value

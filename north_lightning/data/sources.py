@@ -20,6 +20,7 @@ from north_lightning.data.records import Shard, decode, read_records
 from north_lightning.errors import DataError
 from north_lightning.interfaces import ConversationImporter
 from north_lightning.types import Conversation, Message, Role, ToolCall, ToolSpec
+from north_lightning.untrusted import load_json
 
 _LABELS = ("source", "harness", "environment", "repo", "task_id")
 _ROLES = get_args(Role)
@@ -148,9 +149,9 @@ def _call(record: Any, where: str) -> ToolCall:
     arguments = function.get("arguments")
     if isinstance(arguments, str):  # OpenAI's API sends a string of JSON
         try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}.function.arguments: expected JSON, got {arguments[:80]!r} ({error})") from error
+            arguments = load_json(arguments)
+        except DataError as error:
+            raise DataError(f"{where}.function.arguments: {error}") from error
     if not isinstance(arguments, dict):
         raise DataError(f"{where}.function.arguments: expected an object, got {arguments!r}"[:200])
     return ToolCall(

@@ -7,6 +7,7 @@ downloaded and unpacked, not built.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import re
@@ -130,8 +131,9 @@ def _unpacked(archive: bytes, strip: int = 1, is_compressed: bool = True) -> dic
         with tarfile.open(fileobj=Bounded(plain, len(archive)), mode="r|", tarinfo=BoundedEntry) as tar:
             for member in tar:
                 file = tar.extractfile(member) if member.isfile() and member.size <= MAX_FILE_BYTES else None
-                if file is not None and (parts := parts_of(member.name, "member")[strip:]):
-                    contents["/".join(parts)] = file.read()
+                with contextlib.suppress(TaskError):  # a path that leads out is left out
+                    if file is not None and (parts := parts_of(member.name, "member")[strip:]):
+                        contents["/".join(parts)] = file.read()
     except (NorthError, tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
         raise TaskError(f"expected a sound archive of a repository, got: {error}") from error
     return contents

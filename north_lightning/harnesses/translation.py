@@ -38,7 +38,7 @@ _TREE = (
 )
 _TREE_TIMEOUT_S = 60.0
 _MOVES = re.compile(r"\s*cd\s+(?:--\s+)?([\w./~-]+)\s*(?:&&|;|\n|$)")
-_LEAVES_STATE = re.compile(r"(?:^|[;&|\n(])\s*(?:(?:cd|pushd|export|set|source|exec|alias|unset)\b|\.\s|\w+=)")
+_LEAVES_STATE = re.compile(r"(?:^|[;&|\n(])[^\S\n]*(?:(?:cd|pushd|export|set|source|exec|alias|unset)\b|\.\s|\w+=)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from north_lightning.errors import DataError, TaskError
+from north_lightning.errors import DataError, TaskError, printable
 from north_lightning.tasks.schema import TaskConfig, Verifier
 from north_lightning.untrusted import check_depth, read_file, resolve_below
 
@@ -35,9 +35,9 @@ def check_tasks(directories: list[Path]) -> None:
             check_task(directory)
         except TaskError as error:
             num_bad += 1
-            print(f"{directory}: {error}")
+            print(f"{printable(str(directory))}: {error}")
         else:
-            print(f"{directory}: ok")
+            print(f"{printable(str(directory))}: ok")
     print(f"{len(directories) - num_bad} of {len(directories)} ok")
     if num_bad:
         raise TaskError(f"{num_bad} of {len(directories)} directories are no task Harbor could run")

@@ -9,12 +9,13 @@ from __future__ import annotations
 from itertools import groupby, pairwise
 
 from rich.console import Console
+from rich.markup import escape
 from rich.rule import Rule
 from rich.text import Text
 
 from north_lightning.chat import NorthTokenizer
 from north_lightning.data.sft import SFTDataModule
-from north_lightning.errors import ConfigError
+from north_lightning.errors import ConfigError, printable
 from north_lightning.types import PackedBatch
 
 TRAINED, CONTEXT = "bold green", "bright_black"
@@ -52,7 +53,8 @@ def print_row(
     )
     for source, (start, end) in zip(batch.sources, pairwise(batch.cu_seqlens.tolist()), strict=True):
         token_ids, mask = batch.token_ids[start:end].tolist(), batch.loss_mask[start:end].tolist()
-        console.print(Rule(f"{source}: {len(token_ids)} tokens, {sum(mask)} trained", align="left", style=CONTEXT))
+        title = f"{escape(printable(source))}: {len(token_ids)} tokens, {sum(mask)} trained"
+        console.print(Rule(title, align="left", style=CONTEXT))
         console.print(colour(token_ids[:max_tokens], mask[:max_tokens], tokenizer))
         if max_tokens is not None and len(token_ids) > max_tokens:
             console.print(f"... {len(token_ids) - max_tokens} more tokens")
@@ -63,9 +65,5 @@ def colour(token_ids: list[int], loss_mask: list[bool], tokenizer: NorthTokenize
     text = Text()
     for trained, run in groupby(zip(token_ids, loss_mask, strict=True), key=lambda pair: pair[1]):
         decoded = tokenizer.decode([token_id for token_id, _ in run])
-        text.append("".join(map(_visible, decoded)), TRAINED if trained else CONTEXT)
+        text.append(printable(decoded), TRAINED if trained else CONTEXT)
     return text
-
-
-def _visible(character: str) -> str:
-    return character if character == "\n" or character.isprintable() else repr(character)[1:-1]

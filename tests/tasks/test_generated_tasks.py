@@ -104,7 +104,7 @@ def test_bad_task_directories_are_named(tmp_path):
         load_tasks(tmp_path / "nowhere")
     directory = write_task(terminal_task(0, 0, "train"), tmp_path)
     (directory / "task.toml").write_text("[metadata]\nfamily = 3\n")
-    with pytest.raises(TaskError, match=r"\[metadata\] family: expected a name, got 3"):
+    with pytest.raises(TaskError, match=r"\[metadata\] family: expected a name of at most 200 characters, got 3"):
         load_task(directory)
     listing = tmp_path / "set.jsonl"
     listing.write_text('{"directory": "x"}\nnonsense\n')
