@@ -20,13 +20,14 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch.utils.data import DataLoader
 
 from north_lightning.data.dedup import Identical
 from north_lightning.data.filters import SampleFilter, default_filters
 from north_lightning.data.sources import append_sample, read_samples, write_samples
-from north_lightning.errors import ConfigError
+from north_lightning.errors import ConfigError, printable
 from north_lightning.evaluation.attempts import Attempt, drop_torn_line, read_attempts, weights_digest
 from north_lightning.evaluation.each import attempt_all
 from north_lightning.evaluation.evaluate import Served
@@ -260,7 +261,7 @@ def _print(summary: dict[str, Any], path: Path) -> None:
     table = Table("", *COUNTS, title=str(path), title_justify="left")
     rows = [("all", summary), *summary["by_harness"].items(), *summary["by_family"].items()]
     for name, counts in rows:
-        table.add_row(name, *(str(counts[what]) for what in COUNTS))
+        table.add_row(escape(printable(name)), *(str(counts[what]) for what in COUNTS))
     console = Console(highlight=False)
     console.print(table)
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(summary["dropped"].items()))

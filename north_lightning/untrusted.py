@@ -139,6 +139,19 @@ def load_json(text: str | bytes) -> Any:
     return value
 
 
+def read_json(path: Path, error: type[NorthError]) -> dict[str, Any]:
+    """The object in a JSON file; ``error`` if there is none."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise DataError(f"expected at most {MAX_FILE_BYTES} bytes, got more")
+        value = load_json(path.read_bytes())
+    except (OSError, DataError) as problem:
+        raise error(f"{path}: {problem}") from problem
+    if not isinstance(value, dict):
+        raise error(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
 def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:
     """``DataError`` for decoded JSON that is nested more deeply: what walks it recurses."""
     level = [value]

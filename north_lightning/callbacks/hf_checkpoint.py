@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from north_lightning.durable import replace_folder, unfinished_name
 from north_lightning.errors import ConfigError
+from north_lightning.model.checkpoint import check_replaceable
 from north_lightning.modules import NorthModule
 
 
@@ -32,6 +33,10 @@ class HFCheckpoint(Callback):
         self.every_n_steps = every_n_steps
         self.seconds = 0.0  # spent in writing so far
         self._written_at = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            check_replaceable(self._directory(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int

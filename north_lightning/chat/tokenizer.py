@@ -8,7 +8,6 @@ It does not know what a conversation looks like (``format``) and does not train 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -20,7 +19,9 @@ from tokenizers import Tokenizer
 from north_lightning.chat.batch_encoding import BatchEncoder
 from north_lightning.chat.controls import BOS, BOS_ID, CONTROL_TOKENS, END_TURN, PAD, PAD_ID, TEXT_MARKERS
 from north_lightning.errors import TokenizerError
+from north_lightning.untrusted import read_json
 
+MAX_BYTES = 256 << 20
 _MARKER = re.compile(r"<\|[^|]*\|>")
 
 
@@ -39,6 +40,8 @@ class NorthTokenizer:
                 f"tokenizer: expected the file {path}, found none; copy the model's, or train one:"
                 " python -m north_lightning tokenizer --config ..."
             )
+        if path.stat().st_size > MAX_BYTES:
+            raise TokenizerError(f"{path}: expected at most {MAX_BYTES} bytes, got {path.stat().st_size}")
         content = path.read_bytes()
         self.fingerprint = hashlib.sha256(content).hexdigest()
         try:
@@ -48,7 +51,9 @@ class NorthTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
+        self.vocab_size = max(vocabulary.values(), default=0) + 1
+        if self.vocab_size > 2 * len(vocabulary) + 10_000:  # a table of them is made
+            raise TokenizerError(f"{path}: expected ids of {len(vocabulary)} tokens, got one of {self.vocab_size - 1}")
         self._bytes = _token_bytes(self._tokenizer, vocabulary, self.vocab_size, path)
         self._controls = {name: self._find_control(name, vocabulary, path) for name in CONTROL_TOKENS}
         self._reserved = self._reserved_ids() | {ids[0] for ids in self._controls.values() if len(ids) == 1}
@@ -60,7 +65,7 @@ class NorthTokenizer:
         for name in ("config.json", "tokenizer_config.json"):
             file = self.directory / name
             if file.is_file():
-                self.check(_read_json(file), str(file))
+                self.check(read_json(file, TokenizerError), str(file))
 
     @classmethod
     def load(cls, directory: Path | str) -> NorthTokenizer:
@@ -187,16 +192,6 @@ class NorthTokenizer:
         if vocabulary.get(name) != expected:
             raise TokenizerError(f"{path}: expected {name} to have id {expected}, got {vocabulary.get(name)}")
         return expected
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path}: expected JSON, got: {error}") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _token_bytes(tokenizer: Tokenizer, vocabulary: Mapping[str, int], size: int, path: Path) -> Sequence[bytes]:

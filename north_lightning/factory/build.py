@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from north_lightning.errors import ConfigError, TaskError
+from north_lightning.errors import ConfigError, TaskError, printable
 from north_lightning.factory import sources
 from north_lightning.factory.grading import Baseline, Grader, tests_of
 from north_lightning.factory.issues import issue_text
@@ -137,7 +138,7 @@ def build_tasks(
             shelf.finish({**found, **shelf.counts(), "seconds": round(time.monotonic() - started, 1)})
         assert shelf.summary is not None
         summary[name] = shelf.summary
-        console.print(f"[{number}/{len(wanted)}] {name}: {_line(shelf.summary)}")
+        console.print(f"[{number}/{len(wanted)}] {name}: {escape(printable(_line(shelf.summary)))}")
     (output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     _print(summary, console)
 

@@ -27,6 +27,7 @@ from north_lightning.errors import CheckpointError
 from north_lightning.model.compute import ComputeConfig
 from north_lightning.model.config import NorthConfig
 from north_lightning.model.decoder import NorthModel
+from north_lightning.untrusted import read_json, resolve_below
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -195,10 +196,9 @@ def _read_weight_map(directory: Path) -> dict[str, str]:
     if not index_path.exists():
         with _open_shard(directory / WEIGHTS_NAME) as file:
             return dict.fromkeys(file.keys(), WEIGHTS_NAME)
-    try:
-        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index_path}: expected a safetensors index with a weight_map: {error!r}") from error
+    weight_map = read_json(index_path, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{index_path}: expected a safetensors index with a weight_map of file names")
     outside = [shard for shard in weight_map.values() if Path(shard).name != shard]
     if outside:
         raise CheckpointError(f"{index_path}: expected file names in the same directory, got {outside[0]!r}")
@@ -293,8 +293,7 @@ def save_checkpoint(
             nothing more can be written.
     """
     directory = Path(directory)
-    if directory.exists() and not (directory / "config.json").is_file() and any(directory.iterdir()):
-        raise CheckpointError(f"will not replace {directory}: it is not empty and not a checkpoint")
+    check_replaceable(directory)
     staging = unfinished_name(directory)
     shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
     try:
@@ -312,6 +311,14 @@ def save_checkpoint(
         raise CheckpointError(f"could not write '{directory}': {error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_replaceable(directory: Path) -> None:
+    """``CheckpointError`` for a directory that holds anything else than a checkpoint and those of earlier steps."""
+    inside = list(directory.iterdir()) if directory.exists() else []
+    folders = [path for path in inside if path.is_dir() and not path.name.startswith("step-")]
+    if folders or (inside and not (directory / "config.json").is_file() and not all(map(Path.is_dir, inside))):
+        raise CheckpointError(f"will not replace {directory}: it is not empty and not a checkpoint")
 
 
 def _write_shards(
@@ -355,9 +362,10 @@ def _write_shards(
 def _copy_tokenizer(source: Path, destination: Path) -> None:
     if not (source / "tokenizer.json").is_file():
         raise CheckpointError(f"no tokenizer: expected {source / 'tokenizer.json'}")
+    root = source.parent.parent if source.parent.name == "snapshots" else source  # as Hugging Face's cache links
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, destination / name)
+            shutil.copyfile(resolve_below(source / name, root, CheckpointError), destination / name)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ experts, softmax routing, RoPE scaling, biases, an untied head, quantized weight
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from north_lightning.errors import CheckpointError, ConfigError
+from north_lightning.untrusted import read_json
 
 LayerType = Literal["full_attention", "sliding_attention"]
 MLPType = Literal["dense", "sparse"]
@@ -76,6 +76,10 @@ _POSITIVE_INTEGERS: Final = (
     "sliding_window",
     "max_position_embeddings",
 )
+
+
+_MOST: Final = {"num_hidden_layers": 1024, "num_experts": 4096}
+"""Every layer and expert costs memory here before a weight has been read."""
 
 
 @dataclass(frozen=True)
@@ -197,13 +201,13 @@ class NorthConfig:
             path = path / "config.json"
         if not path.is_file():
             raise CheckpointError(f"no config.json: expected a Hugging Face checkpoint directory, got {directory}")
+        hf_config = read_json(path, CheckpointError)
         try:
-            hf_config = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} is not JSON: {error}") from error
-        if not isinstance(hf_config, dict):
-            raise CheckpointError(f"{path}: expected a JSON object, got {type(hf_config).__name__}")
-        return cls.from_hf(hf_config, sliding_window_includes_current=sliding_window_includes_current)
+            return cls.from_hf(hf_config, sliding_window_includes_current=sliding_window_includes_current)
+        except ConfigError:
+            raise
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:  # a value of another type
+            raise ConfigError(f"{path}: expected a cohere2_moe config, got: {error}") from error
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any], *, sliding_window_includes_current: bool = False) -> NorthConfig:
@@ -253,8 +257,9 @@ class NorthConfig:
     def _validate_numbers(self) -> None:
         for key in _POSITIVE_INTEGERS:
             value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{key}: expected a positive integer, got {value!r}")
+            most = _MOST.get(key, 2**31)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise ConfigError(f"{key}: expected a positive integer up to {most}, got {value!r}"[:200])
         for key in ("sliding_window_pattern", "prefix_dense_sliding_window_pattern"):
             value = getattr(self, key)
             if not isinstance(value, int) or value < 1:

@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -34,6 +34,7 @@ from torch.nn.utils import parametrize
 from north_lightning.errors import CheckpointError, ConfigError
 from north_lightning.model.decoder import DecoderLayer, NorthModel
 from north_lightning.model.experts import MoE
+from north_lightning.untrusted import read_json
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -263,10 +264,10 @@ def load_adapter(model: NorthModel, directory: str | Path) -> LoRAConfig:
 
 def _read_config(path: Path) -> LoRAConfig:
     try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path, CheckpointError)
         rank, alpha = int(stored["r"]), float(stored["lora_alpha"])
         modules, parameters = set(stored["target_modules"] or ()), set(stored.get("target_parameters") or ())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: expected PEFT's configuration of a LoRA adapter: {error!r}") from error
     for key, only in (("peft_type", "LORA"), ("bias", "none"), ("use_dora", False), ("use_rslora", False)):
         if stored.get(key, only) != only:

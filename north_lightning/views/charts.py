@@ -17,6 +17,10 @@ matplotlib.use("svg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from north_lightning.errors import printable
+
+matplotlib.rcParams["text.parse_math"] = False  # a name with two dollars is no formula
+
 COLOURS = ("#2f6f9f", "#d1603d", "#3c8d5a", "#8a5aa8", "#b08a2e", "#5b6770")
 SHADES = (*COLOURS, "#b3567c", "#4a9c9c", "#8f6b4a", "#9aa5ad", "#6b7fc0", "#7d8c3a", "#c27f5c", "#444c55")
 """For more parts than a chart should have curves."""
@@ -70,13 +74,14 @@ def line_chart(
 
 
 def bar_chart(labels: Sequence[str], groups: Sequence[tuple[str, Sequence[float]]], *, xlabel: str) -> str:
-    """SVG of horizontal bars, one group of bars a label; values between 0 and 1."""
+    """SVG of horizontal bars, one group of bars a label (the first 100); values between 0 and 1."""
+    labels, groups = list(map(_shown, labels[:100])), [(name, values[:100]) for name, values in groups]
     figure = Figure(figsize=(5.4, 0.6 + 0.36 * len(labels)), layout="constrained")
     axes = figure.add_subplot()
     height = 0.8 / len(groups)
     for number, (name, values) in enumerate(groups):
         positions = [row + number * height for row in range(len(labels))]
-        axes.barh(positions, values, height=height, label=name, color=COLOURS[number % len(COLOURS)])
+        axes.barh(positions, values, height=height, label=_shown(name), color=COLOURS[number % len(COLOURS)])
     axes.set_yticks([row + 0.4 - height / 2 for row in range(len(labels))], labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
@@ -95,11 +100,11 @@ def share_bars(rows: Sequence[tuple[str, Mapping[str, float]]], *, xlabel: str) 
     for number, name in enumerate(names):
         widths = [shares.get(name, 0.0) for _, shares in rows]
         colour = SHADES[number % len(SHADES)]
-        bars = axes.barh(range(len(rows)), widths, left=ends, height=0.72, color=colour, label=name)
+        bars = axes.barh(range(len(rows)), widths, left=ends, height=0.72, color=colour, label=_shown(name))
         texts = [f"{100 * width:.0f}%" if width >= 0.03 else "" for width in widths]
         axes.bar_label(bars, texts, label_type="center", fontsize=8, color="white")
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
-    axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=9)
+    axes.set_yticks(range(len(rows)), [_shown(label) for label, _ in rows], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel(xlabel)
@@ -120,7 +125,7 @@ def histogram(groups: Sequence[tuple[str, Sequence[float], Sequence[float]]], *,
         bins=bounds,
         weights=[list(weights) for _, _, weights in groups],
         stacked=True,
-        label=[name for name, _, _ in groups],
+        label=[_shown(name) for name, _, _ in groups],
         color=[COLOURS[number % len(COLOURS)] for number in range(len(groups))],
     )
     axes.set_xscale("log")
@@ -129,6 +134,11 @@ def histogram(groups: Sequence[tuple[str, Sequence[float], Sequence[float]]], *,
     axes.spines[["top", "right"]].set_visible(False)
     _legend_above(axes)
     return _svg(figure)
+
+
+def _shown(name: str) -> str:
+    """A name that a stranger may have chosen: short, and none that a legend leaves out for its first character."""
+    return f"{' ' * name.startswith('_')}{printable(name.replace(chr(10), ' '))[:60]}"
 
 
 def _legend_above(axes: Axes) -> None:

@@ -151,7 +151,7 @@ def test_load_names_what_is_wrong_with_the_file(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json"):
         NorthConfig.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not JSON"):
+    with pytest.raises(CheckpointError, match="expected JSON"):
         NorthConfig.load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="object"):
