@@ -307,7 +307,7 @@ class Bounded(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
-        self._left -= len(data)
+        self._left -= len(data) or _CHUNK_BYTES  # tarfile goes on to ask where a member that is said to be huge ends
         if self._left < 0:
             raise ConfigError(f"an archive grows more than {MAX_RATIO} times while it is unpacked")
         return data

@@ -280,7 +280,7 @@ class TaskStep(BaseModel):
     verifier: Verifier = Verifier()
     min_reward: float | dict[str, float] | None = None
     healthcheck: Healthcheck | None = None
-    artifacts: list[str | Artifact] = []
+    artifacts: list[Annotated[str, AfterValidator(_inside)] | Artifact] = []
 
 
 class TaskConfig(BaseModel):
@@ -294,7 +294,7 @@ class TaskConfig(BaseModel):
     source: str | None = None
     multi_step_reward_strategy: Literal["mean", "final"] | None = None
     steps: list[TaskStep] | None = None
-    artifacts: list[str | Artifact] = []
+    artifacts: list[Annotated[str, AfterValidator(_inside)] | Artifact] = []
 
     @model_validator(mode="before")
     @classmethod
