@@ -12,9 +12,21 @@ import re
 import sys
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
+
+from north_lightning.config_files import load_yaml
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+_read_values = get_loader("yaml")
+
+
+def _load(text: str, path: object = "") -> Any:
+    """What jsonargparse reads every config and every argument with."""
+    return load_yaml(text, str(path or ""), _read_values)
+
+
+set_loader("yaml", _load, (yaml.YAMLError,))
 
 NOISE = re.compile(
     r"\s*(Subtypes: |Given value|- Expected a <class 'NoneType'>|Errors:$|- Not a valid subclass"

@@ -1,0 +1,129 @@
+"""Files of configuration: YAML whose keys are all different, whose classes can be found, and whose lines are known.
+
+In: the text of a file or of an argument. Out: Python values as jsonargparse reads YAML, or ``ConfigError``. Not here:
+which keys there are (``parser``).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from north_lightning.errors import ConfigError
+
+PACKAGE = Path(__file__).parent
+CLASS = re.compile(r"^class ([A-Z]\w*)\((.*?)\):", re.MULTILINE)
+NAME = re.compile(r"(?<![\w.])[A-Z]\w+(?![\w.])")
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_read: list[tuple[str, yaml.Node]] = []  # files and texts of this command, with their trees
+
+
+def load_yaml(text: str, file: str = "", load: Callable[[str], Any] = yaml.safe_load) -> Any:
+    """``load(text)``; the package's classes named in it are imported first, so that their short names are known.
+
+    Raises:
+        ConfigError: ``file`` is not YAML, or a key is given twice in one block; YAML would take the last one silently.
+        yaml.YAMLError: ``text``, of no file, is not YAML.
+    """
+    try:
+        tree = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        if not file:
+            raise
+        mark = error.problem_mark or error.context_mark
+        raise ConfigError(f"{file}:{mark.line + 1 if mark else 1}: not YAML: {_explain(error, text)}") from error
+    if isinstance(tree, yaml.CollectionNode):
+        _refuse_duplicates(tree, file)
+        _read.append((file, tree))
+    for word in set(NAME.findall(text)) & classes().keys():
+        with suppress(ImportError):  # of an extra that is not installed: as if the name were unknown
+            importlib.import_module(classes()[word][0])
+    return load(text)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of configuration holds.
+
+    Raises:
+        ConfigError: a key is given twice in one block.
+        ValueError: not JSON.
+    """
+
+    def block(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ConfigError(f"{path}: {twice[0]} is given twice in one block: delete one of the two")
+        return dict(pairs)
+
+    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=block)
+
+
+@functools.cache
+def classes() -> dict[str, tuple[str, str]]:
+    """Every public class of the package that is derived from another: its name -> its module and its bases."""
+    found = {}
+    for file in PACKAGE.rglob("*.py"):
+        module = ".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        for name, bases in CLASS.findall(file.read_text(encoding="utf-8")):
+            found[name] = (module, bases)
+    return found
+
+
+def place_of(keys: Sequence[str]) -> str | None:
+    """``file:line`` where the last of ``keys`` is set, each of which is below the one before, in what was read."""
+    for name, tree in reversed(_read):
+        if (node := _find(tree, [part for key in keys for part in key.split(".")])) is not None and name:
+            return f"{name}:{node.start_mark.line + 1}"
+    return None
+
+
+def _find(node: yaml.Node, keys: list[str]) -> yaml.Node | None:
+    """The node of the last key; ``init_args`` and items of lists are entered though no key names them."""
+    if isinstance(node, yaml.SequenceNode):
+        return next((found for item in node.value if (found := _find(item, keys)) is not None), None)
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    blocks = {key.value: (key, value) for key, value in node.value}
+    if keys[0] in blocks:
+        key, value = blocks[keys[0]]
+        return key if len(keys) == 1 else _find(value, keys[1:])
+    return next((_find(blocks[name][1], keys) for name in ("init_args", "dict_kwargs") if name in blocks), None)
+
+
+def _refuse_duplicates(node: yaml.Node, file: str) -> None:
+    waiting, seen = [node], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or isinstance(node, yaml.ScalarNode):
+            continue  # an alias of what was looked at
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            first: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if key.value in first and key.value != "<<":
+                    raise ConfigError(
+                        f"{file or 'the argument'}:{line}: {key.value} is given twice, in lines {first[key.value]} and "
+                        f"{line} of one block; only the last would count: delete one"
+                    )
+                first[key.value] = line
+                waiting.append(value)
+        else:
+            waiting += node.value
+
+
+
+def _explain(error: yaml.MarkedYAMLError, text: str) -> str:
+    mark = error.problem_mark
+    if mark is not None and "\t" in text.splitlines()[mark.line][: mark.column + 1]:
+        return "a tab, where YAML takes spaces only: indent with spaces"
+    return f"{error.problem}; check indentation, colons and quotes in this line and the one before"
