@@ -15,7 +15,9 @@ import argparse
 import importlib
 import inspect
 import os
+import re
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = one_line(error)
         if line is None or os.environ.get("NORTH_DEBUG"):
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {located(line)}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, UnknownCommandError) else EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPT
@@ -123,6 +125,15 @@ def one_line(error: BaseException | None) -> str | None:
             return f"{error.filename}: {error.strerror}"
         error = error.__cause__
     return None
+
+
+def located(line: str) -> str:
+    """``line`` with the file and line of the key that it begins with, if a config sets that."""
+    from north_lightning.config_files import place_of
+
+    key = re.match(r"([a-z][\w.]*): ", line)
+    place = place_of(key[1]) if key else None
+    return f"{place}: {line}" if place else line
 
 
 def overview() -> str:
@@ -153,7 +164,7 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     """Parse ``arguments`` against the signature of the command's function and call it."""
     from jsonargparse import ActionConfigFile
 
-    from north_lightning.parser import NorthParser
+    from north_lightning.parser import NorthParser, check_values
     from north_lightning.seeds import set_run_seed
 
     location, description = UTILITIES[command]
@@ -171,6 +182,9 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     if paths:  # jsonargparse copies a list for each of its items: thousands would take minutes
         parser.set_defaults({POSITIONAL[command]: []})
     settings = parser.parse_args([_underscored(argument) for argument in arguments])
+    hints = typing.get_type_hints(function, include_extras=True)
+    for name, value in settings.items(branches=True, nested=False):
+        check_values(value, hints.get(name), name)
     seed = settings.get("seed", settings.get("seed_everything"))
     if type(seed) is int:
         set_run_seed(seed)  # before parts are made: theirs derive from it

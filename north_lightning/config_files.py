@@ -10,7 +10,7 @@ import functools
 import importlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ def load_yaml(text: str, file: str = "", load: Callable[[str], Any] = yaml.safe_
     """``load(text)``; the package's classes named in it are imported first, so that their short names are known.
 
     Raises:
-        ConfigError: ``file`` is not YAML, or a key is given twice in one block; YAML would take the last one silently.
+        ConfigError: ``file`` is not YAML, or a key is given twice in one block (YAML would take the last one silently),
+            or stands beside ``class_path`` where only ``init_args`` may.
         yaml.YAMLError: ``text``, of no file, is not YAML.
     """
     try:
@@ -42,7 +43,7 @@ def load_yaml(text: str, file: str = "", load: Callable[[str], Any] = yaml.safe_
         mark = error.problem_mark or error.context_mark
         raise ConfigError(f"{file}:{mark.line + 1 if mark else 1}: not YAML: {_explain(error, text)}") from error
     if isinstance(tree, yaml.CollectionNode):
-        _refuse_duplicates(tree, file)
+        _check_blocks(tree, file)
         _read.append((file, tree))
     for word in set(NAME.findall(text)) & classes().keys():
         with suppress(ImportError):  # of an extra that is not installed: as if the name were unknown
@@ -78,28 +79,39 @@ def classes() -> dict[str, tuple[str, str]]:
     return found
 
 
-def place_of(keys: Sequence[str]) -> str | None:
-    """``file:line`` where the last of ``keys`` is set, each of which is below the one before, in what was read."""
-    for name, tree in reversed(_read):
-        if (node := _find(tree, [part for key in keys for part in key.split(".")])) is not None and name:
-            return f"{name}:{node.start_mark.line + 1}"
+def place_of(key: str) -> str | None:
+    """``file:line`` where a key such as ``model.loss.clip`` is set in what was read; its end suffices if no other key
+    there is called that."""
+    parts = key.split(".")
+    for file, tree in reversed(_read):
+        nodes = [node for node in [_find(tree, parts)] if node] or list(_find_all(tree, parts[-1]))
+        if file and len(nodes) == 1:
+            return f"{file}:{nodes[0].start_mark.line + 1}"
     return None
 
 
-def _find(node: yaml.Node, keys: list[str]) -> yaml.Node | None:
+def _find(node: yaml.Node, parts: list[str]) -> yaml.Node | None:
     """The node of the last key; ``init_args`` and items of lists are entered though no key names them."""
     if isinstance(node, yaml.SequenceNode):
-        return next((found for item in node.value if (found := _find(item, keys)) is not None), None)
+        return next((found for item in node.value if (found := _find(item, parts)) is not None), None)
     if not isinstance(node, yaml.MappingNode):
         return None
     blocks = {key.value: (key, value) for key, value in node.value}
-    if keys[0] in blocks:
-        key, value = blocks[keys[0]]
-        return key if len(keys) == 1 else _find(value, keys[1:])
-    return next((_find(blocks[name][1], keys) for name in ("init_args", "dict_kwargs") if name in blocks), None)
+    if parts[0] in blocks:
+        key, value = blocks[parts[0]]
+        return key if len(parts) == 1 else _find(value, parts[1:])
+    return _find(blocks["init_args"][1], parts) if "init_args" in blocks else None
 
 
-def _refuse_duplicates(node: yaml.Node, file: str) -> None:
+def _find_all(node: yaml.Node, name: str) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        yield from (key for key, _ in node.value if key.value == name)
+    if isinstance(node, yaml.CollectionNode):
+        for item in node.value:
+            yield from _find_all(item[1] if isinstance(item, tuple) else item, name)
+
+
+def _check_blocks(node: yaml.Node, file: str) -> None:
     waiting, seen = [node], set[int]()
     while waiting:
         node = waiting.pop()
@@ -117,9 +129,13 @@ def _refuse_duplicates(node: yaml.Node, file: str) -> None:
                     )
                 first[key.value] = line
                 waiting.append(value)
+            if "class_path" in first and (beside := first.keys() - {"class_path", "init_args", "dict_kwargs"}):
+                key = min(beside)
+                raise ConfigError(
+                    f"{file or 'the argument'}:{first[key]}: {key} stands beside class_path: move it under init_args"
+                )
         else:
             waiting += node.value
-
 
 
 def _explain(error: yaml.MarkedYAMLError, text: str) -> str:

@@ -33,7 +33,7 @@ from north_lightning.callbacks import RandomState, RunLock, SaveOnTermination  #
 from north_lightning.errors import ConfigError  # noqa: E402
 from north_lightning.modules import NorthModule  # noqa: E402, and with it NorthStrategy's short name
 from north_lightning.parallel.single_file import DurableCheckpointIO  # noqa: E402
-from north_lightning.parser import ExplainingParser  # noqa: E402
+from north_lightning.parser import ExplainingParser, check_values  # noqa: E402
 from north_lightning.preflight import check_run  # noqa: E402
 
 PLUGIN_GROUP = "north_lightning.plugins"
@@ -69,6 +69,7 @@ class NorthCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Threads; and no code is run from a checkpoint's pickle on resuming, unless the user says otherwise."""
         settings = self.config[self.subcommand]
+        check_values(settings, None)
         if settings.seed_everything is False:
             raise ConfigError("seed_everything: expected a number, got false: a run without a seed cannot be resumed")
         if settings.weights_only is None:

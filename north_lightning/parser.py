@@ -8,14 +8,22 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import re
 import sys
-from typing import Any, NoReturn
+import typing
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import is_dataclass
+from types import NoneType
+from typing import Annotated, Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
+from pydantic import TypeAdapter, ValidationError
 
 from north_lightning.config_files import load_yaml
+from north_lightning.errors import ConfigError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 _read_values = get_loader("yaml")
@@ -83,6 +91,67 @@ def _keep_empty_blocks(block: Namespace | dict[str, Any], path: str, known: set[
                 _keep_empty_blocks(value, below, known)
             elif not is_group:
                 block[key] = None
+
+
+def check_values(value: Any, hint: Any, path: str = "") -> None:
+    """Refuse numbers out of the range that a type names, NaN, and null where a value is needed, at any depth.
+
+    jsonargparse (4.53) takes null for any type, and forgets ``Annotated`` where annotations are strings.
+
+    Raises:
+        ConfigError: one that names the key below ``path``.
+    """
+    if isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"{path}: expected a number, got nan")
+    if isinstance(value, list | tuple):
+        for item in value:
+            check_values(item, next(iter(typing.get_args(_without_none(hint))), None), path)
+    elif isinstance(value, Namespace | dict):
+        hints = _hints_of(value.get("class_path"), hint)
+        items = value.get("init_args") or {} if "class_path" in value else value
+        for key, item in items.items(branches=True, nested=False) if isinstance(items, Namespace) else items.items():
+            check_values(item, hints.get(key, hints.get("*")), f"{path}.{key}" if path else str(key))
+    elif hint is not None and (value is None or typing.get_origin(_without_none(hint)) is Annotated):
+        _check_value(value, hint, path)
+
+
+def _check_value(value: Any, hint: Any, path: str) -> None:
+    if value is None:
+        if not _takes_none(hint):
+            raise ConfigError(f"{path}: expected a value, got null: leave the key out for its default")
+        return
+    try:
+        TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        expected = error.errors()[0]["msg"].replace("Input should be", "expected a number")
+        raise ConfigError(f"{path}: {expected}, got {value}") from None
+
+
+def _hints_of(class_path: str | None, hint: Any) -> dict[str, Any]:
+    """Types of a class's constructor arguments, or of a dataclass's or dictionary's items (``*``)."""
+    of: Any = _import(class_path) if class_path else _without_none(hint)
+    if typing.get_origin(of) in (dict, Mapping):
+        return {"*": typing.get_args(of)[1]}
+    hints: dict[str, Any] = {}
+    for base in reversed(inspect.getmro(of)) if inspect.isclass(of) and (class_path or is_dataclass(of)) else ():
+        with suppress(NameError, TypeError, AttributeError):
+            hints |= typing.get_type_hints(vars(base).get("__init__"), include_extras=True)
+    return hints
+
+
+def _without_none(hint: Any) -> Any:
+    """X of ``X | None``."""
+    inner = [one for one in typing.get_args(hint) if one is not NoneType]
+    return inner[0] if _takes_none(hint) and len(inner) == 1 else hint
+
+
+def _takes_none(hint: Any) -> bool:
+    return hint in (Any, None, NoneType) or NoneType in typing.get_args(hint)
+
+
+def _import(class_path: str) -> Any:
+    module_name, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module_name), name)
 
 
 def shorten(message: str) -> str:

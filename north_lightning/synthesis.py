@@ -40,7 +40,7 @@ from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.rollout.trajectories import sample_of
 from north_lightning.seeds import run_seed
 from north_lightning.tasks import load_task_sets
-from north_lightning.types import Conversation, Rollout, Task
+from north_lightning.types import Conversation, Count, Rollout, Task
 
 COUNTS = ("attempted", "failed", "verified", "kept")
 
@@ -53,7 +53,7 @@ class TaskDataModule(LightningDataModule):
         tasks_at_once: So many are sampled side by side before the next are begun; all by default.
     """
 
-    def __init__(self, task_sets: list[Path], tasks_at_once: int | None = None) -> None:
+    def __init__(self, task_sets: list[Path], tasks_at_once: Count | None = None) -> None:
         super().__init__()
         if tasks_at_once is not None and tasks_at_once < 1:
             raise ConfigError(f"tasks_at_once: expected at least 1, got {tasks_at_once}")
@@ -92,9 +92,9 @@ class SynthesisModule(LightningModule):
         server: ChatServer | None = None,
         checkpoint: Path | None = None,
         sidecar: SidecarFactory | None = None,
-        num_samples: int = 8,
-        max_per_task: int = 1,
-        concurrency: int = 64,
+        num_samples: Count = 8,
+        max_per_task: Count = 1,
+        concurrency: Count = 64,
         filters: list[ConversationFilter] | None = None,
         source: str = "",
         seed: int | None = None,

@@ -14,7 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+from pydantic import AllowInfNan, Strict
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -22,6 +25,13 @@ if TYPE_CHECKING:
 
 NOT_SAMPLED = -1
 """``policy_versions`` entry of a token that no policy produced (prompt, observation)."""
+
+Count = Annotated[int, Strict(), Ge(1)]
+"""A whole number of at least 1; like the four below, checked where a config gives it."""
+Whole = Annotated[int, Strict(), Ge(0)]
+Positive = Annotated[float, Strict(), AllowInfNan(False), Gt(0)]
+NotNegative = Annotated[float, Strict(), AllowInfNan(False), Ge(0)]
+Fraction = Annotated[float, Strict(), Ge(0), Le(1)]
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort"]

@@ -36,6 +36,7 @@ ORDER = [
     "synthesis",
     "planning",
     "views",
+    "config_files",
     "parser",
     "conformance",
     "doctor",

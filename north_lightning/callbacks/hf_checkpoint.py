@@ -16,6 +16,7 @@ from north_lightning.durable import replace_folder, unfinished_name
 from north_lightning.errors import ConfigError
 from north_lightning.model.checkpoint import check_replaceable
 from north_lightning.modules import NorthModule
+from north_lightning.types import Count
 
 
 class HFCheckpoint(Callback):
@@ -26,7 +27,7 @@ class HFCheckpoint(Callback):
         every_n_steps: Also write every so many optimizer steps.
     """
 
-    def __init__(self, directory: Path | None = None, every_n_steps: int | None = None) -> None:
+    def __init__(self, directory: Path | None = None, every_n_steps: Count | None = None) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ConfigError(f"every_n_steps: expected at least 1, got {every_n_steps}")
         self.directory = directory

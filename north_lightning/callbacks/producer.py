@@ -27,6 +27,7 @@ from north_lightning.rollout.records import forget_unended
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.seeds import run_seed
 from north_lightning.tasks import load_task_sets
+from north_lightning.types import Count
 
 ROLLOUTS = "rollouts.jsonl"
 
@@ -52,8 +53,8 @@ class RolloutProducerCallback(Callback):
         self,
         task_sets: list[Path],
         rollouts: RolloutSettings,
-        group_size: int = 8,
-        max_concurrent_groups: int = 8,
+        group_size: Count = 8,
+        max_concurrent_groups: Count = 8,
         environment_weights: dict[str, float] | None = None,
         seed: int | None = None,
         failures: FailurePolicy | None = None,

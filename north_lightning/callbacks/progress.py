@@ -9,6 +9,8 @@ from datetime import timedelta
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from north_lightning.types import NotNegative
+
 DEFAULT_METRICS = [
     "train/loss",
     "val/loss",
@@ -30,7 +32,7 @@ class ProgressLine(Callback):
         every_s: Seconds between lines where the output is not a terminal.
     """
 
-    def __init__(self, metrics: list[str] | None = None, every_s: float = 10.0) -> None:
+    def __init__(self, metrics: list[str] | None = None, every_s: NotNegative = 10.0) -> None:
         self.metrics = DEFAULT_METRICS if metrics is None else metrics
         self.every_s = every_s
         self._progress: Progress | None = None

@@ -16,6 +16,7 @@ from north_lightning.callbacks.sidecar import running_sidecar
 from north_lightning.errors import ConfigError
 from north_lightning.modules import NorthModule
 from north_lightning.sampling.gauges import METRICS_PATH, Reading, SamplerGauges, read_metrics
+from north_lightning.types import Positive
 
 TIMEOUT_S = 5.0
 
@@ -28,7 +29,7 @@ class SamplerMetrics(Callback):
         every_s: Seconds between two readings.
     """
 
-    def __init__(self, every_s: float = 1.0) -> None:
+    def __init__(self, every_s: Positive = 1.0) -> None:
         if not every_s > 0:
             raise ConfigError(f"every_s: expected a positive number of seconds, got {every_s}")
         self.every_s = every_s

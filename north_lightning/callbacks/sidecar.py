@@ -24,6 +24,7 @@ from north_lightning.modules import NorthModule
 from north_lightning.parallel import on_process_zero
 from north_lightning.sampling.sidecar import Sidecar
 from north_lightning.sampling.watch import SidecarWatch
+from north_lightning.types import Positive, Whole
 
 
 class SidecarCallback(Callback):
@@ -42,9 +43,9 @@ class SidecarCallback(Callback):
     def __init__(
         self,
         sidecar: Callable[[Path, Path], Sidecar] = Sidecar,
-        max_restarts: int = 3,
+        max_restarts: Whole = 3,
         environments: Sequence[Mapping[str, str]] = ({},),
-        look_every_s: float = 1.0,
+        look_every_s: Positive = 1.0,
     ) -> None:
         if not environments:
             raise ConfigError("environments: expected an entry for every server, at least one; got none")

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from north_lightning.errors import ConfigError
+from north_lightning.types import Count
 
 
 class StopAtLoss(Callback):
@@ -23,7 +24,7 @@ class StopAtLoss(Callback):
         monitor: The logged quantity.
     """
 
-    def __init__(self, loss: float, window_steps: int = 20, monitor: str = "train/loss") -> None:
+    def __init__(self, loss: float, window_steps: Count = 20, monitor: str = "train/loss") -> None:
         if window_steps < 1:
             raise ConfigError(f"window_steps: expected at least 1, got {window_steps}")
         self.loss = loss

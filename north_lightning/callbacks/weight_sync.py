@@ -29,7 +29,7 @@ from north_lightning.model import NorthModel, named_hf_tensors
 from north_lightning.modules import NorthModule
 from north_lightning.parallel import on_process_zero
 from north_lightning.sampling.transport import SharedMemoryTransport
-from north_lightning.types import NOT_SAMPLED, RolloutGroup
+from north_lightning.types import NOT_SAMPLED, Count, RolloutGroup, Whole
 
 
 class WeightSyncCallback(Callback):
@@ -46,10 +46,10 @@ class WeightSyncCallback(Callback):
 
     def __init__(
         self,
-        every_n_steps: int = 4,
+        every_n_steps: Count = 4,
         transport: Callable[[list[str]], WeightTransport] = SharedMemoryTransport,
-        num_retries: int = 2,
-        max_policy_lag: int | None = None,
+        num_retries: Whole = 2,
+        max_policy_lag: Whole | None = None,
     ) -> None:
         if every_n_steps < 1:
             raise ConfigError(f"every_n_steps: expected at least 1, got {every_n_steps}")

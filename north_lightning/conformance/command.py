@@ -23,6 +23,7 @@ import yaml
 
 from north_lightning.errors import ConfigError, NorthError
 from north_lightning.sandbox.scratch import delete_stale_scratch
+from north_lightning.types import Positive
 
 LOADS = "loads"
 """The first check: the class is found and built as a config builds it."""
@@ -36,7 +37,7 @@ def check_plugins(
     files: list[Path],
     class_name: str | None = None,
     init_args: str = "{}",
-    timeout_s: float = 60.0,
+    timeout_s: Positive = 60.0,
 ) -> None:
     """Run plug-ins against everything their interface promises.
 

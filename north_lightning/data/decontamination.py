@@ -24,7 +24,7 @@ from north_lightning.data.block_lists import (
 )
 from north_lightning.data.importers import MAX_ID_CHARS, repository_of
 from north_lightning.interfaces import ConversationFilter
-from north_lightning.types import Conversation
+from north_lightning.types import Conversation, Fraction
 
 _URL = re.compile(r"^(?:https?://|git@|ssh://git@)?(?:www\.)?(?:github|gitlab)\.com[/:]|\.git/?$")
 _CLONE = re.compile(r"(?:git clone|gh repo (?:clone|fork))\s[^\n]{0,300}?github\.com[/:]([\w.-]+/[\w.-]+)")
@@ -139,7 +139,7 @@ class StatementLeak(LeakFilter):
 
     reason = "leak_statement"
 
-    def __init__(self, block_lists: Sequence[str] = SHIPPED, min_fraction: float = 0.5) -> None:
+    def __init__(self, block_lists: Sequence[str] = SHIPPED, min_fraction: Fraction = 0.5) -> None:
         super().__init__(block_lists)
         self.min_fraction = min_fraction
 

@@ -17,7 +17,7 @@ from north_lightning.data.block_lists import words_of
 from north_lightning.errors import ConfigError
 from north_lightning.interfaces import ConversationFilter
 from north_lightning.seeds import run_seed
-from north_lightning.types import Conversation
+from north_lightning.types import Conversation, Count, Fraction
 
 
 class Identical(ConversationFilter):
@@ -55,10 +55,10 @@ class Duplicate(ConversationFilter):
 
     def __init__(
         self,
-        min_similarity: float = 0.9,
-        run_words: int = 5,
-        num_hashes: int = 128,
-        num_bands: int = 16,
+        min_similarity: Fraction = 0.9,
+        run_words: Count = 5,
+        num_hashes: Count = 128,
+        num_bands: Count = 16,
         seed: int | None = None,
     ) -> None:
         if not 0 <= min_similarity <= 1:

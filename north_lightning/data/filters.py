@@ -34,7 +34,7 @@ from north_lightning.chat import (
 from north_lightning.chat.controls import CONTROL_TOKENS, RESERVED_TOKENS
 from north_lightning.errors import DataError
 from north_lightning.interfaces import ConversationFilter
-from north_lightning.types import Conversation, Message, ToolCall
+from north_lightning.types import Conversation, Count, Message, ToolCall
 
 NUM_EXAMPLES = 5
 
@@ -354,7 +354,7 @@ class RepetitionLoop(ConversationFilter):
     max_period = 64
     rounds = 10
 
-    def __init__(self, max_calls: int = 3, min_words: int = 40) -> None:
+    def __init__(self, max_calls: Count = 3, min_words: Count = 40) -> None:
         self.max_calls = max_calls
         self.min_words = min_words
 
@@ -420,7 +420,7 @@ class TooLong(ConversationFilter):
 
     reason = "too_long"
 
-    def __init__(self, max_tokens: int, tokenizer: Path, reasoning: bool = True) -> None:
+    def __init__(self, max_tokens: Count, tokenizer: Path, reasoning: bool = True) -> None:
         self.max_tokens = max_tokens
         self.tokenizer = tokenizer
         self.reasoning = reasoning

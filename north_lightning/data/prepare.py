@@ -25,7 +25,7 @@ from north_lightning.data.sources import SampleReader, write_samples
 from north_lightning.errors import ConfigError, RetellingError
 from north_lightning.interfaces import ConversationFilter, ConversationImporter, ConversationVariation
 from north_lightning.seeds import derive_seed
-from north_lightning.types import Conversation
+from north_lightning.types import Conversation, Fraction, Whole
 
 NUM_BROKEN_SHOWN = 20
 
@@ -38,7 +38,7 @@ class RawSource:
     """Paths, URLs or patterns with ``*``: .jsonl, .json or .parquet."""
     importer: ConversationImporter | None = None
     """What the records are; canonical samples by default."""
-    max_broken: int = 0
+    max_broken: Whole = 0
     """So many records may be unreadable; one more is an error."""
 
 
@@ -47,7 +47,7 @@ def filter_data(
     output_dir: Path,
     filters: list[ConversationFilter] | None = None,
     block_lists: list[str] = list(SHIPPED),  # noqa: B006 (read only)
-    min_similarity: float | None = 0.9,
+    min_similarity: Fraction | None = 0.9,
     variations: list[ConversationVariation] | None = None,
     seed: int = 0,
 ) -> None:

@@ -24,7 +24,7 @@ from north_lightning.data.packing import BestFitPacker
 from north_lightning.errors import ConfigError, DataError, InfrastructureError
 from north_lightning.interfaces import RolloutQueue
 from north_lightning.parallel import gather_objects, on_process_zero, scatter_from_process_zero
-from north_lightning.types import Rollout, RolloutBatch, RolloutGroup
+from north_lightning.types import Count, Positive, Rollout, RolloutBatch, RolloutGroup
 
 _log = logging.getLogger(__name__)
 
@@ -148,11 +148,11 @@ class RolloutDataModule(LightningDataModule):
     def __init__(
         self,
         queue: RolloutQueue,
-        groups_per_batch: int,
-        max_row_tokens: int,
-        num_batches: int,
-        poll_s: float = 0.02,
-        max_wait_s: float = 1800.0,
+        groups_per_batch: Count,
+        max_row_tokens: Count,
+        num_batches: Count,
+        poll_s: Positive = 0.02,
+        max_wait_s: Positive = 1800.0,
     ) -> None:
         super().__init__()
         for name, value in (

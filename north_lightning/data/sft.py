@@ -36,7 +36,7 @@ from north_lightning.data.tokenised import Account, Tokeniser
 from north_lightning.errors import ConfigError, DataError
 from north_lightning.interfaces import ConversationFilter
 from north_lightning.seeds import run_seed
-from north_lightning.types import PackedBatch
+from north_lightning.types import Count, PackedBatch, Positive, Whole
 
 _log = logging.getLogger(__name__)
 
@@ -47,11 +47,11 @@ class SFTSource:
 
     files: list[Path]
     """JSONL files of conversations, or patterns with ``*``."""
-    share: float | None = None
+    share: Positive | None = None
     """Share of the trainable tokens; for all sources or for none (then every sample is used once per pass)."""
-    max_epochs: float | None = None
+    max_epochs: Positive | None = None
     """How often one pass may go through the source; the pass ends where that is used up. Needs shares."""
-    max_samples: int | None = None
+    max_samples: Count | None = None
     """Use so many of its samples, chosen by the seed."""
     group: str = ""
     """What the recipe calls it (agentic, code): reports add up the sources of a group."""
@@ -93,14 +93,14 @@ class SFTDataModule(LightningDataModule):
         self,
         tokenizer: Path,
         sources: dict[str, SFTSource],
-        row_tokens: int,
+        row_tokens: Count,
         validation_files: list[Path] | None = None,
         reasoning: bool = True,
         seed: int | None = None,
         filters: list[ConversationFilter] | None = None,
-        buffer_samples: int = 256,
+        buffer_samples: Count = 256,
         order: Order = "random",
-        num_workers: int = 0,
+        num_workers: Whole = 0,
         cache_dir: Path | None = None,
     ) -> None:
         super().__init__()

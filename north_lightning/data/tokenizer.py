@@ -13,6 +13,7 @@ from rich.console import Console
 from north_lightning.chat import ChatFormat, conversation_texts, mine_phrases, train_tokenizer
 from north_lightning.data.sources import read_samples
 from north_lightning.errors import ConfigError
+from north_lightning.types import Fraction, Whole
 
 
 def train_tokenizer_command(
@@ -20,8 +21,8 @@ def train_tokenizer_command(
     output_dir: Path,
     model_config: Path,
     reasoning: bool = False,
-    min_fraction: float = 0.001,
-    max_phrases: int = 400,
+    min_fraction: Fraction = 0.001,
+    max_phrases: Whole = 400,
 ) -> None:
     """Train a tokenizer on conversations and check it against a model's config.
 

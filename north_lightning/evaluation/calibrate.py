@@ -24,6 +24,7 @@ from north_lightning.evaluation.summary import by_task
 from north_lightning.rollout.metrics import percentile
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.tasks import load_task_sets
+from north_lightning.types import Count, Fraction, Whole
 
 
 def calibrate(
@@ -32,10 +33,10 @@ def calibrate(
     output: Path,
     rollouts: RolloutSettings,
     sidecar: SidecarFactory,
-    num_samples: int = 4,
-    spare_turns: int = 1,
-    budget_quantile: float = 1.0,
-    concurrency: int = 64,
+    num_samples: Count = 4,
+    spare_turns: Whole = 1,
+    budget_quantile: Fraction = 1.0,
+    concurrency: Count = 64,
     seed: int = 0,
 ) -> None:
     """Measure pass@k of every task before RL; keep the tasks with something to learn.

@@ -21,6 +21,7 @@ from north_lightning.evaluation.summary import breakdown, compare, summarise
 from north_lightning.rollout import ChatServer
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.tasks import load_task_sets
+from north_lightning.types import Count
 
 TABLE_ROWS = (
     "pass@1",
@@ -40,8 +41,8 @@ def evaluate(
     checkpoints: dict[str, Path] | None = None,
     sidecar: SidecarFactory | None = None,
     servers: dict[str, ChatServer] | None = None,
-    num_samples: int = 8,
-    concurrency: int = 64,
+    num_samples: Count = 8,
+    concurrency: Count = 64,
     seed: int = 0,
     baseline: str | None = None,
 ) -> None:

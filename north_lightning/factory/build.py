@@ -38,6 +38,7 @@ from north_lightning.interfaces import SandboxProvider
 from north_lightning.tasks import TaskSource, write_task
 from north_lightning.tasks.git import git, objects_of
 from north_lightning.tasks.harbor import is_written_here, patch_script
+from north_lightning.types import Count, Fraction, Positive, Whole
 from north_lightning.untrusted import check_name, write_files
 from north_lightning.verifiers.frameworks import FOR_AGENTS, PYTEST, UNITTEST
 
@@ -82,12 +83,12 @@ def build_tasks(
     packages: dict[str, str] | None = None,
     repositories: dict[str, Path] | None = None,
     cache: Path = Path("runs/cache/sdists"),
-    tasks_per_repository: int = 10,
-    history_commits: int = 200,
-    rl_share: float = 0.5,
-    timeout_s: float = 60.0,
-    repeats: int = 3,
-    concurrency: int = 2,
+    tasks_per_repository: Count = 10,
+    history_commits: Whole = 200,
+    rl_share: Fraction = 0.5,
+    timeout_s: Positive = 60.0,
+    repeats: Count = 3,
+    concurrency: Count = 2,
     seed: int = 0,
 ) -> None:
     """Build verified software tasks from real repositories.

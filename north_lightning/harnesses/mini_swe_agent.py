@@ -26,13 +26,16 @@ from north_lightning.interfaces import Harness, HarnessSession, Sandbox
 from north_lightning.types import (
     AssistantAction,
     CommandResult,
+    Count,
     Message,
+    Positive,
     Prompt,
     Step,
     Task,
     ToolCall,
     ToolResult,
     ToolSpec,
+    Whole,
 )
 
 BASH = ToolSpec(
@@ -70,9 +73,9 @@ class MiniSWEAgentHarness(Harness):
     def __init__(
         self,
         form: Form = "json",
-        command_timeout_s: float = 30.0,
-        max_output_chars: int = 10_000,
-        max_format_errors: int = 3,
+        command_timeout_s: Positive = 30.0,
+        max_output_chars: Count = 10_000,
+        max_format_errors: Whole = 3,
     ) -> None:
         if max_output_chars < 2:
             raise ConfigError(f"max_output_chars: expected at least 2, got {max_output_chars}")

@@ -27,7 +27,7 @@ from north_lightning.harnesses.opencode_tools import TOOLS
 from north_lightning.harnesses.prompts import OPENCODE_SYSTEM, pick
 from north_lightning.interfaces import Harness, HarnessSession, Sandbox
 from north_lightning.sandbox import Shell
-from north_lightning.types import AssistantAction, Message, Prompt, Step, Task, ToolCall, ToolResult
+from north_lightning.types import AssistantAction, Count, Message, Positive, Prompt, Step, Task, ToolCall, ToolResult
 
 ROOT = "/work"
 SAVED = "/tmp/opencode/output"  # inside the sandbox: whole outputs that were too long to show
@@ -60,10 +60,10 @@ class OpenCodeHarness(Harness):
 
     def __init__(
         self,
-        command_timeout_s: float = 120.0,
-        max_output_lines: int = 2000,
-        max_output_bytes: int = 50 * 1024,
-        max_equal_calls: int = 3,
+        command_timeout_s: Positive = 120.0,
+        max_output_lines: Count = 2000,
+        max_output_bytes: Count = 50 * 1024,
+        max_equal_calls: Count = 3,
     ) -> None:
         self.command_timeout_s = command_timeout_s
         self.max_output_lines = max_output_lines

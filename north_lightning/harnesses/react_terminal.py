@@ -11,7 +11,7 @@ from north_lightning.harnesses.prompts import REACT_SYSTEM, pick
 from north_lightning.harnesses.turn import object_schema, only_call
 from north_lightning.interfaces import Harness, HarnessSession, Sandbox
 from north_lightning.sandbox import Terminal
-from north_lightning.types import AssistantAction, Message, Prompt, Step, Task, ToolResult, ToolSpec
+from north_lightning.types import AssistantAction, Count, Message, Positive, Prompt, Step, Task, ToolResult, ToolSpec
 
 TERMINAL = ToolSpec(
     name="terminal",
@@ -36,7 +36,7 @@ class ReActTerminalHarness(Harness):
 
     name = "react_terminal"
 
-    def __init__(self, command_timeout_s: float = 30.0, max_output_bytes: int = 10_000) -> None:
+    def __init__(self, command_timeout_s: Positive = 30.0, max_output_bytes: Count = 10_000) -> None:
         self.command_timeout_s = command_timeout_s
         self.max_output_bytes = max_output_bytes
 

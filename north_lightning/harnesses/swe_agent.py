@@ -17,7 +17,19 @@ from north_lightning.harnesses.prompts import SWE_REVIEW, SWE_SYSTEM, SWE_USER, 
 from north_lightning.harnesses.turn import head, object_schema, only_call
 from north_lightning.interfaces import Harness, HarnessSession, Sandbox
 from north_lightning.sandbox import Shell
-from north_lightning.types import AssistantAction, Message, Prompt, Step, Task, ToolCall, ToolResult, ToolSpec
+from north_lightning.types import (
+    AssistantAction,
+    Count,
+    Message,
+    Positive,
+    Prompt,
+    Step,
+    Task,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+    Whole,
+)
 
 REPOSITORY = "/work"
 
@@ -69,11 +81,11 @@ class SWEAgentHarness(Harness):
 
     def __init__(
         self,
-        command_timeout_s: float = 30.0,
-        total_timeout_s: float = 1800.0,
-        max_consecutive_timeouts: int = 3,
-        max_observation_chars: int = 100_000,
-        context_lines: int = 4,
+        command_timeout_s: Positive = 30.0,
+        total_timeout_s: Positive = 1800.0,
+        max_consecutive_timeouts: Count = 3,
+        max_observation_chars: Count = 100_000,
+        context_lines: Whole = 4,
     ) -> None:
         self.command_timeout_s = command_timeout_s
         self.total_timeout_s = total_timeout_s

@@ -21,7 +21,7 @@ from north_lightning.harnesses.prompts import (
 from north_lightning.harnesses.terminus_reply import MAX_DURATION_S, Keystrokes, read_reply
 from north_lightning.interfaces import Harness, HarnessSession, Sandbox
 from north_lightning.sandbox import Terminal, TerminalClosedError
-from north_lightning.types import AssistantAction, Message, Prompt, Step, Task
+from north_lightning.types import AssistantAction, Count, Message, Prompt, Step, Task
 
 ROWS = 40
 HISTORY_ROWS = 10_000  # what the terminal keeps; beyond it nobody knows what is new
@@ -42,7 +42,7 @@ class Terminus2Harness(Harness):
 
     name = "terminus2"
 
-    def __init__(self, max_output_bytes: int = 10_000) -> None:
+    def __init__(self, max_output_bytes: Count = 10_000) -> None:
         self.max_output_bytes = max_output_bytes
 
     @property

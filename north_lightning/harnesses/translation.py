@@ -30,7 +30,7 @@ from north_lightning.harnesses.dialects import dialect_of
 from north_lightning.harnesses.variation import find_instruction, mentioned
 from north_lightning.interfaces import ConversationVariation, Harness, Sandbox, SandboxProvider
 from north_lightning.tasks import image_of, load_task_sets
-from north_lightning.types import AssistantAction, Conversation, Message, Step, Task
+from north_lightning.types import AssistantAction, Conversation, Count, Fraction, Message, Step, Task
 
 _TREE = (
     "cd /work && find . \\( -name .git -o -name __pycache__ -o -name .pytest_cache \\) -prune -o "
@@ -82,8 +82,8 @@ class HarnessTranslation(ConversationVariation):
         targets: list[Harness],
         task_sets: list[Path],
         sandboxes: SandboxProvider,
-        share: float = 1.0,
-        num_wordings: int = 3,
+        share: Fraction = 1.0,
+        num_wordings: Count = 3,
     ) -> None:
         if not targets or not 0 < share <= 1:
             raise ConfigError(f"translation: expected targets and a share within (0, 1], got {len(targets)}, {share}")

@@ -24,6 +24,7 @@ from north_lightning.seeds import run_seed
 from north_lightning.types import (
     AssistantAction,
     Conversation,
+    Count,
     Message,
     Prompt,
     Step,
@@ -211,7 +212,7 @@ class HarnessVariation(ConversationVariation):
         num_wordings: Of the harness's prompts, among which a sample's is looked for.
     """
 
-    def __init__(self, harness: Harness, num_wordings: int = 3) -> None:
+    def __init__(self, harness: Harness, num_wordings: Count = 3) -> None:
         self.harness = harness
         self.num_wordings = num_wordings
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from north_lightning.interfaces import PolicyLoss, PolicyLossInputs, PolicyLossOutputs
 from north_lightning.losses.metrics import ratio_metrics
+from north_lightning.types import Positive
 
 
 class CISPOLoss(PolicyLoss):
@@ -33,7 +34,7 @@ class CISPOLoss(PolicyLoss):
     is_zero_without_advantage = True
     corrects_mismatch = True
 
-    def __init__(self, max_importance_weight: float = 5.0) -> None:
+    def __init__(self, max_importance_weight: Positive = 5.0) -> None:
         if not (math.isfinite(max_importance_weight) and max_importance_weight > 0):
             raise ValueError(f"max_importance_weight: expected a finite number above 0, got {max_importance_weight}")
         self.max_importance_weight = max_importance_weight

@@ -13,6 +13,7 @@ from north_lightning.errors import ConfigError
 from north_lightning.interfaces import PolicyLoss, PolicyLossInputs, PolicyLossOutputs
 from north_lightning.losses.cispo import refuse_unusable
 from north_lightning.losses.metrics import ratio_metrics
+from north_lightning.types import Positive
 
 
 class GSPOLoss(PolicyLoss):
@@ -34,7 +35,7 @@ class GSPOLoss(PolicyLoss):
     corrects_mismatch = True
     needs_whole_sequences = True
 
-    def __init__(self, clip_low: float = 3e-4, clip_high: float = 4e-4) -> None:
+    def __init__(self, clip_low: Positive = 3e-4, clip_high: Positive = 4e-4) -> None:
         if not 0 < clip_low < 1:
             raise ConfigError(f"clip_low: expected a number between 0 and 1, got {clip_low}")
         if not 0 < clip_high < math.inf:

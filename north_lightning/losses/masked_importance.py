@@ -13,6 +13,7 @@ from north_lightning.errors import ConfigError
 from north_lightning.interfaces import PolicyLoss, PolicyLossInputs, PolicyLossOutputs
 from north_lightning.losses.cispo import refuse_unusable
 from north_lightning.losses.truncated_importance import uncorrected, weighted
+from north_lightning.types import NotNegative, Positive
 
 
 class MaskedImportanceLoss(PolicyLoss):
@@ -35,7 +36,10 @@ class MaskedImportanceLoss(PolicyLoss):
     corrects_mismatch = True
 
     def __init__(
-        self, min_importance_weight: float = 0.5, max_importance_weight: float = 5.0, of: PolicyLoss | None = None
+        self,
+        min_importance_weight: NotNegative = 0.5,
+        max_importance_weight: Positive = 5.0,
+        of: PolicyLoss | None = None,
     ) -> None:
         if not 0 <= min_importance_weight < max_importance_weight < math.inf:
             raise ConfigError(

@@ -16,6 +16,7 @@ from north_lightning.interfaces import PolicyLoss, PolicyLossInputs, PolicyLossO
 from north_lightning.losses.cispo import refuse_unusable
 from north_lightning.losses.metrics import ratio_metrics
 from north_lightning.losses.policy_gradient import PolicyGradientLoss
+from north_lightning.types import Positive
 
 
 class TruncatedImportanceLoss(PolicyLoss):
@@ -35,7 +36,7 @@ class TruncatedImportanceLoss(PolicyLoss):
     is_zero_without_advantage = True
     corrects_mismatch = True
 
-    def __init__(self, max_importance_weight: float = 2.0, of: PolicyLoss | None = None) -> None:
+    def __init__(self, max_importance_weight: Positive = 2.0, of: PolicyLoss | None = None) -> None:
         if not (math.isfinite(max_importance_weight) and max_importance_weight > 0):
             raise ConfigError(f"max_importance_weight: expected a finite number above 0, got {max_importance_weight}")
         self.max_importance_weight = max_importance_weight

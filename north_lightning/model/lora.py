@@ -34,6 +34,7 @@ from torch.nn.utils import parametrize
 from north_lightning.errors import CheckpointError, ConfigError
 from north_lightning.model.decoder import DecoderLayer, NorthModel
 from north_lightning.model.experts import MoE
+from north_lightning.types import Count, Positive
 from north_lightning.untrusted import read_json
 
 CONFIG_NAME = "adapter_config.json"
@@ -57,8 +58,8 @@ class LoRAConfig:
         targets: ``attention`` (queries, keys, values, output), ``experts`` (all three matrices of each), or both.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: Count = 16
+    alpha: Positive = 32.0
     targets: tuple[Target, ...] = ("attention", "experts")
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ from north_lightning.model import (
     save_checkpoint,
 )
 from north_lightning.parallel import NorthStrategy, clip_grad_norm, parameter_groups
-from north_lightning.types import PackedBatch
+from north_lightning.types import PackedBatch, Positive, Whole
 
 _ACCUMULATE = "accumulate_grad_batches"
 
@@ -72,11 +72,11 @@ class NorthModule(LightningModule):
         tokenizer: Path | None = None,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
-        max_grad_norm: float = 1.0,
+        max_grad_norm: Positive = 1.0,
         freeze_router: bool = False,
         lora: LoRAConfig | None = None,
         adapter: Path | None = None,
-        log_experts_every_n_steps: int = 20,
+        log_experts_every_n_steps: Whole = 20,
         compute: ComputeConfig | None = None,
     ) -> None:
         super().__init__()

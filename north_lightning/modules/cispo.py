@@ -21,7 +21,7 @@ from north_lightning.losses import combine_metrics
 from north_lightning.modules.base import NorthModule
 from north_lightning.parallel import gather_objects, on_process_zero
 from north_lightning.rollout.metrics import metrics_by_environment
-from north_lightning.types import RolloutBatch, RolloutGroup
+from north_lightning.types import Positive, RolloutBatch, RolloutGroup
 
 
 class CISPOModule(NorthModule):
@@ -38,7 +38,9 @@ class CISPOModule(NorthModule):
         kwargs: As for ``NorthModule``.
     """
 
-    def __init__(self, loss: PolicyLoss, temperature: float = 1.0, router_replay: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, loss: PolicyLoss, temperature: Positive = 1.0, router_replay: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.automatic_optimization = False
         self.loss = loss

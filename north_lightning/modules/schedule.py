@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from north_lightning.errors import ConfigError
+from north_lightning.types import Count, Fraction, Whole
 
 
 class WarmupSchedule(LRScheduler):
@@ -22,7 +23,11 @@ class WarmupSchedule(LRScheduler):
     """
 
     def __init__(
-        self, optimizer: Optimizer, warmup_steps: int = 0, total_steps: int | None = None, final_fraction: float = 0.1
+        self,
+        optimizer: Optimizer,
+        warmup_steps: Whole = 0,
+        total_steps: Count | None = None,
+        final_fraction: Fraction = 0.1,
     ) -> None:
         if warmup_steps < 0 or (total_steps is not None and total_steps <= warmup_steps):
             raise ConfigError(f"total_steps: expected more than warmup_steps={warmup_steps} >= 0, got {total_steps}")

@@ -38,6 +38,7 @@ from north_lightning.model import ComputeConfig, NorthConfig, NorthModel
 from north_lightning.parallel.checkpoints import ShardedCheckpoints
 from north_lightning.parallel.filling import build_model
 from north_lightning.parallel.mesh import Layout, ParallelSizes
+from north_lightning.types import Count, Positive
 
 DType = Literal["float32", "bfloat16"]
 
@@ -64,14 +65,14 @@ class NorthStrategy(ModelParallelStrategy):
 
     def __init__(
         self,
-        replicate: int = 1,
+        replicate: Count = 1,
         shard: int | Literal["auto"] = "auto",
-        context: int = 1,
-        expert: int = 1,
-        tensor: int = 1,
+        context: Count = 1,
+        expert: Count = 1,
+        tensor: Count = 1,
         parameter_dtype: DType = "float32",
         compute_dtype: DType | None = None,
-        timeout_s: float = 1800.0,
+        timeout_s: Positive = 1800.0,
     ) -> None:
         super().__init__(timeout=timedelta(seconds=timeout_s))
         self._replicate, self._context, self._expert, self._tensor = replicate, context, expert, tensor

@@ -10,6 +10,7 @@ from north_lightning.planning.flops import flops_per_token, tokens_per_second
 from north_lightning.planning.memory import MemoryEstimate, estimate_memory, kv_bytes_per_sequence
 from north_lightning.planning.setup import TrainingSetup, read_setup
 from north_lightning.planning.sizes import active_parameters, count_parameters
+from north_lightning.types import Count, Fraction, Positive
 
 GB = 1e9
 NOTES = {
@@ -25,10 +26,10 @@ NOTES = {
 
 def estimate(
     config: Path,
-    gpus: int | None = None,
-    gpu_memory: float = 141.0,
-    tflops: float = 989.0,
-    mfu: float = 0.35,
+    gpus: Count | None = None,
+    gpu_memory: Positive = 141.0,
+    tflops: Positive = 989.0,
+    mfu: Fraction = 0.35,
     shape: Path | None = None,
 ) -> None:
     """Print memory per GPU by part, arithmetic and speed of a training run; nothing is built and no GPU is needed.

@@ -25,12 +25,14 @@ from north_lightning.types import (
     AssistantAction,
     FinishReason,
     Message,
+    Positive,
     Prompt,
     Rollout,
     SamplingParams,
     Step,
     ToolCall,
     Turn,
+    Whole,
 )
 
 OK, BAD_REQUEST, TOO_LARGE, TOO_MANY = 200, 400, 413, 429
@@ -55,8 +57,8 @@ class ChatServer:
     url: str
     model: str
     api_key_env: str = ""
-    timeout_s: float = 300.0
-    num_retries: int = 3
+    timeout_s: Positive = 300.0
+    num_retries: Whole = 3
     extra_body: Mapping[str, Any] | None = None
 
     def headers(self) -> dict[str, str]:

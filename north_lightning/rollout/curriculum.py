@@ -11,7 +11,7 @@ from typing import Any
 from north_lightning.errors import ConfigError
 from north_lightning.interfaces import TaskCurriculum
 from north_lightning.rollout.metrics import is_solved
-from north_lightning.types import RolloutGroup, Task
+from north_lightning.types import Fraction, NotNegative, Positive, RolloutGroup, Task
 
 
 class PassRateCurriculum(TaskCurriculum):
@@ -31,7 +31,7 @@ class PassRateCurriculum(TaskCurriculum):
         prior_attempts: How much the rate before training counts.
     """
 
-    def __init__(self, min_weight: float = 0.1, memory: float = 0.7, prior_attempts: float = 8.0) -> None:
+    def __init__(self, min_weight: Positive = 0.1, memory: Fraction = 0.7, prior_attempts: NotNegative = 8.0) -> None:
         if not 0 < min_weight <= 1:
             raise ConfigError(f"min_weight: expected above 0 and at most 1, got {min_weight}")
         if not 0 <= memory <= 1:

@@ -50,7 +50,7 @@ from north_lightning.rollout.records import append_records
 from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.rollout.schedule import CurriculumSchedule, TaskSchedule
 from north_lightning.sandbox.memory_kills import how_it_ended, num_memory_kills
-from north_lightning.types import Task
+from north_lightning.types import Count, NotNegative, Positive, Task, Whole
 
 log = logging.getLogger(__name__)
 
@@ -95,11 +95,11 @@ class FailurePolicy:
         heartbeat_timeout_s: A rollout process silent for longer is killed and restarted.
     """
 
-    max_dispatches: int = 3
-    redispatch_delay_s: float = 2.0
-    max_consecutive_drops: int = 8
-    max_child_restarts: int = 3
-    heartbeat_timeout_s: float = 60.0
+    max_dispatches: Count = 3
+    redispatch_delay_s: NotNegative = 2.0
+    max_consecutive_drops: Count = 8
+    max_child_restarts: Whole = 3
+    heartbeat_timeout_s: Positive = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from north_lightning.errors import ConfigError, QueueError
 from north_lightning.interfaces import RolloutQueue
-from north_lightning.types import RolloutGroup
+from north_lightning.types import Count, Positive, RolloutGroup, Whole
 
 HEAD_TIMEOUT = "head_timeout"
 TRAINED = "trained"
@@ -60,11 +60,11 @@ class WindowedFIFOQueue(RolloutQueue):
 
     def __init__(
         self,
-        groups_per_batch: int,
-        max_batches_ahead: int,
+        groups_per_batch: Count,
+        max_batches_ahead: Whole,
         window: int | Literal["unbounded"] | None = None,
-        head_timeout_s: float | None = None,
-        head_requeues: int = 0,
+        head_timeout_s: Positive | None = None,
+        head_requeues: Whole = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if groups_per_batch < 1:

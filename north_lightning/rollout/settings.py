@@ -20,7 +20,7 @@ from north_lightning.sampling.client import VLLMSampler
 from north_lightning.sampling.pool import SamplerPool
 from north_lightning.sandbox.scratch import delete_stale_scratch
 from north_lightning.tasks import image_of
-from north_lightning.types import RootFileSystem, SamplingParams, Task
+from north_lightning.types import Count, Fraction, NotNegative, RootFileSystem, SamplingParams, Task
 
 
 def roots_of(task: Task) -> set[RootFileSystem]:
@@ -110,10 +110,10 @@ class RolloutSettings(AttemptSettings):
         reasoning: Whether the model thinks before it acts; as in supervised fine-tuning.
     """
 
-    max_turn_tokens: int
-    max_context_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
+    max_turn_tokens: Count
+    max_context_tokens: Count
+    temperature: NotNegative = 1.0
+    top_p: Fraction = 1.0
     reasoning: bool = False
 
     def check_server(self, max_model_len: int) -> None:

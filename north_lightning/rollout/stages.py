@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from north_lightning.errors import ConfigError, InfrastructureError, NorthError
-from north_lightning.types import Task, TaskStep
+from north_lightning.types import Positive, Task, TaskStep
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ class Timeouts:
         close_s: Closing a session or a sandbox.
     """
 
-    open_s: float = 60.0
-    sample_s: float = 600.0
-    act_s: float = 180.0
-    snapshot_s: float = 60.0
-    verify_s: float = 300.0
-    close_s: float = 30.0
+    open_s: Positive = 60.0
+    sample_s: Positive = 600.0
+    act_s: Positive = 180.0
+    snapshot_s: Positive = 60.0
+    verify_s: Positive = 300.0
+    close_s: Positive = 30.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

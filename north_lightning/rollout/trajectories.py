@@ -23,7 +23,7 @@ from north_lightning.rollout.settings import AttemptSettings
 from north_lightning.tasks import image_of, load_task_sets, solution_steps
 from north_lightning.tasks.names import Split
 from north_lightning.tasks.single_turn import Question, command_question, verify_commands, word_question
-from north_lightning.types import Conversation, Rollout, Task
+from north_lightning.types import Conversation, Count, Fraction, Rollout, Task, Whole
 
 # A first look that the task does not need: real trajectories have such turns, and RL learns to leave them out.
 LOOK_AROUND = {"terminal": ("terminal", {"keystrokes": "ls"}), "swe": ("bash", {"command": "ls"})}
@@ -33,10 +33,10 @@ def record_trajectories(
     task_sets: list[Path],
     output_dir: Path,
     rollouts: AttemptSettings,
-    look_around_fraction: float = 0.15,
-    concurrency: int = 8,
+    look_around_fraction: Fraction = 0.15,
+    concurrency: Count = 8,
     seed: int = 0,
-    num_questions: int = 0,
+    num_questions: Whole = 0,
     split: Split = "train",
 ) -> None:
     """Record a trajectory of every task, and verified single-turn questions beside them.

@@ -22,6 +22,7 @@ import httpx
 from north_lightning.errors import ConfigError, WeightPushError
 from north_lightning.sampling.sidecar import free_port, is_loopback
 from north_lightning.sampling.transport import BUCKET_BYTES, HTTPTransport, PrefixCache, ServersFailed, in_buckets, post
+from north_lightning.types import Count, NotNegative, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,11 +47,11 @@ class NCCLTransport(HTTPTransport):
     def __init__(
         self,
         urls: str | Sequence[str],
-        timeout_s: float = 300.0,
+        timeout_s: Positive = 300.0,
         prefix_cache: PrefixCache = "cleared",
-        probe_tolerance: float = 0.02,
+        probe_tolerance: NotNegative = 0.02,
         master_address: str = "127.0.0.1",
-        master_port: int | None = None,
+        master_port: Count | None = None,
         trusted_network: bool = False,
     ) -> None:
         if not (is_loopback(master_address) or trusted_network):

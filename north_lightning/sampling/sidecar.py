@@ -33,6 +33,7 @@ from north_lightning.errors import ConfigError, SidecarError, TokenizerError
 from north_lightning.sampling.vllm_plugin import BACKEND
 from north_lightning.sandbox.memory_kills import how_it_ended, num_memory_kills
 from north_lightning.sandbox.scratch import Scratch
+from north_lightning.types import Count, Positive
 
 HOST = "127.0.0.1"
 BACKENDS = {"shared_memory": BACKEND, "nccl": "nccl"}
@@ -84,15 +85,15 @@ class Sidecar:
         model_dir: str | Path,
         log_path: str | Path,
         *,
-        max_model_len: int = 4096,
-        max_num_seqs: int = 64,
-        num_threads: int = 1,
-        kv_cache_gib: float | None = 0.5,
+        max_model_len: Count = 4096,
+        max_num_seqs: Count = 64,
+        num_threads: Count = 1,
+        kv_cache_gib: Positive | None = 0.5,
         dtype: str = "float32",
         prefix_caching: bool = True,
-        vocab_size: int | None = None,
+        vocab_size: Count | None = None,
         eos_token_id: int | None = None,
-        start_timeout_s: float = 300.0,
+        start_timeout_s: Positive = 300.0,
         environment: Mapping[str, str] | None = None,
         extra_args: Sequence[str] = (),
         weight_transfer: Literal["shared_memory", "nccl"] = "shared_memory",

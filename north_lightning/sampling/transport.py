@@ -26,6 +26,7 @@ import httpx
 
 from north_lightning.errors import ConfigError, WeightPushError
 from north_lightning.interfaces import WeightTransport
+from north_lightning.types import NotNegative, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -203,10 +204,10 @@ class SharedMemoryTransport(HTTPTransport):
     def __init__(
         self,
         urls: str | Sequence[str],
-        timeout_s: float = 60.0,
-        max_staged_gib: float | None = None,
+        timeout_s: Positive = 60.0,
+        max_staged_gib: Positive | None = None,
         prefix_cache: PrefixCache = "cleared",
-        probe_tolerance: float = 0.02,
+        probe_tolerance: NotNegative = 0.02,
     ) -> None:
         super().__init__(urls, timeout_s, prefix_cache, probe_tolerance)
         self.max_staged_bytes = math.inf if max_staged_gib is None else max_staged_gib * 2**30

@@ -32,7 +32,7 @@ from north_lightning.sandbox.command import ENVIRONMENT
 from north_lightning.sandbox.executed import FOLDER, ExecutedProcess, start_executed
 from north_lightning.sandbox.layers import BoundedEntry, unpack
 from north_lightning.sandbox.programs import ProgramSandbox
-from north_lightning.types import CommandResult, RootFileSystem
+from north_lightning.types import CommandResult, Count, Positive, RootFileSystem
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +86,14 @@ class HarborProvider(SandboxProvider):
         settings: dict[str, Any] | None = None,
         user: str | None = None,
         network: bool = False,
-        cpus: float | None = None,
-        memory_mib: int | None = None,
-        storage_mib: int | None = None,
-        max_work_bytes: int = 512 * MIB,
-        max_files: int = 100_000,
-        max_file_bytes: int = 256 * MIB,
-        max_output_bytes: int = MIB,
-        build_timeout_s: float = 600.0,
+        cpus: Positive | None = None,
+        memory_mib: Count | None = None,
+        storage_mib: Count | None = None,
+        max_work_bytes: Count = 512 * MIB,
+        max_files: Count = 100_000,
+        max_file_bytes: Count = 256 * MIB,
+        max_output_bytes: Count = MIB,
+        build_timeout_s: Positive = 600.0,
     ) -> None:
         self.environment = environment
         self.image = image

@@ -21,7 +21,7 @@ from north_lightning.interfaces import SandboxProvider
 from north_lightning.sandbox.programs import ProgramSandbox
 from north_lightning.sandbox.slots import UIDS_PER_PROCESS, Host, Slot
 from north_lightning.sandbox.trees import Allowance, copy_tree
-from north_lightning.types import RootFileSystem
+from north_lightning.types import Count, RootFileSystem
 
 T = TypeVar("T")
 
@@ -61,15 +61,15 @@ class LocalProvider(SandboxProvider):
 
     def __init__(
         self,
-        memory_bytes: int = 4096 * MIB,
-        max_processes: int = 256,
-        max_file_bytes: int = 256 * MIB,
-        max_work_bytes: int = 512 * MIB,
-        max_files: int = 100_000,
-        max_output_bytes: int = MIB,
-        max_slots: int = 256,
+        memory_bytes: Count = 4096 * MIB,
+        max_processes: Count = 256,
+        max_file_bytes: Count = 256 * MIB,
+        max_work_bytes: Count = 512 * MIB,
+        max_files: Count = 100_000,
+        max_output_bytes: Count = MIB,
+        max_slots: Count = 256,
         root: Path | None = None,
-        first_uid: int = 700_000,
+        first_uid: Count = 700_000,
     ) -> None:
         self.memory_bytes = memory_bytes
         self.max_processes = max_processes

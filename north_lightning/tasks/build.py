@@ -17,6 +17,7 @@ from north_lightning.tasks.harbor import is_written_here, write_task
 from north_lightning.tasks.names import Split
 from north_lightning.tasks.software import software_task
 from north_lightning.tasks.terminal import terminal_task
+from north_lightning.types import Count, Whole
 from north_lightning.untrusted import check_name
 
 GENERATORS = {"terminal": terminal_task, "swe": software_task}
@@ -37,8 +38,8 @@ class TaskSetSettings:
     name: str
     environment: Literal["terminal", "swe"]
     split: Split
-    count: int
-    first: int = 0
+    count: Count
+    first: Whole = 0
 
 
 def build_task_sets(output_dir: Path, sets: list[TaskSetSettings], seed: int = 0) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from north_lightning.errors import ConfigError, VerifierError
 from north_lightning.interfaces import RewardVerifier, SandboxProvider
-from north_lightning.types import Reward, Rollout, Task
+from north_lightning.types import Count, Positive, Reward, Rollout, Task, Whole
 from north_lightning.verifiers.checked import checked_reward
 from north_lightning.verifiers.loops import has_loop
 
@@ -38,7 +38,7 @@ class Part:
 
     verifier: RewardVerifier
     weight: float = 1.0
-    timeout_s: float | None = None
+    timeout_s: Positive | None = None
 
     def __post_init__(self) -> None:
         if self.timeout_s is not None and not self.timeout_s > 0:
@@ -104,7 +104,7 @@ class LengthPenalty(RewardVerifier):
         max_tokens: From here on it costs 1.
     """
 
-    def __init__(self, free_tokens: int, max_tokens: int) -> None:
+    def __init__(self, free_tokens: Whole, max_tokens: Count) -> None:
         if not 0 <= free_tokens < max_tokens:
             raise ConfigError(
                 f"free_tokens: expected 0 or more and less than max_tokens, {max_tokens}, got {free_tokens}"

@@ -50,7 +50,16 @@ from north_lightning.sandbox.scratch import Scratch
 from north_lightning.sandbox.upload import upload
 from north_lightning.tasks import image_of
 from north_lightning.tasks.logs import PARSERS
-from north_lightning.types import CommandResult, Reward, Rollout, RootFileSystem, Task, VerifierEnvironment
+from north_lightning.types import (
+    CommandResult,
+    Count,
+    Positive,
+    Reward,
+    Rollout,
+    RootFileSystem,
+    Task,
+    VerifierEnvironment,
+)
 from north_lightning.verifiers.frameworks import PYTEST, Framework, framework_of
 from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
 
@@ -89,9 +98,9 @@ class UnitTestVerifier(RewardVerifier):
 
     def __init__(
         self,
-        timeout_s: float = 60.0,
+        timeout_s: Positive = 60.0,
         python: str = "/usr/bin/python3",
-        max_snapshot_mib: int = 256,
+        max_snapshot_mib: Count = 256,
         variables: list[str] | None = None,
     ) -> None:
         self.timeout_s = timeout_s

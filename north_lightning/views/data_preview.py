@@ -16,12 +16,14 @@ from rich.text import Text
 from north_lightning.chat import NorthTokenizer
 from north_lightning.data.sft import SFTDataModule
 from north_lightning.errors import ConfigError, printable
-from north_lightning.types import PackedBatch
+from north_lightning.types import Count, PackedBatch, Whole
 
 TRAINED, CONTEXT = "bold green", "bright_black"
 
 
-def preview_data(data: SFTDataModule, row: int = 0, rows_per_step: int = 1, max_tokens: int | None = 2000) -> None:
+def preview_data(
+    data: SFTDataModule, row: Whole = 0, rows_per_step: Count = 1, max_tokens: Count | None = 2000
+) -> None:
     """Print one row of the training.
 
     Args:

@@ -20,6 +20,7 @@ from rich.console import Console
 from north_lightning.data.sft import SFTDataModule
 from north_lightning.data.stream import Pass
 from north_lightning.errors import ConfigError
+from north_lightning.types import Count
 from north_lightning.views.charts import bar_chart, histogram
 
 LEAK_REASONS = ("leak", "duplicate")
@@ -29,7 +30,7 @@ LEAK_REASONS = ("leak", "duplicate")
 def report_data(
     data: SFTDataModule,
     output_dir: Path = Path("runs/data"),
-    rows_per_step: int = 8,
+    rows_per_step: Count = 8,
     filter_account: Path | None = None,
 ) -> None:
     """Read, filter, tokenise and plan, then write ``data.json`` and ``data.html``.

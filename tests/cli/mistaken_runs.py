@@ -63,7 +63,7 @@ def sidecar() -> dict[str, Any]:
 
 
 def base_config(kind: str, inputs: Path, out: Path) -> dict[str, Any]:
-    """A config that ``kind`` (sft, rl, predict, or a utility command) accepts; everything it writes is under ``out``."""
+    """A config that ``kind`` (sft, rl, predict, or a utility) accepts; everything it writes is under ``out``."""
     tasks = [str(inputs / "tasks" / "terminal"), str(inputs / "tasks" / "swe")]
     checkpoint = str(inputs / "checkpoint")
     if kind in ("sft", "validate"):
@@ -172,7 +172,7 @@ def rl_config(tasks: list[str], checkpoint: str, out: Path) -> dict[str, Any]:
 def edit(config: dict[str, Any], path: str, value: Any) -> None:
     """Set the key at ``path``, such as ``producer.rollouts.max_turn_tokens``; the last key is new, or replaced.
 
-    ``model``, ``data`` and the callbacks of RL by their short names are entered at their ``init_args``. ``...`` deletes,
+    ``model``, ``data`` and callbacks of RL by their short names are entered at their ``init_args``. ``...`` deletes,
     and a path that ends in ``+`` appends.
     """
     first, *keys = path.split(".")

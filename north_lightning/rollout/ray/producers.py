@@ -26,6 +26,7 @@ from north_lightning.rollout.producer import START_TIMEOUT_S, FailurePolicy, Pro
 from north_lightning.rollout.ray.cluster import as_here, connect
 from north_lightning.rollout.ray.queue import RayQueue
 from north_lightning.rollout.schedule import TaskSchedule
+from north_lightning.types import Count, Positive
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ class RayProducers:
         num_cpus: Reserved for each.
     """
 
-    num_producers: int = 2
-    num_cpus: float = 1.0
+    num_producers: Count = 2
+    num_cpus: Positive = 1.0
 
     def __post_init__(self) -> None:
         if self.num_producers < 1:
