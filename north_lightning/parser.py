@@ -46,6 +46,7 @@ UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'|unrecognized argumen
 UNKNOWN_CLASS = re.compile(r"class_path '([\w.]+)\.(\w+)':?\s+module '[^']+' has no attribute")
 UNKNOWN_SHORT_NAME = re.compile(r"Expected a dot import path string: (\w+)")
 EXPECTED_CLASSES = re.compile(r"<class '([\w.]+)\.(\w+)'>|(\w[\w.]*)\.(\w+)(?=[\],])")
+BOUNDS = {"greater than or equal to": "at least", "less than or equal to": "at most", "greater than": "more than"}
 CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
 
 
@@ -123,8 +124,10 @@ def _check_value(value: Any, hint: Any, path: str) -> None:
     try:
         TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
-        expected = error.errors()[0]["msg"].replace("Input should be", "expected a number")
-        raise ConfigError(f"{path}: {expected}, got {value}") from None
+        expected = error.errors()[0]["msg"].removeprefix("Input should be ")
+        for words, shorter in BOUNDS.items():
+            expected = expected.replace(words, shorter)
+        raise ConfigError(f"{path}: expected {expected}, got {value}") from None
 
 
 def _hints_of(class_path: str | None, hint: Any) -> dict[str, Any]:
