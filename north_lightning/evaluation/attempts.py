@@ -113,10 +113,12 @@ def task_digest(task: Task) -> str:
 
 
 def weights_digest(checkpoint: Path) -> str:
-    """Of a checkpoint's safetensors shards; the first 16 hex digits of a SHA-256."""
+    """Of a checkpoint's safetensors shards, config.json and tokenizer.json: the first 16 hex digits of a SHA-256."""
     digest = sha256()
-    for shard in sorted(checkpoint.glob("*.safetensors")):
-        digest.update(shard.read_bytes())
+    for file in sorted(
+        [*checkpoint.glob("*.safetensors"), *checkpoint.glob("config.json"), *checkpoint.glob("tokenizer.json")]
+    ):
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 

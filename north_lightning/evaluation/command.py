@@ -17,6 +17,7 @@ from north_lightning.errors import CheckpointError, ConfigError
 from north_lightning.evaluation.attempts import Attempt
 from north_lightning.evaluation.each import attempt_with_each, attempt_with_servers
 from north_lightning.evaluation.serve import SidecarFactory
+from north_lightning.evaluation.statistics import holm
 from north_lightning.evaluation.summary import breakdown, compare, summarise
 from north_lightning.rollout import ChatServer
 from north_lightning.rollout.settings import RolloutSettings
@@ -78,20 +79,24 @@ def evaluate(
             raise ConfigError("sidecar: expected a vLLM server to serve the checkpoints, got none")
         results |= attempt_with_each(checkpoints, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed)
     results |= attempt_with_servers(servers, tasks, rollouts, logs[0], num_samples, concurrency, seed)
-    summary = _summary(results, baseline)
+    repositories = {task.id: str(task.metadata["repository"]) for task in tasks if "repository" in task.metadata}
+    summary = _summary(results, baseline, repositories)
     (output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     _print(summary, baseline)
 
 
-def _summary(results: dict[str, list[Attempt]], baseline: str | None) -> dict[str, Any]:
+def _summary(results: dict[str, list[Attempt]], baseline: str | None, repositories: dict[str, str]) -> dict[str, Any]:
     summary: dict[str, Any] = {"checkpoints": {}, "paired": {}}
     for name, attempts in results.items():
-        summary["checkpoints"][name] = summarise(attempts) | {
+        summary["checkpoints"][name] = summarise(attempts, repositories) | {
             "by_environment": breakdown(attempts, lambda attempt: attempt.environment),
             "by_family": breakdown(attempts, lambda attempt: attempt.family),
         }
         if baseline is not None and name != baseline:
-            summary["paired"][f"{name} - {baseline}"] = compare(results[baseline], attempts)
+            summary["paired"][f"{name} - {baseline}"] = compare(results[baseline], attempts, repositories)
+    gains = summary["paired"].values()
+    for gain, adjusted in zip(gains, holm([gain["p_value"] for gain in gains]), strict=True):
+        gain["p_value_holm"] = adjusted
     return summary
 
 
@@ -104,8 +109,19 @@ def _print(summary: dict[str, Any], baseline: str | None) -> None:
     for metric in TABLE_ROWS:
         values = [row.get(metric) for row in rows.values()]
         table.add_row(metric, *("–" if value is None else f"{value:.3f}" for value in values))
+        intervals = [row.get(f"{metric}_ci95") for row in rows.values()]
+        if any(intervals):
+            table.add_row(
+                "  95% interval", *("–" if one is None else f"{one[0]:.3f} to {one[1]:.3f}" for one in intervals)
+            )
     console = Console()
     console.print(table)
     for pair, gain in summary["paired"].items():
         low, high = gain["ci95"]
-        console.print(f"{pair}: pass@1 {gain['pass@1']:+.3f}, 95% interval [{low:+.3f}, {high:+.3f}], paired by task")
+        effect = gain["minimal_detectable_effect"]
+        found = "no effect reliably" if effect is None else f"an effect of {effect:.3f} with 80% probability"
+        console.print(
+            f"{pair}: pass@1 {gain['pass@1']:+.3f}, 95% interval {low:+.3f} to {high:+.3f}, p = {gain['p_value']:.2g} "
+            f"({gain['p_value_holm']:.2g} adjusted for {len(summary['paired'])} comparisons); "
+            f"{gain['num_tasks']} tasks in {gain['num_clusters']} clusters find {found}"
+        )

@@ -1,8 +1,9 @@
 """Statistics of benchmark results: pure functions of numbers.
 
-In: scores per task. Out: estimates with intervals and p-values. The unit of resampling is the task (or a cluster of
-tasks, such as a repository), because the attempts at one task are not independent of each other. Nothing here knows
-what an attempt is, and nothing draws a random number without a seed.
+In: scores per task. Out: 95% intervals, p-values and the effect a comparison can find. The unit is the task, or the
+cluster of tasks (a repository) where there is one, because attempts at one task and tasks of one repository are not
+independent of each other. Nothing here knows what an attempt is, and the same input gives the same numbers.
+``tests/benchmarks/bench_statistics.py`` measures how often the intervals cover and how often the effect is found.
 """
 
 from __future__ import annotations
@@ -10,33 +11,28 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from functools import cache
 
 import numpy as np
 
 Interval = tuple[float, float]
 
-MAX_EXACT_UNITS = 16
-"""Up to so many units with a difference, every sign pattern is looked at; beyond, random ones."""
-
-CHUNK = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean with its standard error and two-sided interval."""
-
-    mean: float
-    standard_error: float
-    interval: Interval
+CONFIDENCE, POWER = 0.95, 0.8
+MAX_EXACT_UNITS = 15
+"""Up to this number of units, all their halves are looked at; beyond, ``NUM_HALVES`` random ones."""
+NUM_HALVES = 4999
+NUM_STUDIES = 200
+"""Simulated studies behind a minimal detectable effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairedComparison:
     """Second minus first, paired by task.
 
-    ``p_value`` is two-sided. ``minimal_detectable_effect`` is the true difference this comparison would find with a
-    probability of 80% at the 5% level: a benchmark cannot tell smaller gains from noise.
+    ``p_value`` is two-sided, and at most 0.05 where the 95% ``interval`` leaves 0 out: both are of one test.
+    ``minimal_detectable_effect`` is the true difference this test finds with a probability of 80%; smaller gains cannot
+    be told from noise. Interval and effect are infinite below six units, which can never reach p = 0.05; so is the
+    effect where all units differ alike.
     """
 
     difference: float
@@ -62,119 +58,59 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - math.prod(1.0 - k / i for i in range(num_samples - num_correct + 1, num_samples + 1))
 
 
-def wilson_interval(num_successes: int, num_trials: int, confidence: float = 0.95) -> Interval:
-    """Score interval of a proportion (Wilson 1927), for independent trials."""
-    if num_trials < 1 or not 0 <= num_successes <= num_trials:
-        raise ValueError(f"expected 0 <= num_successes <= num_trials and a trial, got {num_successes} of {num_trials}")
-    z = _two_sided_quantile(confidence)
-    share = num_successes / num_trials
-    centre = share + z * z / (2 * num_trials)
-    half = z * math.sqrt(share * (1 - share) / num_trials + z * z / (4 * num_trials**2))
-    scale = 1 + z * z / num_trials
-    low = 0.0 if num_successes == 0 else (centre - half) / scale
-    high = 1.0 if num_successes == num_trials else (centre + half) / scale
-    return low, high
+def rate_interval(rates: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Interval:
+    """95% interval of the mean of one rate per task, such as a task's share of solved attempts.
 
-
-def mean_with_interval(
-    values: Sequence[float], clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
-) -> Estimate:
-    """Mean of one value per task, with the normal interval ``mean +- z SD / sqrt(n)``.
-
-    With ``clusters`` (one label per value) the standard error is the cluster-robust one over ``G`` clusters,
-    ``sqrt(G / (G - 1) sum_g (sum_{i in g} (x_i - mean))^2) / n``: the plain one when every cluster has one value.
+    A score interval (Wilson 1927) with the variance that the data show in place of the binomial one, and Student's t in
+    place of z. The variance is the jackknife's over clusters (CR3), over its bias under equal correlation within them
+    (https://doi.org/10.1162/REST_a_00552); t has ``G* - 1/2`` degrees of freedom: the effective number of clusters
+    ``G* = n^2 / sum_g n_g^2`` is small where one repository holds most tasks.
     """
-    data = _finite("values", values)
-    mean = float(data.mean())
-    standard_error = _standard_error(data, clusters)
-    half = _two_sided_quantile(confidence) * standard_error
-    return Estimate(mean, standard_error, (mean - half, mean + half))
-
-
-def mean_over_seeds(
-    scores: Sequence[Sequence[float]], clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
-) -> Estimate:
-    """The headline number: ``scores[task][seed]`` averaged over a task's seeds first, then over tasks.
-
-    The interval is for other tasks *and* other seeds: a task's mean varies by both. Tasks may differ in the number of
-    seeds.
-    """
-    if any(len(row) == 0 for row in scores):
-        raise ValueError("scores: expected at least one seed for every task")
-    return mean_with_interval([float(np.mean(row)) for row in scores], clusters, confidence)
+    data = _finite("rates", rates)
+    if data.min() < 0 or data.max() > 1:
+        raise ValueError(f"rates: expected numbers from 0 to 1, got {rates!r}")
+    sums, sizes = _units(data, clusters)
+    if len(sums) == 1:
+        return 0.0, 1.0
+    num, mean = len(data), float(data.mean())
+    binomial = num * mean * (1 - mean)
+    variance = float(np.sum(_jackknife_residuals(sums, sizes) ** 2)) / _jackknife_bias(data, sums, sizes)
+    # Half a task's worth of the binomial variance keeps a handful of solved attempts from looking certain.
+    design_effect = (variance + 0.5) / (binomial + 0.5)
+    freedom = num**2 / float(np.sum(sizes**2)) - 0.5
+    z2 = student_t_quantile((1 + CONFIDENCE) / 2, freedom) ** 2 * design_effect / num
+    half = math.sqrt(z2 * mean * (1 - mean) + z2 * z2 / 4)
+    return max(0.0, (mean + z2 / 2 - half) / (1 + z2)), min(1.0, (mean + z2 / 2 + half) / (1 + z2))
 
 
 def paired_comparison(
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    clusters: Sequence[Hashable] | None = None,
-    num_resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None
 ) -> PairedComparison:
     """Whether ``second`` differs from ``first``; both hold one score per task, in the same order.
 
-    The interval is the percentile bootstrap over tasks, the p-value a sign-flip permutation test; with ``clusters``
-    both resample whole clusters. The same seed gives the same result.
+    The test flips the signs of whole units (Fisher's randomization test for pairs; with clusters, the restricted wild
+    cluster bootstrap of https://doi.org/10.1162/rest.90.3.414 with Rademacher weights): its level is exact for
+    symmetric differences, for any sizes of the clusters and any correlation within them. Inverted, it is an interval:
+    a flip rejects the differences outside the means of the flipped and the other units (Hartigan 1969, typical values).
     """
     if len(first) != len(second):
         raise ValueError(f"expected the same tasks on both sides, got {len(first)} and {len(second)}")
-    differences = _finite("second - first", np.subtract(second, first))
+    data = _finite("second - first", np.subtract(second, first))
+    sums, sizes = _units(data, clusters)
+    rng = np.random.default_rng(0)
+    halves = _halves(len(sums), rng)
+    low, high = _half_means(sums[None], sizes, halves)
+    # The same test of other studies like this one: its own residuals, with random signs.
+    residuals = _jackknife_residuals(sums, sizes)
+    lowest, _ = _half_means(rng.choice([-1.0, 1.0], size=(NUM_STUDIES, len(sums))) * residuals, sizes, halves)
+    effect = float(np.quantile(-_limit(lowest), POWER, method="higher")) if residuals.any() else math.inf
     return PairedComparison(
-        difference=float(differences.mean()),
-        interval=bootstrap_interval(differences, clusters, num_resamples, confidence, seed),
-        p_value=sign_flip_p_value(differences, clusters, num_resamples, seed),
-        minimal_detectable_effect=minimal_detectable_effect(_standard_error(differences, clusters)),
-        num_tasks=len(differences),
+        difference=float(data.mean()),
+        interval=(float(_limit(low)[0]), -float(_limit(-high)[0])),
+        p_value=float(_p_values(low, high)[0]) if sums.any() else 1.0,
+        minimal_detectable_effect=effect,
+        num_tasks=len(data),
     )
-
-
-def bootstrap_interval(
-    values: Sequence[float] | np.ndarray,
-    clusters: Sequence[Hashable] | None = None,
-    num_resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap interval of the mean; whole clusters are drawn where there are any."""
-    sums, counts = _units(_finite("values", values), clusters)
-    rng = np.random.default_rng(seed)
-    means = []
-    for start in range(0, num_resamples, CHUNK):
-        drawn = rng.integers(len(sums), size=(min(CHUNK, num_resamples - start), len(sums)))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def sign_flip_p_value(
-    differences: Sequence[float] | np.ndarray,
-    clusters: Sequence[Hashable] | None = None,
-    num_resamples: int = 10_000,
-    seed: int = 0,
-) -> float:
-    """Two-sided p-value of "the differences are symmetric about 0" (Fisher's randomisation test for pairs).
-
-    Exact over all sign patterns for few units, otherwise from random patterns with the observed one counted in, so
-    that it is never 0.
-    """
-    sums, _ = _units(_finite("differences", differences), clusters)
-    sums = sums[sums != 0]
-    if len(sums) == 0:
-        return 1.0
-    # Sums that are equal on paper may differ by rounding, also where large terms cancel.
-    observed = abs(sums.sum()) - 1e-9 * np.abs(sums).sum()
-    if len(sums) <= MAX_EXACT_UNITS:
-        patterns = np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1
-        return float(np.mean(np.abs((1 - 2 * patterns) @ sums) >= observed))
-    rng = np.random.default_rng(seed)
-    extreme = 0
-    for start in range(0, num_resamples, CHUNK):
-        signs = 1 - 2 * rng.integers(2, size=(min(CHUNK, num_resamples - start), len(sums)))
-        extreme += int(np.sum(np.abs(signs @ sums) >= observed))
-    return (1 + extreme) / (1 + num_resamples)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -190,17 +126,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def minimal_detectable_effect(standard_error: float, significance: float = 0.05, power: float = 0.8) -> float:
-    """The true difference that a two-sided z-test with this standard error finds with probability ``power``."""
-    if standard_error < 0 or not 0 < power < 1:
-        raise ValueError(f"expected standard_error >= 0 and 0 < power < 1, got {standard_error} and {power}")
-    return (_two_sided_quantile(1 - significance) + NormalDist().inv_cdf(power)) * standard_error
-
-
-def _two_sided_quantile(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence}")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
+@cache
+def student_t_quantile(probability: float, freedom: float) -> float:
+    """Quantile of Student's t for a probability from 0.5, by integration over the angle ``atan(t / sqrt(freedom))``."""
+    angle = np.linspace(0.0, np.pi / 2, 100_001)
+    density = np.cos(angle) ** (max(freedom, 1.0) - 1)
+    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(freedom) * math.tan(np.interp(2 * probability - 1, mass / mass[-1], angle))
 
 
 def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -211,7 +143,7 @@ def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _units(data: np.ndarray, clusters: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the values in each unit that is drawn or flipped as a whole."""
+    """Sum and number of the values in each unit."""
     if clusters is None:
         return data, np.ones(len(data))
     if len(clusters) != len(data):
@@ -221,10 +153,56 @@ def _units(data: np.ndarray, clusters: Sequence[Hashable] | None) -> tuple[np.nd
     return np.bincount(labels, weights=data), np.bincount(labels).astype(np.float64)
 
 
-def _standard_error(data: np.ndarray, clusters: Sequence[Hashable] | None) -> float:
-    """Of the mean; infinite for a single unit, which says nothing about the others."""
-    residuals, _ = _units(data - data.mean(), clusters)
-    num_units = len(residuals)
-    if num_units == 1:
-        return math.inf
-    return math.sqrt(num_units / (num_units - 1) * float(np.sum(residuals**2))) / len(data)
+def _jackknife_residuals(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """What each unit's sum differs from the others' mean, ``r_g / (1 - n_g / n)``; infinite for a single unit."""
+    if len(sums) == 1:
+        return np.full(1, np.inf)
+    return (sums - sizes * sums.sum() / sizes.sum()) / (1 - sizes / sizes.sum())
+
+
+def _jackknife_bias(data: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> float:
+    """Expected sum of the squared residuals over the variance of the total, at the correlation within the clusters that
+    the analysis of variance shows."""
+    num, num_units, squares = len(data), len(sums), float(np.sum(sums**2 / sizes))
+    correlation = 0.0
+    if num > num_units:
+        within = max(0.0, float(np.sum(data**2)) - squares) / (num - num_units)
+        between = squares - num * data.mean() ** 2 - (num_units - 1) * within
+        excess = max(0.0, float(between)) / (num - float(np.sum(sizes**2)) / num)
+        correlation = excess / max(excess + within, 1e-300)
+    shares, variances = sizes / num, sizes * (1 + (sizes - 1) * correlation)
+    total = variances.sum()
+    return float(np.sum((variances * (1 - 2 * shares) + shares**2 * total) / (1 - shares) ** 2) / total)
+
+
+def _halves(num_units: int, rng: np.random.Generator) -> np.ndarray:  # [halves, units], 1 where a unit is in the half
+    """Ways to split the units in two, the one that leaves a side empty apart; a split and its mirror image are one."""
+    if num_units > MAX_EXACT_UNITS:
+        return rng.integers(2, size=(NUM_HALVES, num_units)).astype(np.float64)
+    return (np.arange(1, 2 ** (num_units - 1))[:, None] >> np.arange(num_units) & 1).astype(np.float64)
+
+
+def _half_means(sums: np.ndarray, sizes: np.ndarray, halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The smaller and the larger mean of the two sides of every split, for every row of ``sums``: [rows, halves]."""
+    num = halves @ sizes
+    inside = sums @ halves.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = inside / num, (sums.sum(axis=1, keepdims=True) - inside) / (sizes.sum() - num)
+    empty = (num == 0) | (num == sizes.sum())
+    return np.where(empty, -np.inf, np.minimum(*means)), np.where(empty, np.inf, np.maximum(*means))
+
+
+def _limit(lows: np.ndarray) -> np.ndarray:
+    """Lower end of the interval from the smaller means of each row: below it, p is at most 1 - CONFIDENCE."""
+    rejected = math.floor((1 - CONFIDENCE) * (1 + lows.shape[1]) + 1e-9) - 1
+    if rejected < 0:
+        return np.full(len(lows), -np.inf)
+    return np.partition(lows, rejected, axis=1)[:, rejected]
+
+
+def _p_values(lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
+    """Mid-p-value of no difference from the half means of each row; the observed signs count in full."""
+    rounding = 1e-9 * np.abs(np.where(np.isfinite(highs), highs, 0.0)).max(axis=1, keepdims=True, initial=0.0)
+    beyond = np.sum((lows < -rounding) & (highs > rounding), axis=1)
+    ties = np.sum((lows <= rounding) & (highs >= -rounding), axis=1) - beyond
+    return (1 + beyond + ties / 2) / (1 + lows.shape[1])

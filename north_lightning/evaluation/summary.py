@@ -1,20 +1,21 @@
 """Numbers of an evaluation from its attempts.
 
-In: attempts. Out: per checkpoint the pass rates and trajectory metrics, and paired comparisons between two checkpoints.
-Means are over tasks first, so a task with more attempts does not weigh more. Attempts that failed outside the model
-count in ``num_errors`` and nowhere else.
+In: attempts, and which tasks share a repository. Out: per checkpoint the pass rates and trajectory metrics, and paired
+comparisons between two checkpoints. Every mean and rate averages a task's attempts first and tasks then, so that a task
+with more attempts does not weigh more; a rate per turn or per concluded attempt is a ratio of two such means. Attempts
+that failed outside the model count in ``num_errors`` and nowhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from north_lightning.errors import DataError
 from north_lightning.evaluation.attempts import Attempt
-from north_lightning.evaluation.statistics import paired_comparison, pass_at_k
+from north_lightning.evaluation.statistics import paired_comparison, pass_at_k, rate_interval
 
 
 def by_task(attempts: Iterable[Attempt]) -> dict[str, list[Attempt]]:
@@ -26,32 +27,43 @@ def by_task(attempts: Iterable[Attempt]) -> dict[str, list[Attempt]]:
     return groups
 
 
-def summarise(attempts: Sequence[Attempt], ks: Sequence[int] = (1, 8)) -> dict[str, Any]:
-    """Metrics of one checkpoint; ``pass@k`` only where every task has at least ``k`` scored attempts."""
+def summarise(
+    attempts: Sequence[Attempt], repositories: Mapping[str, str] | None = None, ks: Sequence[int] = (1, 8)
+) -> dict[str, Any]:
+    """Metrics of one checkpoint; ``pass@k`` only where every task has at least ``k`` scored attempts.
+
+    ``repositories`` (task id -> name) are the clusters of the 95% intervals ``pass@k_ci95``.
+    """
     tasks = by_task(attempts)
     if not tasks:
         raise DataError("no scored attempts to summarise")
     smallest = min(len(group) for group in tasks.values())
-    summary: dict[str, Any] = {
-        f"pass@{k}": _mean(pass_at_k(len(group), _num_solved(group), k) for group in tasks.values())
+    passed = {
+        f"pass@{k}": [pass_at_k(len(group), _num_solved(group), k) for group in tasks.values()]
         for k in ks
         if k <= smallest
     }
     scored = [attempt for group in tasks.values() for attempt in group]
-    solved = [attempt for attempt in scored if attempt.solved]
-    concluded = [attempt for attempt in scored if attempt.stop_reason == "finished"]
-    turns = sum(attempt.turns for attempt in scored)
-    return summary | {
-        "mean_reward": _mean(attempt.reward for attempt in scored if attempt.reward is not None),
-        "invalid_call_rate": sum(attempt.invalid_turns for attempt in scored) / max(1, turns),
-        "invalid_attempt_rate": _share(scored, lambda attempt: attempt.invalid_turns > 0),
-        "mean_turns": turns / len(scored),
-        "median_turns_solved": float(np.median([attempt.turns for attempt in solved])) if solved else None,
-        "mean_generated_tokens": _mean(attempt.generated_tokens for attempt in scored),
-        "loop_rate": _share(scored, lambda attempt: attempt.looped),
-        "conclusion_rate": len(concluded) / len(scored),
-        "false_success_rate": _share(concluded, lambda attempt: not attempt.solved),
-        "truncation_rate": _share(scored, lambda attempt: attempt.stop_reason in ("length", "context", "max_turns")),
+    solved_turns = [attempt.turns for attempt in scored if attempt.solved]
+
+    def mean(value: Callable[[Attempt], float]) -> float:
+        return _mean(_mean(map(value, group)) for group in tasks.values())
+
+    turns, concluded = mean(lambda one: one.turns), mean(_concluded)
+    return {name: _mean(rates) for name, rates in passed.items()} | {
+        **{
+            f"{name}_ci95": list(rate_interval(rates, _clusters(tasks, repositories))) for name, rates in passed.items()
+        },
+        "mean_reward": mean(lambda one: one.reward or 0.0),
+        "invalid_call_rate": mean(lambda one: one.invalid_turns) / max(1e-12, turns),
+        "invalid_attempt_rate": mean(lambda one: one.invalid_turns > 0),
+        "mean_turns": turns,
+        "median_turns_solved": float(np.median(solved_turns)) if solved_turns else None,
+        "mean_generated_tokens": mean(lambda one: one.generated_tokens),
+        "loop_rate": mean(lambda one: one.looped),
+        "conclusion_rate": concluded,
+        "false_success_rate": mean(lambda one: _concluded(one) and not one.solved) / max(1e-12, concluded),
+        "truncation_rate": mean(lambda one: one.stop_reason in ("length", "context", "max_turns")),
         "num_tasks": len(tasks),
         "num_attempts": len(scored),
         "num_errors": sum(attempt.error is not None for attempt in attempts),
@@ -69,24 +81,42 @@ def breakdown(attempts: Sequence[Attempt], key: Callable[[Attempt], str]) -> dic
     }
 
 
-def compare(before: Sequence[Attempt], after: Sequence[Attempt], seed: int = 0) -> dict[str, Any]:
-    """Paired by task: gain in pass@1 with its interval, and lengths on the attempts both solved."""
+def compare(
+    before: Sequence[Attempt], after: Sequence[Attempt], repositories: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Paired by task: gain in pass@1 with its interval, and lengths on the attempts both solved.
+
+    ``repositories`` are the clusters, as for ``summarise``. ``minimal_detectable_effect`` is None where no gain can be
+    told from noise.
+    """
     first, second = by_task(before), by_task(after)
     if first.keys() != second.keys():
         missing = sorted(first.keys() ^ second.keys())
         raise DataError(f"a paired comparison needs the same tasks on both sides; {missing[:3]} are on one side only")
     rates = [[_num_solved(group) / len(group) for group in side.values()] for side in (first, second)]
-    gain = paired_comparison(rates[0], rates[1], seed=seed)
+    gain = paired_comparison(rates[0], rates[1], _clusters(first, repositories))
     both = [task for task in first if _num_solved(first[task]) and _num_solved(second[task])]
+    effect = gain.minimal_detectable_effect
     return {
         "pass@1": gain.difference,
-        "ci95": list(gain.interval),
+        "ci95": [max(-1.0, gain.interval[0]), min(1.0, gain.interval[1])],
         "p_value": gain.p_value,
+        "minimal_detectable_effect": effect if effect <= 1 else None,
         "num_tasks": len(first),
+        "num_clusters": len(set(_clusters(first, repositories))),
         "seeds": sorted({attempt.seed for group in second.values() for attempt in group}),
         "turns_on_both_solved": [_solved_mean(side, both, "turns") for side in (first, second)],
         "generated_tokens_on_both_solved": [_solved_mean(side, both, "generated_tokens") for side in (first, second)],
     }
+
+
+def _clusters(tasks: Iterable[str], repositories: Mapping[str, str] | None) -> list[str]:
+    """A label per task: its repository, or the task itself."""
+    return [(repositories or {}).get(task, f"task {task}") for task in tasks]
+
+
+def _concluded(attempt: Attempt) -> bool:
+    return attempt.stop_reason == "finished"
 
 
 def _num_solved(attempts: Iterable[Attempt]) -> int:
@@ -94,13 +124,9 @@ def _num_solved(attempts: Iterable[Attempt]) -> int:
 
 
 def _solved_mean(side: dict[str, list[Attempt]], tasks: Sequence[str], field: str) -> float | None:
-    values = [getattr(attempt, field) for task in tasks for attempt in side[task] if attempt.solved]
-    return _mean(values) if values else None
+    means = [_mean(getattr(attempt, field) for attempt in side[task] if attempt.solved) for task in tasks]
+    return _mean(means) if means else None
 
 
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
-
-
-def _share(attempts: Sequence[Attempt], holds: Callable[[Attempt], bool]) -> float:
-    return sum(map(holds, attempts)) / max(1, len(attempts))

@@ -4,10 +4,19 @@ import asyncio
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from north_lightning.errors import ConfigError, DataError, SandboxError
-from north_lightning.evaluation.attempts import Attempt, append_attempts, attempt_of, read_attempts, task_digest
+from north_lightning.evaluation.attempts import (
+    Attempt,
+    append_attempts,
+    attempt_of,
+    read_attempts,
+    task_digest,
+    weights_digest,
+)
+from north_lightning.evaluation.command import _summary
 from north_lightning.evaluation.evaluate import Served, run_attempts
 from north_lightning.evaluation.summary import breakdown, compare, summarise
 from north_lightning.harnesses import ReActTerminalHarness
@@ -207,9 +216,91 @@ def test_a_comparison_is_paired_by_task_and_refuses_other_tasks():
     gain = compare(before, after)
     assert gain["pass@1"] == pytest.approx(0.5)
     assert gain["ci95"] == pytest.approx([0.5, 0.5])  # every task gains the same
+    assert gain["minimal_detectable_effect"] is None
+    assert gain["num_clusters"] == 8
     assert gain["seeds"] == [0, 1, 2, 3]
     with pytest.raises(DataError, match="same tasks"):
         compare(before, after[:-4])
+
+
+def test_a_task_with_more_attempts_does_not_weigh_more():
+    attempts = [
+        *(attempt("a", seed, 0.0, turns=8, invalid=4, stop_reason="max_turns") for seed in range(6)),
+        *(attempt("b", seed, float(seed > 0), turns=2) for seed in range(2)),
+    ]
+    summary = summarise(attempts, ks=(1, 2, 8))
+    assert summary["pass@1"] == pytest.approx((0 + 1 / 2) / 2)
+    assert summary["pass@2"] == pytest.approx((0 + 1) / 2)
+    assert "pass@8" not in summary
+    assert summary["mean_reward"] == pytest.approx((0 + 1 / 2) / 2)
+    assert summary["mean_turns"] == pytest.approx((8 + 2) / 2)
+    assert summary["invalid_call_rate"] == pytest.approx((4 + 0) / (8 + 2))
+    assert summary["conclusion_rate"] == summary["truncation_rate"] == summary["invalid_attempt_rate"] == 0.5
+    assert summary["false_success_rate"] == pytest.approx(1 / 2)
+
+
+def test_pass_at_k_waits_for_the_task_with_the_fewest_attempts():
+    attempts = [attempt(task, seed, 1.0) for task, count in (("a", 8), ("b", 7)) for seed in range(count)]
+    assert "pass@8" not in summarise(attempts)
+    assert summarise([*attempts, attempt("b", 7, 0.0)])["pass@8"] == 1.0
+
+
+def test_lengths_are_compared_on_the_solved_attempts_of_tasks_that_both_solved():
+    before = [attempt("a", 0, 1.0, turns=3), attempt("a", 1, 0.0, turns=50), attempt("b", 0, 1.0, turns=70)]
+    after = [attempt("a", 0, 1.0, turns=5), attempt("a", 1, 1.0, turns=7), attempt("b", 0, 0.0, turns=90)]
+    assert compare(before, after)["turns_on_both_solved"] == [3.0, 6.0]
+    assert compare(before[2:], after[2:])["turns_on_both_solved"] == [None, None]
+
+
+def test_tasks_of_one_repository_are_not_independent():
+    tasks = [f"{name}-{number}" for name in "abcdefgh" for number in range(5)]
+    repositories = {task: task[0] for task in tasks}
+    before = [attempt(task, 0, float(task[0] in "abcd")) for task in tasks]
+    after = [attempt(task, 0, float(task[0] in "abcdef")) for task in tasks]
+    alone, clustered = compare(before, after), compare(before, after, repositories)
+    assert (alone["num_clusters"], clustered["num_clusters"]) == (40, 8)
+    assert alone["p_value"] < 0.005
+    assert clustered["p_value"] > 0.2
+    assert clustered["minimal_detectable_effect"] > 2 * alone["minimal_detectable_effect"]
+    widths = [np.ptp(summarise(before, one)["pass@1_ci95"]) for one in (None, repositories)]
+    assert widths[1] > 1.5 * widths[0]
+    assert compare(before[:3], after[:3])["ci95"] == [-1.0, 1.0]
+
+
+def test_p_values_are_adjusted_for_the_number_of_comparisons():
+    results = {"base": [], "one": [], "two": []}
+    for index in range(40):
+        for name, solved in (("base", 0), ("one", index < 8), ("two", index < 20)):
+            results[name].append(attempt(f"t{index}", 0, float(solved)))
+    paired = _summary(results, "base", {})["paired"]
+    one, two = paired["one - base"], paired["two - base"]
+    assert two["p_value_holm"] == pytest.approx(2 * two["p_value"])
+    assert one["p_value_holm"] == max(one["p_value"], two["p_value_holm"])
+
+
+def test_weights_are_known_by_every_shard_the_config_and_the_tokenizer(tmp_path):
+    seen = set()
+    for name in (
+        "",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "config.json",
+        "tokenizer.json",
+    ):
+        for file in (
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "config.json",
+            "tokenizer.json",
+        ):
+            (tmp_path / file).write_text("changed" if file == name else "same")
+        (tmp_path / "README.md").write_text(f"about {name}")
+        seen.add(weights_digest(tmp_path))
+    assert len(seen) == 5
+    (tmp_path / "tokenizer.json").write_text("same")
+    digest = weights_digest(tmp_path)
+    (tmp_path / "README.md").write_text("other words")
+    assert weights_digest(tmp_path) == digest
 
 
 def test_a_record_holds_what_reports_need(tasks, tmp_path):

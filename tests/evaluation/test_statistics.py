@@ -2,27 +2,36 @@
 
 import math
 from fractions import Fraction
-from itertools import chain, combinations, product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from benchmarks.bench_statistics import (
+    SWE_BENCH_VERIFIED,
+    draw,
+    labels,
+    paired_coverage,
+    paired_results,
+    power,
+    rate_coverage,
+)
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from north_lightning.evaluation.statistics import (
-    bootstrap_interval,
+    _jackknife_bias,
+    _jackknife_residuals,
+    _units,
     holm,
-    mean_over_seeds,
-    mean_with_interval,
-    minimal_detectable_effect,
     paired_comparison,
     pass_at_k,
-    sign_flip_p_value,
-    wilson_interval,
+    rate_interval,
+    student_t_quantile,
 )
 
 # Darwin's maize, cross- minus self-fertilised, in eighths of an inch; Fisher, The Design of Experiments, chapter III.
 MAIZE = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @pytest.mark.parametrize("num_samples", range(1, 8))
@@ -55,125 +64,124 @@ def test_pass_at_k_refuses_what_the_samples_cannot_tell(n, c, k):
 
 
 @pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (10, 2.228), (30, 2.042), (120, 1.980)]
+)
+def test_quantiles_of_students_t_equal_the_printed_table(freedom, quantile):
+    assert student_t_quantile(0.975, freedom) == pytest.approx(quantile, abs=6e-4)
+
+
+def test_students_t_is_normal_for_many_tasks_and_known_between_whole_degrees():
+    assert student_t_quantile(0.975, 1e5) == pytest.approx(1.959964, abs=1e-4)
+    assert student_t_quantile(0.95, 3) == pytest.approx(2.353, abs=6e-4)
+    assert student_t_quantile(0.975, 3.37) == pytest.approx(2.99449, abs=1e-3)  # scipy 1.17, stats.t.ppf
+
+
+@pytest.mark.parametrize(
     ("successes", "trials", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilson_interval_equals_the_published_examples(successes, trials, low, high):
-    """R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
-    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
+def test_the_interval_of_single_attempts_is_close_to_the_published_score_interval(successes, trials, low, high):
+    """R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3; t in place of z is a little wider."""
+    ours = rate_interval([1.0] * successes + [0.0] * (trials - successes))
+    assert ours == pytest.approx((low, high), abs=0.02)
+    assert low - 0.02 < ours[0] <= low + 1e-4
+    assert high - 1e-4 <= ours[1] < high + 0.02
 
 
-@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_limits_are_the_proportions_that_the_score_test_just_rejects(counts):
-    successes, trials = counts
-    share = successes / trials
-    for limit in wilson_interval(successes, trials):
-        assert 0 <= limit <= 1
-        if 0 < limit < 1:
-            z = abs(share - limit) / math.sqrt(limit * (1 - limit) / trials)
-            assert z == pytest.approx(1.959964, abs=1e-5)
-
-
-def test_mean_with_interval_is_the_textbook_formula():
-    values = [0.0, 1 / 3, 1.0, 2 / 3, 1.0]
-    estimate = mean_with_interval(values)
-    standard_error = np.std(values, ddof=1) / math.sqrt(5)
-    assert estimate.mean == pytest.approx(0.6)
-    assert estimate.standard_error == pytest.approx(standard_error)
-    assert estimate.interval == pytest.approx((0.6 - 1.959964 * standard_error, 0.6 + 1.959964 * standard_error))
+def test_the_interval_of_a_rate_stays_within_0_and_1_and_mirrors():
+    for rates in ([0.0] * 5, [1.0] * 5, [0.0, 0.0, 0.0, 1 / 8], [0.5] * 9):
+        low, high = rate_interval(rates)
+        assert 0 <= low <= np.mean(rates) <= high <= 1
+        assert high - low > 0.02
+        assert rate_interval([1 - rate for rate in rates]) == pytest.approx((1 - high, 1 - low))
+    assert rate_interval([0.5]) == (0.0, 1.0)
+    assert rate_interval([0.5, 0.1, 0.9], clusters="aaa") == (0.0, 1.0)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        rate_interval([0.5, 1.2])
 
 
 def test_clusters_of_one_change_nothing_and_copies_of_a_task_add_no_information():
-    values = [0.1, 0.5, 0.9, 0.2]
-    alone = mean_with_interval(values)
-    assert mean_with_interval(values, clusters="abcd").standard_error == pytest.approx(alone.standard_error)
-    copied = mean_with_interval(values * 3, clusters="abcd" * 3)
-    assert copied.standard_error == pytest.approx(alone.standard_error)
-    assert mean_with_interval(values * 3).standard_error < 0.6 * alone.standard_error
+    rates = np.random.default_rng(0).random(26).tolist()
+    assert rate_interval(rates, clusters=LETTERS) == pytest.approx(rate_interval(rates))
+    alone, copied, independent = rate_interval(rates), rate_interval(rates * 4, LETTERS * 4), rate_interval(rates * 4)
+    assert copied[1] - copied[0] == pytest.approx(alone[1] - alone[0], rel=0.1)
+    assert independent[1] - independent[0] < 0.6 * (alone[1] - alone[0])
 
 
-def test_one_task_has_no_finite_interval():
-    assert mean_with_interval([0.5]).interval == (-math.inf, math.inf)
+def variance_of_total(values, clusters):
+    sums, sizes = _units(values, clusters)
+    return np.sum(_jackknife_residuals(sums, sizes) ** 2) / _jackknife_bias(values, sums, sizes)
 
 
-def test_mean_over_seeds_averages_seeds_before_tasks():
-    estimate = mean_over_seeds([[1, 1, 1, 1], [0], [1, 0]])
-    assert estimate.mean == pytest.approx(0.5)
-    assert estimate.standard_error == pytest.approx(np.std([1, 0, 0.5], ddof=1) / math.sqrt(3))
-    with pytest.raises(ValueError, match="at least one seed"):
-        mean_over_seeds([[1], []])
+@pytest.mark.parametrize("correlation", [0.0, 0.2])
+def test_residuals_of_unequal_clusters_add_up_to_the_variance_of_the_total(correlation):
+    rng = np.random.default_rng(0)
+    sizes = np.array([30, 10, 5, 5, 5, 5])
+    noise = rng.normal(size=(4000, 6)).repeat(sizes, axis=1) * math.sqrt(correlation)
+    studies = noise + rng.normal(size=(4000, 60)) * math.sqrt(1 - correlation)
+    squares = [variance_of_total(study, labels(sizes)) for study in studies]
+    truth = 60 * (1 - correlation) + correlation * np.sum(sizes**2)
+    assert np.mean(squares) == pytest.approx(truth, rel=0.1)
 
 
-def test_the_interval_of_the_mean_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(3)
-    covered = 0
-    for _ in range(400):
-        rates = rng.beta(0.5, 0.5, size=80)
-        low, high = mean_over_seeds(rng.binomial(1, rates, size=(3, 80)).T).interval
-        covered += low <= 0.5 <= high
-    assert 0.91 <= covered / 400 <= 0.98
+def test_residuals_without_clusters_are_the_textbook_standard_error():
+    values = np.array([0.0, 1 / 3, 1.0, 2 / 3, 1.0])
+    assert variance_of_total(values, None) == pytest.approx(5 * np.var(values, ddof=1))
 
 
-def test_bootstrap_converges_to_the_quantiles_of_all_resamples():
-    values = [-0.5, 0.1, 0.3, 0.9, 1.7]
-    means = [np.mean(draw) for draw in product(values, repeat=5)]
-    low, high = bootstrap_interval(values, num_resamples=200_000, seed=1)
-    assert low == pytest.approx(np.quantile(means, 0.025), abs=0.02)
-    assert high == pytest.approx(np.quantile(means, 0.975), abs=0.02)
+def test_the_sign_flip_test_equals_fishers_count_for_darwins_maize():
+    """1726 of 32768 sums reach the observed one; here, ties but the observed signs count half."""
+    signed = np.array(list(product((1, -1), repeat=15))) @ np.array(MAIZE)
+    ties = int(np.sum(np.abs(signed) == sum(MAIZE)))
+    assert np.sum(np.abs(signed) >= sum(MAIZE)) == 1726
+    assert paired_comparison([0] * 15, MAIZE).p_value == pytest.approx((1726 - (ties - 2) / 2) / 32768)
 
 
-def test_bootstrap_draws_whole_clusters():
-    values, clusters = [1.0, 0.0, 0.5, 0.5, 2.0], "aabbc"
-    groups = [values[0:2], values[2:4], values[4:5]]
-    means = [np.mean(list(chain(*draw))) for draw in product(groups, repeat=3)]
-    low, high = bootstrap_interval(values, clusters, num_resamples=100_000, confidence=0.8)
-    assert low == pytest.approx(np.quantile(means, 0.1), abs=1e-9)
-    assert high == pytest.approx(np.quantile(means, 0.9), abs=1e-9)
+def flip_p_value(sums):
+    """By enumeration of all signs; ties count half, except the observed signs and their mirror image."""
+    observed = abs(math.fsum(sums))
+    flipped = [abs(math.fsum(s * d for s, d in zip(signs, sums, strict=True)))
+               for signs in product((1, -1), repeat=len(sums))]  # fmt: skip
+    ties = sum(abs(one - observed) <= 1e-9 for one in flipped)
+    return (sum(one > observed + 1e-9 for one in flipped) + (ties - 2) / 2 + 2) / len(flipped)
 
 
-def test_bootstrap_is_repeated_exactly_by_its_seed_and_moves_with_the_values():
-    values = np.random.default_rng(0).normal(size=50)
-    assert bootstrap_interval(values, seed=4) == bootstrap_interval(values, seed=4)
-    assert bootstrap_interval(values, seed=4) != bootstrap_interval(values, seed=5)
-    shifted = bootstrap_interval(values + 2, seed=4)
-    assert shifted == pytest.approx(np.add(bootstrap_interval(values, seed=4), 2))
+@given(st.lists(st.sampled_from([-1.0, -1 / 3, 0.0, 1 / 3, 2 / 3, 0.1]), min_size=6, max_size=9))
+@settings(max_examples=25, deadline=None)
+def test_the_interval_holds_what_the_enumerated_test_does_not_reject(differences):
+    clusters = ["whole" if index < 2 else str(index) for index in range(len(differences))]
+    differences.append(0.25)
+    clusters.append("more")
+    gain = paired_comparison([0.0] * len(differences), differences, clusters)
+    sums = {name: [] for name in clusters}
+    for name, value in zip(clusters, differences, strict=True):
+        sums[name].append(value)
+    assert gain.p_value == pytest.approx(flip_p_value([math.fsum(values) for values in sums.values()]))
+    for limit, outward in zip(gain.interval, (-1, 1), strict=True):
+        if math.isfinite(limit):
+            for step, rejected in ((outward * 1e-6, True), (-outward * 1e-6, gain.interval[0] == gain.interval[1])):
+                shifted = [math.fsum(value - limit - step for value in values) for values in sums.values()]
+                assert (flip_p_value(shifted) <= 0.05) == rejected
 
 
-def test_bootstrap_does_every_resample_it_is_asked_for():
-    coarse = bootstrap_interval([0.0, 1.0], num_resamples=1, seed=0)
-    assert coarse[0] == coarse[1]
-    assert bootstrap_interval([0.0, 1.0], num_resamples=1500, seed=0) == (0.0, 1.0)
-
-
-def test_sign_flip_test_equals_fishers_count_for_darwins_maize():
-    assert sign_flip_p_value(MAIZE) == pytest.approx(1726 / 32768)
-
-
-@given(st.lists(st.sampled_from([-1.0, -1 / 3, 0.0, 1 / 3, 2 / 3, 0.1]), min_size=1, max_size=9))
-@example([-1.0, -1.0, 2 / 3, 2 / 3, 2 / 3])  # cancels to the last bit only
-def test_sign_flip_test_equals_enumeration(differences):
-    observed = abs(sum(differences))
-    sums = [abs(math.fsum(s * d for s, d in zip(signs, differences, strict=True)))
-            for signs in product((1, -1), repeat=len(differences))]  # fmt: skip
-    expected = np.mean([one >= observed - 1e-9 for one in sums])
-    assert sign_flip_p_value(differences) == pytest.approx(expected)
-
-
-def test_random_sign_patterns_agree_with_all_of_them(monkeypatch):
+def test_random_splits_agree_with_all_of_them(monkeypatch):
+    exact = paired_comparison([0] * 15, MAIZE)
     monkeypatch.setattr("north_lightning.evaluation.statistics.MAX_EXACT_UNITS", 0)
-    assert sign_flip_p_value(MAIZE, num_resamples=100_000) == pytest.approx(1726 / 32768, abs=0.003)
-    assert sign_flip_p_value([1.0] * 60, num_resamples=999) == pytest.approx(1 / 1000)
+    monkeypatch.setattr("north_lightning.evaluation.statistics.NUM_HALVES", 20_000)
+    drawn = paired_comparison([0] * 15, MAIZE)
+    assert drawn.p_value == pytest.approx(exact.p_value, abs=0.006)
+    assert drawn.interval == pytest.approx(exact.interval, abs=0.6)
+    assert drawn.minimal_detectable_effect == pytest.approx(exact.minimal_detectable_effect, rel=0.1)
 
 
-def test_sign_flips_of_clusters_flip_them_whole():
-    assert sign_flip_p_value([1.0, 1.0, 1.0, 1.0]) == pytest.approx(2 / 16)
-    assert sign_flip_p_value([1.0, 1.0, 1.0, 1.0], clusters="aabb") == pytest.approx(2 / 4)
-
-
-def test_p_values_under_no_effect_are_not_too_small():
-    rng = np.random.default_rng(7)
-    p_values = [sign_flip_p_value(rng.normal(size=30), num_resamples=400, seed=i) for i in range(400)]
-    assert 0.02 <= np.mean(np.array(p_values) <= 0.05) <= 0.09
+def test_fewer_than_six_units_can_tell_nothing():
+    for clusters in (None, "aabbcddddee"):
+        values = [1.0] * (5 if clusters is None else 11)
+        gain = paired_comparison([0.0] * len(values), values, clusters)
+        assert gain.interval == (-math.inf, math.inf)
+        assert gain.minimal_detectable_effect == math.inf
+        assert gain.p_value == pytest.approx(2 / 2**5)
+        assert paired_comparison([0.0] * 5, [1.0, 1.0, 1.0, -1.0, 0.0]).p_value > 0.05
 
 
 @given(st.lists(st.floats(0, 1), max_size=6))
@@ -195,34 +203,33 @@ def test_holm_keeps_the_order_given_and_refuses_what_is_no_p_value():
             holm([0.5, wrong])
 
 
-def test_the_minimal_detectable_effect_is_found_four_times_out_of_five():
-    standard_error = 0.02
-    effect = minimal_detectable_effect(standard_error)
-    estimates = np.random.default_rng(0).normal(effect, standard_error, size=200_000)
-    assert np.mean(np.abs(estimates) > 1.959964 * standard_error) == pytest.approx(0.8, abs=0.005)
-
-
-def test_paired_comparison_holds_the_parts_and_knows_the_sign():
+def test_paired_comparison_knows_the_sign_and_repeats_itself():
     rng = np.random.default_rng(5)
     first = rng.binomial(3, 0.4, size=100) / 3
     second = np.clip(first + rng.binomial(1, 0.4, size=100) / 3, 0, 1)
-    gain = paired_comparison(first, second, seed=2)
-    differences = second - first
-    assert gain.difference == pytest.approx(differences.mean())
-    assert gain.interval == bootstrap_interval(differences, seed=2)
+    gain = paired_comparison(first, second)
+    assert gain == paired_comparison(first, second)
+    assert gain.difference == pytest.approx((second - first).mean())
     assert gain.interval[0] > 0
     assert gain.p_value < 0.001
     assert gain.num_tasks == 100
-    standard_error = np.std(differences, ddof=1) / 10
-    assert gain.minimal_detectable_effect == pytest.approx((1.959964 + 0.841621) * standard_error, rel=1e-5)
-    back = paired_comparison(second, first, seed=2)
+    back = paired_comparison(second, first)
     assert back.difference == pytest.approx(-gain.difference)
     assert back.interval == pytest.approx((-gain.interval[1], -gain.interval[0]))
 
 
+def test_the_interval_of_many_independent_differences_is_the_normal_one():
+    differences = np.random.default_rng(0).normal(0.3, 1.0, size=500)
+    gain = paired_comparison(np.zeros(500), differences)
+    standard_error = np.std(differences, ddof=1) / math.sqrt(500)
+    assert gain.interval == pytest.approx(differences.mean() + 1.96 * np.array([-1, 1]) * standard_error, abs=0.008)
+    assert gain.minimal_detectable_effect == pytest.approx((1.96 + 0.8416) * standard_error, rel=0.06)
+
+
 def test_equal_results_are_no_difference():
-    same = paired_comparison([0.0, 1.0, 0.5], [0.0, 1.0, 0.5])
+    same = paired_comparison([0.0, 1.0, 0.5] * 3, [0.0, 1.0, 0.5] * 3)
     assert (same.difference, same.interval, same.p_value) == (0.0, (0.0, 0.0), 1.0)
+    assert same.minimal_detectable_effect == math.inf
 
 
 @pytest.mark.parametrize(
@@ -232,3 +239,41 @@ def test_equal_results_are_no_difference():
 def test_results_that_cannot_be_paired_are_refused(first, second, clusters):
     with pytest.raises(ValueError, match="expected"):
         paired_comparison(first, second, clusters=clusters)
+
+
+# Six hundred studies are known to a point; the benchmark repeats all of this with thousands and more designs.
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.2])
+def test_intervals_over_the_repositories_of_swe_bench_verified_cover_as_they_say(correlation):
+    rng = np.random.default_rng(1)
+    assert 0.92 <= rate_coverage(rng, 600, SWE_BENCH_VERIFIED, 0.6, correlation, attempts=3) <= 0.985
+    assert 0.92 <= paired_coverage(rng, 600, SWE_BENCH_VERIFIED, (0.4, 0.55), correlation, attempts=3) <= 0.98
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.03])
+def test_intervals_over_89_independent_tasks_cover_as_they_say(rate):
+    assert 0.92 <= rate_coverage(np.random.default_rng(2), 600, (1,) * 89, rate, 0.0, attempts=8) <= 0.985
+
+
+def test_a_test_without_an_effect_finds_one_in_twenty():
+    rng = np.random.default_rng(3)
+    first, second = (draw(rng, 600, SWE_BENCH_VERIFIED, 0.4, 0.1, attempts=1) for _ in range(2))
+    low, high, p_values = paired_results(rng, second - first, SWE_BENCH_VERIFIED)
+    assert 0.025 <= np.mean(p_values <= 0.05) <= 0.075
+    assert not np.any((p_values <= 0.05) & (low < -1e-12) & (high > 1e-12))
+    assert np.all(p_values[(low > 1e-12) | (high < -1e-12)] <= 0.05)
+
+
+@pytest.mark.parametrize("sizes", [SWE_BENCH_VERIFIED, (1,) * 89])
+def test_the_minimal_detectable_effect_is_found_four_times_out_of_five(sizes):
+    found = power(
+        np.random.default_rng(4),
+        600,
+        sizes,
+        0.5,
+        0.05 * (len(sizes) == 12),
+        attempts=3,
+        pilots=100 if len(sizes) == 12 else 8,
+    )
+    assert 0.74 <= found["found"] <= 0.86
