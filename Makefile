@@ -1,4 +1,4 @@
-# make setup | quickstart | test | test-full | bench | lint | clean. Everything runs from .venv, on a CPU, and needs no GPU.
+# make setup | quickstart | test | test-full | mutants | gpu-check | bench | lint | clean. Everything runs from .venv, on a CPU, and needs no GPU.
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
@@ -8,7 +8,7 @@ TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup system test test-full lint quickstart bench clean
+.PHONY: setup system test test-full lint mutants gpu-check quickstart bench clean
 
 setup: system $(STAMP)
 
@@ -49,6 +49,10 @@ test: lint
 # Also the trials marked `long`: hundreds of kills, thousands of generated cases.
 test-full: lint
 	$(BIN)/python -m pytest -m "long or not long"
+
+# A seeded sample of mutations of the core that the tests have to notice; ARGS="--seed 1 --count 100 --only losses".
+mutants: setup
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 bench: setup
 	@set -e; for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
