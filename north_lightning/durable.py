@@ -29,6 +29,15 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file, in place of one that may be there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = unfinished_name(path)
+    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+    flush(unfinished)
+    unfinished.replace(path)
+
+
 def replace_folder(written: Path, folder: Path) -> Path | None:
     """Give ``written``, whose files are flushed, the name ``folder``: at every moment the old or the new one has it.
 

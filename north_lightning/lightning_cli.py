@@ -1,11 +1,14 @@
 """``fit``, ``validate`` and ``predict``: Lightning's CLI with the habits this package needs.
 
 In: the command line. Out: a finished run, or an error of ``errors``. Not here: the parts that are composed; each is
-chosen in YAML by ``class_path``, by its short name if it belongs to this package.
+chosen in YAML by ``class_path``, by its short name if it belongs to this package; what counts as an earlier run's work
+(``run_folders``).
 """
 
 from __future__ import annotations
 
+import atexit
+import json
 import logging
 import os
 import shlex
@@ -14,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from north_lightning.doctor import refuse_cuda_torchvision
@@ -23,24 +27,55 @@ refuse_cuda_torchvision()
 import torch  # noqa: E402
 from jsonargparse.typing import PositiveInt  # noqa: E402
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer  # noqa: E402
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
 from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402
+from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
 
 import north_lightning.data.sft  # noqa: E402 (here and below: importing a class makes its short name known)
 import north_lightning.synthesis  # noqa: E402, F401
-from north_lightning.callbacks import RandomState, RunLock, SaveOnTermination  # noqa: E402
-from north_lightning.errors import ConfigError  # noqa: E402
+from north_lightning.callbacks import HFCheckpoint, JSONLHistory, RandomState, RunLock, SaveOnTermination  # noqa: E402
+from north_lightning.durable import replace_text  # noqa: E402
+from north_lightning.errors import CheckpointError, ConfigError  # noqa: E402
 from north_lightning.modules import NorthModule  # noqa: E402, and with it NorthStrategy's short name
 from north_lightning.parallel.single_file import DurableCheckpointIO  # noqa: E402
 from north_lightning.parser import ExplainingParser, check_values  # noqa: E402
 from north_lightning.preflight import check_run  # noqa: E402
+from north_lightning.run_folders import (  # noqa: E402
+    CONFIG,
+    FINISHED,
+    LIMITS,
+    Checkpoint,
+    changed_settings,
+    claim_run,
+    newest_checkpoint,
+    results_in,
+    step_of,
+    write_result,
+)
+from north_lightning.sandbox.scratch import Scratch  # noqa: E402
 
 PLUGIN_GROUP = "north_lightning.plugins"
 
 
 class TrainingParser(ExplainingParser, LightningArgumentParser):
     """Lightning's parser, with ``ExplainingParser``'s errors."""
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run's folder when training begins; an earlier, different one is kept."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: a run that cannot begin leaves nothing."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.default_root_dir)
+        if trainer.is_global_zero and (not (folder / CONFIG).exists() or changed_settings(folder, self.text())):
+            write_result(folder / CONFIG, self.text())
+
+    def text(self) -> str:
+        return str(self.parser.dump(self.config, skip_unset=False))
 
 
 class NorthCLI(LightningCLI):
@@ -56,6 +91,23 @@ class NorthCLI(LightningCLI):
         parser.add_argument(
             "--num_threads", type=PositiveInt | None, help="CPU threads of torch; all cores by default."
         )
+        if parser.prog.endswith(" fit"):
+            parser.add_argument(
+                "--resume",
+                type=str | None,
+                help="Where training goes on. `auto`: from the newest complete checkpoint of the run's folder, "
+                "interrupted.ckpt included; from step 0 if there is none; a finished run is left as it is. So the same "
+                "command continues after a crash, a requeue or a preemption. `last`: as `auto`, but no checkpoint is "
+                "an error. Or a path. Lightning's ckpt_path is another name for it. Null begins at step 0 and refuses "
+                "a folder with the work of an earlier run.",
+            )
+            parser.add_argument(
+                "--overwrite",
+                type=bool,
+                default=False,
+                help="Move the work of an earlier run in the run's folder aside, to NAME.1, NAME.2, ..., and begin at "
+                "step 0. Nothing is deleted.",
+            )
         parser.set_defaults(
             {
                 "trainer.num_sanity_val_steps": 0,
@@ -76,9 +128,104 @@ class NorthCLI(LightningCLI):
             settings.weights_only = True
         if settings.num_threads is not None:
             torch.set_num_threads(settings.num_threads)
+        if settings.trainer.fast_dev_run:  # a trial run leaves nothing
+            scratch = Scratch("run")
+            atexit.register(scratch.delete)
+            settings.trainer.default_root_dir = str(scratch.path)
 
     def before_fit(self) -> None:
         check_run(self.trainer, self.model, self.datamodule, "fit")
+        settings = self.config[self.subcommand]
+        for callback in self._callbacks(RunLock):
+            callback.take(self.trainer)
+        path = self._begin(settings.resume, settings.ckpt_path, settings.overwrite, bool(settings.weights_only))
+        self.config_init[self.subcommand]["ckpt_path"] = None if path is None else str(path)
+
+    def after_fit(self) -> None:
+        """Record that the run is complete: all that it writes is written."""
+        if self.trainer.is_global_zero and not self.config[self.subcommand].trainer.fast_dev_run:
+            text = json.dumps({"steps": self.trainer.global_step}) + "\n"
+            replace_text(Path(self.trainer.default_root_dir) / FINISHED, text)
+
+    def _begin(self, resume: str | None, ckpt_path: Any, overwrite: bool, weights_only: bool) -> Path | None:
+        """The checkpoint that training goes on from; the run's folder is free for what comes.
+
+        Every process finds the same; only process 0 moves anything, before the others can join it.
+        """
+        if ckpt_path is not None and resume is not None:
+            raise ConfigError(f"resume: expected it or its other name, ckpt_path, got {resume!r} and {ckpt_path!r}")
+        resume = resume if ckpt_path is None else str(ckpt_path)
+        if resume is not None and overwrite:
+            raise ConfigError(f"resume and overwrite: expected one of them, got {resume!r} and true")
+        folder, elsewhere, searched = self._places()
+        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if resume is None:
+            claim_run(folder, elsewhere, overwrite, is_first)
+            return None
+        newest = newest_checkpoint(searched, weights_only, quiet=not is_first)
+        self._exit_if_finished(folder, newest, is_first)
+        if resume in ("auto", "last"):
+            if newest is None and resume == "last":
+                raise CheckpointError(f"resume: expected a complete checkpoint in '{folder}', found none")
+            if is_first:
+                _say(f"goes on from '{newest.path}', step {newest.step}" if newest else f"'{folder}' begins at step 0")
+            if newest is None:
+                claim_run(folder, elsewhere, True, is_first)
+            return None if newest is None else newest.path
+        path = Path(resume)
+        if not path.exists():
+            raise CheckpointError(f"resume: expected auto, last or the path of a checkpoint, got '{resume}'")
+        step = step_of(path, weights_only)
+        is_own = any(path.resolve().parent == place.resolve() for place in searched)
+        if not results_in(folder):
+            claim_run(folder, [] if is_own else elsewhere, overwrite=False)
+        elif not is_own or newest is None or step < newest.step:
+            raise ConfigError(
+                f"resume: '{path}' is not the newest checkpoint of the run in '{folder}', whose later work would be "
+                "overwritten. Choose one:\n"
+                + (f"  --resume auto          go on from '{newest.path}', step {newest.step}\n" if newest else "")
+                + "  another --trainer.default_root_dir, to go on from here beside it"
+            )
+        return path
+
+    def _places(self) -> tuple[Path, list[Path], list[Path]]:
+        """The run's folder; what the config puts elsewhere; where to look for checkpoints."""
+        folder = Path(self.trainer.default_root_dir)
+        kept = [Path(callback.dirpath) for callback in self._callbacks(ModelCheckpoint) if callback.dirpath]
+        released = [callback.directory for callback in self._callbacks(HFCheckpoint) if callback.directory]
+        root = folder.resolve()
+        history = [logger.path for logger in self.trainer.loggers if isinstance(logger, JSONLHistory)]
+        elsewhere = [place for place in [*kept, *released, *history] if not place.resolve().is_relative_to(root)]
+        logged = [Path(logger.save_dir) / str(logger.name) for logger in self.trainer.loggers if logger.save_dir]
+        found = (place for one in (folder, *logged) for place in (one / "checkpoints", *one.glob("*/checkpoints")))
+        return folder, [] if self.config[self.subcommand].trainer.fast_dev_run else elsewhere, [folder, *kept, *found]
+
+    def _exit_if_finished(self, folder: Path, newest: Checkpoint | None, is_first: bool) -> None:
+        """``SystemExit`` with code 0 if nothing is left to do; ``ConfigError`` if the config asks for another run."""
+        if not (folder / FINISHED).is_file():
+            return
+        steps = json.loads((folder / FINISHED).read_text())["steps"]
+        (config,) = self._callbacks(RunConfig)
+        changed = changed_settings(folder, config.text())
+        others = [key for key in changed if key.split(".")[-1] not in LIMITS]
+        if others:
+            raise ConfigError(
+                f"trainer.default_root_dir: the run in '{folder}' finished with other settings ({', '.join(others[:3])}"
+                f"{', ...' if len(others) > 3 else ''}). Choose one:\n"
+                "  --overwrite true       move it aside, and train with these\n"
+                "  another --trainer.default_root_dir"
+            )
+        if not changed or 0 <= self.trainer.max_steps <= steps:
+            if is_first:
+                _say(f"the run in '{folder}' finished after {steps} steps: nothing to do")
+            raise SystemExit(0)
+        if newest is None:
+            raise CheckpointError(f"resume: the run in '{folder}' finished, and kept no checkpoint to go on from")
+        if is_first:
+            (folder / FINISHED).unlink()
+
+    def _callbacks(self, kind: type[Any]) -> list[Any]:
+        return [callback for callback in self.trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
 
     def before_validate(self) -> None:
         check_run(self.trainer, self.model, self.datamodule, "validate")
@@ -118,7 +265,7 @@ def run_training(arguments: Sequence[str]) -> int:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunConfig,
             parser_class=TrainingParser,
             parser_kwargs=_parser_kwargs(),
             trainer_defaults={"callbacks": [RunLock(), RandomState(), saver]},
@@ -130,6 +277,10 @@ def run_training(arguments: Sequence[str]) -> int:
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
     return 0
+
+
+def _say(text: str) -> None:
+    print(f"resume: {text}", file=sys.stderr, flush=True)
 
 
 def _parser_kwargs() -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Runs a recipe: a list of this package's own commands, one after another.
 
 In: a YAML list of named commands. Out: their output on the terminal and, in ``<run_dir>/stages.json``, the seconds
-and the peak memory of each. A stage that is recorded as finished is skipped, so a stopped recipe goes on where it was;
-``--restart true`` forgets. Nothing here knows what a command does.
+and the peak memory of each. A stage that is recorded as finished is skipped, so a stopped recipe goes on where it was,
+in the middle of a training stage too; ``--restart true`` forgets. What a stage that runs again has written is moved
+aside, never overwritten. Nothing here knows what a command does.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
+from north_lightning.durable import replace_text
 from north_lightning.errors import ConfigError, NorthError
 
 SAMPLE_EVERY_S = 5.0
@@ -60,26 +62,23 @@ def run_recipe(run_dir: Path, stages: list[Stage], restart: bool = False) -> Non
     record_path = run_dir / "stages.json"
     record = {} if restart or not record_path.exists() else json.loads(record_path.read_text())
     console = Console(highlight=False)
-    is_current = True  # until a stage runs: what comes after it is made from its output
+    is_current = not restart  # until a stage runs: what comes after it is made from its output
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"
         digest = _digest(stage)
-        is_current = is_current and record.get(stage.name, {}).get("digest") == digest
-        if is_current:
+        begun = record.get(stage.name, {})
+        is_current = is_current and begun.get("digest", digest) == digest
+        if is_current and "seconds" in begun:
             console.print(f"{title}: finished earlier ({record[stage.name]['seconds']:.0f} s)", style="dim")
             continue
         console.rule(title, align="left")
         console.print(f"python -m north_lightning {stage.command}", style="dim")
-        seconds, peak_bytes = _run(stage)
-        record[stage.name] = {
-            "command": stage.command,
-            "digest": digest,
-            "seconds": seconds,
-            "peak_memory_bytes": peak_bytes,
-        }
-        temporary = record_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        temporary.replace(record_path)
+        record[stage.name] = {"command": stage.command, "digest": digest}
+        replace_text(record_path, json.dumps(record, indent=2) + "\n")
+        seconds, peak_bytes = _run(stage, _how_it_begins(stage, goes_on=is_current))
+        record[stage.name] |= {"seconds": seconds, "peak_memory_bytes": peak_bytes}
+        replace_text(record_path, json.dumps(record, indent=2) + "\n")
+        is_current = False
     total = sum(record[name]["seconds"] for name in names)
     console.print(f"recipe finished: {total / 60:.1f} minutes in {len(stages)} stages")
 
@@ -93,10 +92,23 @@ def _digest(stage: Stage) -> str:
     return digest.hexdigest()[:16]
 
 
-def _run(stage: Stage) -> tuple[float, int]:
+def _how_it_begins(stage: Stage, goes_on: bool) -> list[str]:
+    """Arguments by which a command goes on, or moves aside what it has written before."""
+    from north_lightning.cli import MOVES_ASIDE, split_command
+
+    words = shlex.split(stage.command)
+    command, _ = split_command(words)
+    if command not in MOVES_ASIDE or any(word.startswith(("--resume", "--overwrite", "--help")) for word in words):
+        return []
+    if command == "fit":
+        return ["--resume=auto"] if goes_on else ["--resume=null", "--overwrite=true"]
+    return ["--overwrite=true"]
+
+
+def _run(stage: Stage, how_it_begins: list[str]) -> tuple[float, int]:
     """Run one command; returns its seconds and the peak memory of all its processes in bytes."""
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "north_lightning", *shlex.split(stage.command)])
+    process = subprocess.Popen([sys.executable, "-m", "north_lightning", *shlex.split(stage.command), *how_it_begins])
     peak = [0]
     finished = threading.Event()
     watcher = threading.Thread(target=_watch_memory, args=(process.pid, peak, finished), daemon=True)

@@ -38,6 +38,7 @@ from north_lightning.rollout.metrics import is_solved, num_invalid_turns
 from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.rollout.trajectories import sample_of
+from north_lightning.run_folders import write_result
 from north_lightning.seeds import run_seed
 from north_lightning.tasks import load_task_sets
 from north_lightning.types import Conversation, Count, Rollout, Task
@@ -125,6 +126,8 @@ class SynthesisModule(LightningModule):
     def on_predict_start(self) -> None:
         if self.trainer.world_size > 1:
             raise ConfigError(f"trainer.devices: expected one process, got {self.trainer.world_size}")
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.output_dir = Path(self.trainer.default_root_dir)
         drop_torn_line(self.output_dir / "verified.jsonl")
         filters = default_filters() if self.filters is None else self.filters
         self._kept = KeptSamples(self.output_dir / "verified.jsonl", [*filters, Identical()], self.max_per_task)
@@ -148,7 +151,7 @@ class SynthesisModule(LightningModule):
         recorded = read_attempts(self.output_dir / "attempts.jsonl")
         latest = {attempt.key: attempt for attempt in recorded if attempt.weights == self._served.weights}
         self.summary = summarise(list(latest.values()), kept, self._kept.fit.dropped)
-        (self.output_dir / "summary.json").write_text(json.dumps(self.summary, indent=2) + "\n")
+        write_result(self.output_dir / "summary.json", json.dumps(self.summary, indent=2) + "\n")
         _print(self.summary, self.output_dir / "samples.jsonl")
 
     def _serve(self) -> tuple[Served, AttemptRunner]:

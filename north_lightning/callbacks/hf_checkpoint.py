@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from north_lightning.durable import replace_folder, unfinished_name
+from north_lightning.durable import remove_folder, replace_folder, unfinished_name
 from north_lightning.errors import ConfigError
 from north_lightning.model.checkpoint import check_replaceable
 from north_lightning.modules import NorthModule
@@ -25,12 +25,19 @@ class HFCheckpoint(Callback):
     Args:
         directory: Where to; ``checkpoint`` in the run's folder by default.
         every_n_steps: Also write every so many optimizer steps.
+        keep: How many of the newest ``step-N`` are kept; null keeps all.
     """
 
-    def __init__(self, directory: Path | None = None, every_n_steps: Count | None = None) -> None:
+    def __init__(
+        self, directory: Path | None = None, every_n_steps: Count | None = None, keep: Count | None = 2
+    ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ConfigError(f"every_n_steps: expected at least 1, got {every_n_steps}")
+        if keep is not None and keep < 1:
+            raise ConfigError(f"keep: expected at least 1, or null to keep all, got {keep}")
         self.directory = directory
+        self.keep = keep
+        self._is_complete = False
         self.every_n_steps = every_n_steps
         self.seconds = 0.0  # spent in writing so far
         self._written_at = -1
@@ -45,13 +52,26 @@ class HFCheckpoint(Callback):
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self._written_at:
             self._written_at = step
-            self._write(trainer, pl_module, self._directory(trainer) / f"step-{step}")
+            directory = self._directory(trainer)
+            self._write(trainer, pl_module, directory / f"step-{step}")
+            if self.keep is not None and trainer.is_global_zero:
+                earlier = [number for path in directory.glob("step-*") if (number := int(path.name[5:])) <= step]
+                for number in sorted(earlier)[: -self.keep]:
+                    remove_folder(directory / f"step-{number}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module, self._directory(trainer))
+        self._is_complete = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where a run was killed after its last step and before it was released, no step is left to take."""
+        if not self._is_complete:
+            pl_module.to(trainer.strategy.root_device)
+            self.on_train_end(trainer, pl_module)
 
     def _directory(self, trainer: Trainer) -> Path:
-        return self.directory or Path(trainer.default_root_dir) / "checkpoint"
+        own = Path(trainer.default_root_dir) / "checkpoint"
+        return own if self.directory is None or trainer.fast_dev_run else self.directory  # type: ignore[attr-defined]
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, directory: Path) -> None:
         started = time.monotonic()

@@ -11,6 +11,7 @@ import math
 import resource
 import time
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from north_lightning.data.batches import rows_at_once
 from north_lightning.data.rollouts import RolloutStep
+from north_lightning.durable import replace_text
 from north_lightning.history import HISTORY, read_history
 
 SUMMARY = "summary.json"
@@ -70,27 +72,29 @@ class JSONLHistory(Logger):
     def finalize(self, status: str) -> None:
         self._write_line()
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with suppress(OSError):  # what the disk has no room for was complained of
+                file.close()
 
     def _write_line(self) -> None:
         """What was logged for one step; complete when another step begins."""
         if not self._line:
             return
-        if self._file is None:
-            self._file = _continue(self.path, self._line["step"])
-        self._file.write(json.dumps(self._line) + "\n")
-        self._file.flush()
-        self._line = {}
+        line, self._line = self._line, {}
+        try:
+            if self._file is None:
+                self._file = _continue(self.path, line["step"])
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:  # such as a full disk, which does not say where
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def _continue(path: Path, step: int) -> TextIO:
     """``path`` opened behind its last line of a step before ``step``; a torn last line is dropped."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = [line for line in read_history(path) if line["step"] < step] if path.exists() else []
-    file = path.open("w")
-    file.writelines(json.dumps(line) + "\n" for line in kept)
-    return file
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return path.open("a")
 
 
 def _number(value: Any) -> float | None:
@@ -118,9 +122,7 @@ class RunSummary(Callback):
             "stopped": "max_steps" if complete else "early" if trainer.should_stop else "end of data",
             "metrics": {name: _number(value) for name, value in sorted(trainer.callback_metrics.items())},
         }
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        replace_text(Path(trainer.default_root_dir) / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
 class Throughput(Callback):

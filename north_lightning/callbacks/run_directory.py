@@ -19,12 +19,12 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from north_lightning.errors import ConfigError
 from north_lightning.parallel import on_process_zero
-
-LOCK, INTERRUPTED = ".lock", "interrupted.ckpt"
+from north_lightning.run_folders import INTERRUPTED, LOCK
 
 
 class RunLock(Callback):
@@ -34,7 +34,12 @@ class RunLock(Callback):
         self._file: TextIO | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage not in ("fit", "predict") or not trainer.is_global_zero or self._file is not None:
+        if stage in ("fit", "predict") and trainer.is_global_zero:
+            self.take(trainer)
+
+    def take(self, trainer: Trainer) -> None:
+        """On process 0, before anything in the folder is touched."""
+        if self._file is not None or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)

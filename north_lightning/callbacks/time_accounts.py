@@ -22,6 +22,7 @@ from north_lightning.callbacks.producer import RolloutProducerCallback
 from north_lightning.callbacks.sidecar import running_sidecar
 from north_lightning.callbacks.weight_sync import WeightSyncCallback
 from north_lightning.data.rollouts import RolloutStep
+from north_lightning.durable import replace_text
 from north_lightning.errors import ConfigError
 from north_lightning.modules import CISPOModule
 from north_lightning.rollout.accounts import Event, SamplerAccounts
@@ -79,11 +80,8 @@ class TimeAccounts(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(trainer, pl_module)
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / TIME
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(
-                json.dumps({"trainer_s": _rounded(self.seconds), **self._of_samplers(trainer)}, indent=2) + "\n"
-            )
+            account = {"trainer_s": _rounded(self.seconds), **self._of_samplers(trainer)}
+            replace_text(Path(trainer.default_root_dir) / TIME, json.dumps(account, indent=2) + "\n")
 
     def _listen_to_producer(self, trainer: Trainer) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]

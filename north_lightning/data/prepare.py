@@ -22,8 +22,10 @@ from north_lightning.data.dedup import Duplicate
 from north_lightning.data.filters import SampleFilter, default_filters
 from north_lightning.data.records import list_files
 from north_lightning.data.sources import SampleReader, write_samples
+from north_lightning.durable import replace_text
 from north_lightning.errors import ConfigError, RetellingError
 from north_lightning.interfaces import ConversationFilter, ConversationImporter, ConversationVariation
+from north_lightning.run_folders import claim
 from north_lightning.seeds import derive_seed
 from north_lightning.types import Conversation, Fraction, Whole
 
@@ -50,6 +52,7 @@ def filter_data(
     min_similarity: Fraction | None = 0.9,
     variations: list[ConversationVariation] | None = None,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Read sources, drop what is faulty, leaked or seen before, and write the rest.
 
@@ -61,6 +64,7 @@ def filter_data(
         min_similarity: From which similarity on a conversation is a duplicate, of any source; null keeps duplicates.
         variations: Each kept sample is retold by the first of these that knows it and can.
         seed: Of the variations and of the hashes that find duplicates.
+        overwrite: Move an earlier result aside, to NAME.1, instead of refusing to replace it.
     """
     if not sources:
         raise ConfigError("sources: expected at least one, got none")
@@ -68,6 +72,7 @@ def filter_data(
     for name, source in sources.items():  # before hours of work
         if clash := written & {Path(file).resolve() for file in list_files(source.files)}:
             raise ConfigError(f"output_dir: expected a folder without the files of {name}, got {min(clash)} to replace")
+    claim("output_dir", [*sorted(written), output_dir / "filter.json"], overwrite)
     checks = default_filters() if filters is None else list(filters)
     checks += all_leaks(block_lists) if block_lists else []
     checks += [] if min_similarity is None else [Duplicate(min_similarity, seed=seed)]
@@ -93,7 +98,7 @@ def filter_data(
         for reason, examples in fit.examples.items():
             account["examples"].setdefault(reason, []).extend(examples)
     content = json.dumps(account, indent=1, ensure_ascii=False) + "\n"
-    (output_dir / "filter.json").write_text(content, encoding="utf-8", errors="backslashreplace")
+    replace_text(output_dir / "filter.json", content)
     _print(account, output_dir)
 
 

@@ -10,13 +10,13 @@ for ``chat``.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from north_lightning.chat import to_openai, tools_to_openai
 from north_lightning.data.records import Shard, decode, read_records
+from north_lightning.durable import unfinished_name
 from north_lightning.errors import DataError
 from north_lightning.interfaces import ConversationImporter
 from north_lightning.types import Conversation, Message, Role, ToolCall, ToolSpec
@@ -77,7 +77,7 @@ def write_samples(path: Path | str, samples: Iterable[Conversation]) -> int:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = unfinished_name(path)
     count = 0
     try:
         with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # half characters: JSON's escapes

@@ -12,7 +12,9 @@ from rich.console import Console
 
 from north_lightning.chat import ChatFormat, conversation_texts, mine_phrases, train_tokenizer
 from north_lightning.data.sources import read_samples
+from north_lightning.durable import replace_folder, unfinished_name
 from north_lightning.errors import ConfigError
+from north_lightning.run_folders import claim
 from north_lightning.types import Fraction, Whole
 
 
@@ -23,6 +25,7 @@ def train_tokenizer_command(
     reasoning: bool = False,
     min_fraction: Fraction = 0.001,
     max_phrases: Whole = 400,
+    overwrite: bool = False,
 ) -> None:
     """Train a tokenizer on conversations and check it against a model's config.
 
@@ -33,15 +36,19 @@ def train_tokenizer_command(
         reasoning: Whether the model will think before it acts.
         min_fraction: A phrase that stands in at least this share of the texts becomes one token.
         max_phrases: How many phrases at most.
+        overwrite: Move an earlier tokenizer aside, to NAME.1, instead of refusing to replace it.
     """
     if not model_config.is_file():
         raise ConfigError(f"model_config: no file '{model_config}'")
+    claim("output_dir", [output_dir], overwrite)
     config = json.loads(model_config.read_text())
     conversations = [conversation for file in files for conversation in read_samples(file)]
     texts = [text for one in conversations for text in conversation_texts(one.messages, one.tools, reasoning)]
     phrases = mine_phrases(texts, min_fraction=min_fraction, max_phrases=max_phrases)
-    tokenizer = train_tokenizer(texts, phrases, config["vocab_size"], output_dir)
+    unfinished = unfinished_name(output_dir)
+    tokenizer = train_tokenizer(texts, phrases, config["vocab_size"], unfinished)
     tokenizer.check(config, str(model_config))
+    replace_folder(unfinished, output_dir)
     chat = ChatFormat(tokenizer, reasoning)
     lengths = [len(chat.encode_conversation(one.messages, one.tools).token_ids) for one in conversations]
     num_characters = sum(map(len, texts))

@@ -93,7 +93,7 @@ def append_attempts(path: Path, attempts: Iterable[Attempt]) -> None:
 def drop_torn_line(path: Path) -> None:
     """Cut off a last line without its newline, so that appending starts on a fresh one."""
     if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-        path.write_bytes(data[: data.rfind(b"\n") + 1])
+        os.truncate(path, data.rfind(b"\n") + 1)
 
 
 def task_digest(task: Task) -> str:

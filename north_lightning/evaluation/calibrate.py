@@ -23,6 +23,7 @@ from north_lightning.evaluation.serve import SidecarFactory
 from north_lightning.evaluation.summary import by_task
 from north_lightning.rollout.metrics import percentile
 from north_lightning.rollout.settings import RolloutSettings
+from north_lightning.run_folders import write_result
 from north_lightning.tasks import load_task_sets
 from north_lightning.types import Count, Fraction, Whole
 
@@ -81,7 +82,7 @@ def calibrate(
     write_distribution(distribution(attempts, budgets), output)
     if not kept:
         raise DataError(f"no task has something to learn: {always} are always solved, {never} never, {failed}")
-    output.write_text("".join(json.dumps(row) + "\n" for row in kept.values()))
+    write_result(output, "".join(json.dumps(row) + "\n" for row in kept.values()))
     Console(highlight=False).print(
         f"{output}: {len(kept)} of {len(tasks)} tasks kept, {always} always solved, {never} never"
         + (f", {failed}" if unmeasured else "")

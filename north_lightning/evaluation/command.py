@@ -21,6 +21,7 @@ from north_lightning.evaluation.statistics import holm
 from north_lightning.evaluation.summary import breakdown, compare, summarise
 from north_lightning.rollout import ChatServer
 from north_lightning.rollout.settings import RolloutSettings
+from north_lightning.run_folders import write_result
 from north_lightning.tasks import load_task_sets
 from north_lightning.types import Count
 
@@ -81,7 +82,7 @@ def evaluate(
     results |= attempt_with_servers(servers, tasks, rollouts, logs[0], num_samples, concurrency, seed)
     repositories = {task.id: str(task.metadata["repository"]) for task in tasks if "repository" in task.metadata}
     summary = _summary(results, baseline, repositories)
-    (output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_result(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     _print(summary, baseline)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from north_lightning.evaluation.attempts import Attempt
 from north_lightning.rollout.metrics import percentile
+from north_lightning.run_folders import write_result
 
 
 def distribution(attempts: Mapping[str, Sequence[Attempt]], budgets: Mapping[str, int]) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def write_distribution(numbers: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    path.with_suffix(".distribution.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    write_result(path.with_suffix(".distribution.json"), json.dumps(numbers, indent=1) + "\n")
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     panels = (
         ("tasks_by_pass_rate", "share of attempts that solve the task", "tasks"),

@@ -14,7 +14,6 @@ import asyncio
 import json
 import random
 import shlex
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -29,12 +28,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from north_lightning.durable import replace_text
 from north_lightning.errors import ConfigError, TaskError, printable
 from north_lightning.factory import sources
 from north_lightning.factory.grading import Baseline, Grader, tests_of
 from north_lightning.factory.issues import issue_text
 from north_lightning.factory.mutations import KINDS, Mutation, mutations
 from north_lightning.interfaces import SandboxProvider
+from north_lightning.run_folders import set_contents_aside, write_result
 from north_lightning.tasks import TaskSource, write_task
 from north_lightning.tasks.git import git, objects_of
 from north_lightning.tasks.harbor import is_written_here, patch_script
@@ -140,7 +141,7 @@ def build_tasks(
         assert shelf.summary is not None
         summary[name] = shelf.summary
         console.print(f"[{number}/{len(wanted)}] {name}: {escape(printable(_line(shelf.summary)))}")
-    (output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_result(output_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     _print(summary, console)
 
 
@@ -325,7 +326,7 @@ def _edits(candidate: Candidate, right: sources.Files, script: str) -> list[tupl
 class _Shelf:
     """What is kept of one repository: its tasks, and a line for every candidate that was tried.
 
-    Settings that differ from those of an earlier build start it anew.
+    Where settings differ from those of an earlier build, what that has made is moved aside.
     """
 
     def __init__(self, output_dir: Path, name: str, pool: Pool, settings: list[Any]) -> None:
@@ -344,13 +345,13 @@ class _Shelf:
                 else:
                     self.records[line["id"]] = line
             return
-        self._records.parent.mkdir(parents=True, exist_ok=True)
-        for pool_dir in ("sft", "rl"):
-            for old in (output_dir / pool_dir).glob(f"{self.name}-*"):
-                kind = old.name.removeprefix(f"{self.name}-").split("-")[0]
-                if kind in (*KINDS, HISTORY) and is_written_here(old):
-                    shutil.rmtree(old)
-        self._records.write_text(json.dumps(header) + "\n")
+        earlier = [self._records] if self._records.exists() else []
+        for old in (path for pool_dir in ("sft", "rl") for path in (output_dir / pool_dir).glob(f"{self.name}-*")):
+            kind = old.name.removeprefix(f"{self.name}-").split("-")[0]
+            if kind in (*KINDS, HISTORY) and is_written_here(old):
+                earlier.append(old)
+        set_contents_aside(output_dir, earlier)
+        replace_text(self._records, json.dumps(header) + "\n")
 
     @property
     def num_accepted(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from north_lightning.durable import replace_text
 from north_lightning.types import NOT_SAMPLED, Message, Rollout
 
 
@@ -63,9 +64,7 @@ def forget_unended(path: Path, end_of: Callable[[int], str | None]) -> None:
             continue
         if end_of(group_id) is not None:
             kept.append(line + "\n")
-    unfinished = path.with_name(f".{path.name}.writing")
-    unfinished.write_text("".join(kept))
-    unfinished.replace(path)
+    replace_text(path, "".join(kept))
 
 
 def _message(message: Message) -> dict[str, Any]:

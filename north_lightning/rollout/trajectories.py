@@ -20,6 +20,7 @@ from north_lightning.interfaces import Harness, SandboxProvider
 from north_lightning.rollout.attempt import record_scripted, script_of_calls
 from north_lightning.rollout.metrics import is_solved
 from north_lightning.rollout.settings import AttemptSettings
+from north_lightning.run_folders import claim
 from north_lightning.tasks import image_of, load_task_sets, solution_steps
 from north_lightning.tasks.names import Split
 from north_lightning.tasks.single_turn import Question, command_question, verify_commands, word_question
@@ -38,6 +39,7 @@ def record_trajectories(
     seed: int = 0,
     num_questions: Whole = 0,
     split: Split = "train",
+    overwrite: bool = False,
 ) -> None:
     """Record a trajectory of every task, and verified single-turn questions beside them.
 
@@ -50,10 +52,13 @@ def record_trajectories(
         seed: Of wordings and looks around.
         num_questions: Single-turn questions of each kind (commands, words).
         split: Whose names the questions use.
+        overwrite: Move an earlier recording aside, to NAME.1, instead of refusing to replace it.
     """
     if concurrency < 1:
         raise ConfigError(f"concurrency: expected at least 1, got {concurrency}")
     tasks = load_task_sets(task_sets)
+    sources = {task.environment for task in tasks} | ({"commands", "words"} if num_questions else set())
+    claim("output_dir", [output_dir / f"{source}.jsonl" for source in sorted(sources)], overwrite)
     rollouts.prepare(tasks)
     recorded = asyncio.run(_record_all(tasks, rollouts, look_around_fraction, concurrency, seed))
     by_source: dict[str, list[Conversation]] = {}

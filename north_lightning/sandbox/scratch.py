@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from north_lightning.sandbox.trees import delete_tree
 
 LOCK = "lock"
-Kind = Literal["attempt", "verify", "sidecar"]
+Kind = Literal["attempt", "verify", "sidecar", "run"]
 
 
 class Scratch:

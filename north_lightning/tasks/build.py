@@ -5,15 +5,16 @@ Out: one directory of Harbor tasks per set, ``<output_dir>/<name>``. The same se
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rich.progress import track
 
+from north_lightning.durable import remove_folder, unfinished_name
 from north_lightning.errors import ConfigError
-from north_lightning.tasks.harbor import is_written_here, write_task
+from north_lightning.run_folders import claim
+from north_lightning.tasks.harbor import write_task
 from north_lightning.tasks.names import Split
 from north_lightning.tasks.software import software_task
 from north_lightning.tasks.terminal import terminal_task
@@ -42,13 +43,14 @@ class TaskSetSettings:
     first: Whole = 0
 
 
-def build_task_sets(output_dir: Path, sets: list[TaskSetSettings], seed: int = 0) -> None:
-    """Write every set anew.
+def build_task_sets(output_dir: Path, sets: list[TaskSetSettings], seed: int = 0, overwrite: bool = False) -> None:
+    """Write every set; a set is there whole or not at all.
 
     Args:
         output_dir: Parent of the sets' directories.
         sets: What to generate.
         seed: Another seed, other names.
+        overwrite: Move an earlier set aside, to NAME.1, instead of refusing to replace it.
     """
     names = [one.name for one in sets]
     if len(set(names)) != len(names):
@@ -56,13 +58,11 @@ def build_task_sets(output_dir: Path, sets: list[TaskSetSettings], seed: int = 0
     for one in sets:
         if one.count < 1:
             raise ConfigError(f"sets: expected a count of at least 1, got {one.count} for '{one.name}'")
-        directory = output_dir / check_name(one.name, "sets: name", ConfigError)
-        foreign = directory.is_symlink() or (directory.exists() and not all(map(is_written_here, directory.iterdir())))
-        if foreign:
-            raise ConfigError(f"{directory}: expected only tasks written by this command, or nothing; move it aside")
+        check_name(one.name, "sets: name", ConfigError)
+    claim("output_dir", [output_dir / one.name for one in sets], overwrite)
     for one in sets:
-        directory = output_dir / one.name
-        if directory.exists():
-            shutil.rmtree(directory)
+        directory = unfinished_name(output_dir / one.name)
+        remove_folder(directory)
         for index in track(range(one.first, one.first + one.count), description=f"tasks {one.name}"):
             write_task(GENERATORS[one.environment](index, seed, one.split), directory)
+        directory.rename(output_dir / one.name)

@@ -20,6 +20,7 @@ from rich.console import Console
 from north_lightning.data.sft import SFTDataModule
 from north_lightning.data.stream import Pass
 from north_lightning.errors import ConfigError
+from north_lightning.run_folders import write_result
 from north_lightning.types import Count
 from north_lightning.views.charts import bar_chart, histogram
 
@@ -47,9 +48,9 @@ def report_data(
     summary = summarise(data, planned, rows_per_step)
     summary |= before
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "data.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_result(output_dir / "data.json", json.dumps(summary, indent=2) + "\n")
     page = render_page(summary, _draw(data, planned, summary))
-    (output_dir / "data.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_result(output_dir / "data.html", page)
     worst = max((abs(row["error_pp"]) for row in summary["sources"] if row["target"] is not None), default=None)
     Console(highlight=False, soft_wrap=True).print(
         f"{output_dir / 'data.html'}: {summary['num_rows']} rows a pass, {100 * planned.utilisation:.2f}% full"

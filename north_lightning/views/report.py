@@ -17,6 +17,7 @@ from rich.table import Table
 
 from north_lightning.errors import DataError
 from north_lightning.history import HISTORY, History, read_history
+from north_lightning.run_folders import write_result
 from north_lightning.views.page import column, render_page
 
 SFT_STAGES = ("sft_stage1", "sft_stage2")
@@ -41,8 +42,8 @@ def write_report(run_dir: Path) -> None:
     report = build_report(stages, evaluation, histories) | {
         "rl_time": json.loads(accounted.read_text()) if accounted.exists() else None
     }
-    (run_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (run_dir / "report.html").write_text(render_page(report, evaluation, histories))
+    write_result(run_dir / "report.json", json.dumps(report, indent=2) + "\n")
+    write_result(run_dir / "report.html", render_page(report, evaluation, histories))
     _print(report)
     Console(highlight=False).print(f"{run_dir / 'report.html'}: curves and details")
 

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from north_lightning.data.records import decode, read_records
+from north_lightning.durable import replace_text
 from north_lightning.errors import ConfigError, DataError
+from north_lightning.run_folders import claim
 
 SHIPPED = ("swe_bench", "swe_bench_pro")
 NGRAM_WORDS = 13
@@ -112,6 +114,7 @@ def write_block_list(
     instances: list[str] | None = None,
     task_dirs: list[Path] | None = None,
     date: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Make a block list from a benchmark's own files.
 
@@ -123,7 +126,9 @@ def write_block_list(
             problem_statement; an ``instruction`` where there is one.
         task_dirs: Directories whose sub-directories are Harbor tasks (Terminal-Bench): their instruction.md is read.
         date: Of the source; today's by default.
+        overwrite: Move an earlier list aside, to NAME.1, instead of refusing to replace it.
     """
+    claim("output", [output], overwrite)
     records: Iterable[Mapping[str, Any]] = (decode(content) for _, content in read_records(instances or []))
     listed = BlockList(name, source, date or Date.today().isoformat(), {}, {}, {}, {}, {})
     for number, record in enumerate(records):
@@ -133,8 +138,7 @@ def write_block_list(
             _add_instruction(listed, file.parent.name, file.read_text("utf-8"))
     if not (listed.repositories or listed.instructions):
         raise DataError(f"instances, task_dirs: expected a benchmark, found nothing in {instances} and {task_dirs}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(vars(listed), indent=1) + "\n", encoding="utf-8")
+    replace_text(output, json.dumps(vars(listed), indent=1) + "\n")
     print(
         f"{output}: {len(listed.repositories)} repositories, {len(listed.commits)} commits, "
         f"{sum(map(len, listed.hunks.values()))} hunks, {len(listed.statements)} statements, "
