@@ -178,7 +178,7 @@ class NorthCLI(LightningCLI):
         step = step_of(path, weights_only)
         is_own = any(path.resolve().parent == place.resolve() for place in searched)
         if not results_in(folder):
-            claim_run(folder, [] if is_own else elsewhere, overwrite=False)
+            claim_run(folder, [place for place in elsewhere if place.resolve() not in path.resolve().parents], False)
         elif not is_own or newest is None or step < newest.step:
             raise ConfigError(
                 f"resume: '{path}' is not the newest checkpoint of the run in '{folder}', whose later work would be "

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from north_lightning.data.sft import SFTDataModule
 from north_lightning.data.stream import Pass
+from north_lightning.durable import replace_text
 from north_lightning.errors import ConfigError
 from north_lightning.run_folders import write_result
 from north_lightning.types import Count
@@ -50,7 +51,7 @@ def report_data(
     output_dir.mkdir(parents=True, exist_ok=True)
     write_result(output_dir / "data.json", json.dumps(summary, indent=2) + "\n")
     page = render_page(summary, _draw(data, planned, summary))
-    write_result(output_dir / "data.html", page)
+    replace_text(output_dir / "data.html", page)
     worst = max((abs(row["error_pp"]) for row in summary["sources"] if row["target"] is not None), default=None)
     Console(highlight=False, soft_wrap=True).print(
         f"{output_dir / 'data.html'}: {summary['num_rows']} rows a pass, {100 * planned.utilisation:.2f}% full"

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from north_lightning.durable import replace_text
 from north_lightning.errors import DataError
 from north_lightning.history import HISTORY, History, read_history
 from north_lightning.run_folders import write_result
@@ -43,7 +44,7 @@ def write_report(run_dir: Path) -> None:
         "rl_time": json.loads(accounted.read_text()) if accounted.exists() else None
     }
     write_result(run_dir / "report.json", json.dumps(report, indent=2) + "\n")
-    write_result(run_dir / "report.html", render_page(report, evaluation, histories))
+    replace_text(run_dir / "report.html", render_page(report, evaluation, histories))
     _print(report)
     Console(highlight=False).print(f"{run_dir / 'report.html'}: curves and details")
 
