@@ -68,9 +68,6 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
 POSITIONAL = {"tasks check": "directories", "plugins check": "files"}
 """Commands whose leading words are paths, and the parameter they are for."""
 
-MOVES_ASIDE = ("fit", "tasks", "trajectories", "tokenizer", "data filter", "data blocklist")
-"""Commands that refuse to replace earlier work unless ``--overwrite true`` moves it aside. The others go on with it."""
-
 TAKES_TRAINING_CONFIG = ("data report", "data preview")
 """Commands about the ``data`` of a config of ``fit``."""
 

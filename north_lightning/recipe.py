@@ -23,6 +23,7 @@ from rich.console import Console
 
 from north_lightning.durable import replace_text
 from north_lightning.errors import ConfigError, NorthError
+from north_lightning.run_folders import MOVES_ASIDE
 
 SAMPLE_EVERY_S = 5.0
 
@@ -94,13 +95,11 @@ def _digest(stage: Stage) -> str:
 
 def _how_it_begins(stage: Stage, goes_on: bool) -> list[str]:
     """Arguments by which a command goes on, or moves aside what it has written before."""
-    from north_lightning.cli import MOVES_ASIDE, split_command
-
     words = shlex.split(stage.command)
-    command, _ = split_command(words)
-    if command not in MOVES_ASIDE or any(word.startswith(("--resume", "--overwrite", "--help")) for word in words):
+    is_known = " ".join(words[:2]) in MOVES_ASIDE or words[0] in MOVES_ASIDE
+    if not is_known or any(word.startswith(("--resume", "--overwrite", "--help")) for word in words):
         return []
-    if command == "fit":
+    if words[0] == "fit":
         return ["--resume=auto"] if goes_on else ["--resume=null", "--overwrite=true"]
     return ["--overwrite=true"]
 

@@ -17,6 +17,7 @@ ORDER = [
     "untrusted",
     "interfaces",
     "history",
+    "run_folders",
     "chat",
     "model",
     "parallel",

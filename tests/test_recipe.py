@@ -23,7 +23,8 @@ def test_a_failed_stage_is_named_and_the_ones_before_it_stay_recorded(tmp_path):
     stages = [Stage("first", HELP), Stage("second", BAD), Stage("third", HELP)]
     with pytest.raises(StageFailedError, match="stage 'second' failed with exit code 2"):
         run_recipe(tmp_path, stages)
-    assert list(json.loads((tmp_path / "stages.json").read_text())) == ["first"]
+    record = json.loads((tmp_path / "stages.json").read_text())
+    assert [name for name, stage in record.items() if "seconds" in stage] == ["first"]
 
 
 def test_a_stage_whose_command_changed_runs_again(tmp_path):

@@ -36,7 +36,8 @@ def write_report(run_dir: Path) -> None:
         DataError: something the report is made of is missing; says what and which command makes it.
     """
     timed = run_dir / "stages.json"  # written by the recipe; stages run one by one are not timed
-    stages = json.loads(timed.read_text()) if timed.exists() else {}
+    recorded = json.loads(timed.read_text()) if timed.exists() else {}
+    stages = {name: stage for name, stage in recorded.items() if "seconds" in stage}  # finished
     evaluation = _read_json(run_dir / "eval" / "summary.json", "test")
     histories = {stage: _read_history(run_dir / stage / HISTORY) for stage in (*SFT_STAGES, RL_STAGE)}
     accounted = run_dir / RL_STAGE / "time.json"  # where TimeAccounts is among the callbacks

@@ -91,7 +91,7 @@ def test_filters_variations_and_dedup_are_what_the_call_says(tmp_path):
     source = {"a": RawSource([str(tmp_path / "a.jsonl")])}
     told = []
     for seed in (7, 7, 8):
-        filter_data(source, tmp_path / "out", [NothingToTrain()], [], None, [Shout()], seed=seed)
+        filter_data(source, tmp_path / "out", [NothingToTrain()], [], None, [Shout()], seed=seed, overwrite=True)
         told.append([sample.messages[0].content for sample in read_samples(tmp_path / "out" / "a.jsonl")])
     assert told[0] == told[1]
     assert len({*told[0], *told[2]}) == 4  # no sample is told as another one, nor with another seed
