@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -26,10 +27,16 @@ class HFCheckpoint(Callback):
         directory: Where to; ``checkpoint`` in the run's folder by default.
         every_n_steps: Also write every so many optimizer steps.
         keep: How many of the newest ``step-N`` are kept; null keeps all.
+        dtype: Of the written weights. Default: what the base checkpoint (``model.checkpoint``) is stored in, so that a
+            bfloat16 model stays one although it is trained in float32; after random weights, what they are in memory.
     """
 
     def __init__(
-        self, directory: Path | None = None, every_n_steps: Count | None = None, keep: Count | None = 2
+        self,
+        directory: Path | None = None,
+        every_n_steps: Count | None = None,
+        keep: Count | None = 2,
+        dtype: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ConfigError(f"every_n_steps: expected at least 1, got {every_n_steps}")
@@ -39,6 +46,7 @@ class HFCheckpoint(Callback):
         self.keep = keep
         self._is_complete = False
         self.every_n_steps = every_n_steps
+        self.dtype = dtype
         self.seconds = 0.0  # spent in writing so far
         self._written_at = -1
 
@@ -85,7 +93,7 @@ class HFCheckpoint(Callback):
             directory.mkdir(parents=True, exist_ok=True)
             _give_back_steps(fresh, directory)  # of a run that was killed between the two
             shutil.rmtree(fresh, ignore_errors=True)
-        pl_module.save_hf(fresh)
+        pl_module.save_hf(fresh, self.dtype)
         if not trainer.is_global_zero:
             return
         if (old := replace_folder(fresh, directory)) is not None:

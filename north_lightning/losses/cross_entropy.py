@@ -32,7 +32,8 @@ def cross_entropy_sum(
 
 def token_mean_weights(loss_mask: Bool[Tensor, " T"], num_trained_tokens: int) -> Float[Tensor, " R"]:
     """Weights of the trained tokens for the mean over all trained tokens of the optimizer step: all the same."""
-    return torch.full((int(loss_mask.sum()),), 1 / num_trained_tokens, device=loss_mask.device)
+    count = int(loss_mask.sum())
+    return torch.full((count,), 1 / num_trained_tokens, dtype=torch.float32, device=loss_mask.device)
 
 
 def conversation_mean_weights(

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -27,21 +28,21 @@ from north_lightning.errors import CheckpointError
 from north_lightning.model.compute import ComputeConfig
 from north_lightning.model.config import NorthConfig
 from north_lightning.model.decoder import NorthModel
-from north_lightning.untrusted import read_json, resolve_below
+from north_lightning.model.files import (
+    EMBEDDING,
+    INDEX_NAME,
+    WEIGHTS_NAME,
+    by_shard,
+    copy_texts,
+    copy_tokenizer,
+    open_shard,
+    read_weight_map,
+    stored_dtype,
+)
 
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
 
-_EMBEDDING = "model.embed_tokens.weight"
 _TIED_HEAD = "lm_head.weight"
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------
@@ -58,7 +59,7 @@ def hf_parts(config: NorthConfig) -> Iterator[tuple[str, str, Index]]:
     head_dim, num_heads, num_kv_heads = config.head_dim, config.num_attention_heads, config.num_key_value_heads
     dense_width = config.prefix_dense_intermediate_size
     assert dense_width is not None
-    yield _EMBEDDING, "embedding.weight", ()
+    yield EMBEDDING, "embedding.weight", ()
     for index in range(config.num_hidden_layers):
         theirs, ours = f"model.layers.{index}", f"layers.{index}"
         yield f"{theirs}.input_layernorm.weight", f"{ours}.norm.weight", ()
@@ -101,6 +102,20 @@ def named_hf_tensors(model: NorthModel) -> Iterator[tuple[str, Tensor]]:
         yield name, whole[index]
 
 
+def fingerprint(model: NorthModel) -> str:
+    """Tells models apart by what they compute: config, and up to 1,024 evenly spaced numbers of every tensor.
+
+    The same for the same numbers in another dtype. Of a model with adapters it is the merged one's.
+    """
+    hf_config = {key: value for key, value in model.config.to_hf().items() if key != "initializer_range"}
+    digest = sha256(json.dumps(hf_config, sort_keys=True).encode())
+    for name, tensor in named_hf_tensors(model):
+        flat = tensor.flatten()
+        sample = flat[:: max(1, len(flat) // 1024)].float().cpu().contiguous()
+        digest.update(name.encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
 # ---- in ------------------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +145,7 @@ def load_checkpoint(
     config = NorthConfig.load(directory, sliding_window_includes_current=sliding_window_includes_current)
     with torch.device("meta"):
         model = NorthModel(config, compute)
-    model.to(dtype=dtype or _stored_dtype(directory, _read_weight_map(directory)))
+    model.to(dtype=dtype or getattr(torch, stored_dtype(directory)))
     model.to_empty(device=device)
     load_weights(model, directory)
     return model
@@ -145,13 +160,13 @@ def load_weights(model: NorthModel, directory: str | Path) -> None:
         CheckpointError: as ``load_checkpoint``.
     """
     directory = Path(directory)
-    weight_map = _read_weight_map(directory)
+    weight_map = read_weight_map(directory)
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in named_hf_tensors(NorthModel(model.config))}
     _check_tensors(directory, weight_map, shapes)
     parts = {name: (parameter, index) for name, parameter, index in hf_parts(model.config)}
-    for shard, names in _by_shard(weight_map).items():
-        with _open_shard(directory / shard) as file:
+    for shard, names in by_shard(weight_map).items():
+        with open_shard(directory / shard) as file:
             for name in names:
                 if name != _TIED_HEAD:
                     parameter, index = parts[name]
@@ -188,39 +203,6 @@ def _copy_held(stored: Any, parameter: Tensor, index: Index) -> None:
     local[tuple(target)].copy_(stored[tuple(source)])
 
 
-def _read_weight_map(directory: Path) -> dict[str, str]:
-    """Tensor name -> file name, from the index or from the only file."""
-    if not directory.is_dir():
-        raise CheckpointError(f"no checkpoint: {directory} is not a directory")
-    index_path = directory / INDEX_NAME
-    if not index_path.exists():
-        with _open_shard(directory / WEIGHTS_NAME) as file:
-            return dict.fromkeys(file.keys(), WEIGHTS_NAME)
-    weight_map = read_json(index_path, CheckpointError).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise CheckpointError(f"{index_path}: expected a safetensors index with a weight_map of file names")
-    outside = [shard for shard in weight_map.values() if Path(shard).name != shard]
-    if outside:
-        raise CheckpointError(f"{index_path}: expected file names in the same directory, got {outside[0]!r}")
-    return weight_map
-
-
-def _open_shard(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"missing weights: {path} (only safetensors are read)")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"corrupt safetensors file {path}: {error}") from error
-
-
-def _by_shard(weight_map: Mapping[str, str]) -> dict[str, list[str]]:
-    shards: dict[str, list[str]] = {}
-    for name, shard in weight_map.items():
-        shards.setdefault(shard, []).append(name)
-    return shards
-
-
 def _check_tensors(directory: Path, weight_map: Mapping[str, str], expected: Mapping[str, tuple[int, ...]]) -> None:
     """Compare names and shapes of everything on disk with the model's, before any memory is spent."""
     missing = [name for name in expected if name not in weight_map]
@@ -229,8 +211,8 @@ def _check_tensors(directory: Path, weight_map: Mapping[str, str], expected: Map
         raise CheckpointError(
             f"{directory}: weights do not fit config.json: {_some(missing)} missing, {_some(unexpected)} unexpected"
         )
-    for shard, names in _by_shard(weight_map).items():
-        with _open_shard(directory / shard) as file:
+    for shard, names in by_shard(weight_map).items():
+        with open_shard(directory / shard) as file:
             stored = set(file.keys())
             for name in names:
                 if name not in stored:
@@ -248,22 +230,14 @@ def _some(names: list[str]) -> str:
     return f"{len(names)} ({shown}{', ...' if len(names) > 3 else ''})" if names else "none"
 
 
-def _stored_dtype(directory: Path, weight_map: Mapping[str, str]) -> torch.dtype:
-    with _open_shard(directory / weight_map[_EMBEDDING]) as file:
-        dtype = file.get_slice(_EMBEDDING)[:1].dtype
-    if not dtype.is_floating_point or dtype.itemsize < 2:
-        raise CheckpointError(f"{directory}: {_EMBEDDING} is stored as {dtype}; quantized weights cannot be trained")
-    return dtype
-
-
 def _check_tied_head(directory: Path, weight_map: Mapping[str, str]) -> None:
     def read(name: str) -> Tensor:
-        with _open_shard(directory / weight_map[name]) as file:
+        with open_shard(directory / weight_map[name]) as file:
             return file.get_tensor(name)
 
-    head, embedding = read(_TIED_HEAD), read(_EMBEDDING)
+    head, embedding = read(_TIED_HEAD), read(EMBEDDING)
     if not torch.equal(head.to(embedding), embedding):
-        raise CheckpointError(f"{_TIED_HEAD} differs from {_EMBEDDING}: only tied embeddings are supported")
+        raise CheckpointError(f"{_TIED_HEAD} differs from {EMBEDDING}: only tied embeddings are supported")
 
 
 # ---- out -----------------------------------------------------------------------------------------------------------
@@ -276,6 +250,7 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     tokenizer_dir: str | Path | None = None,
+    base: str | Path | None = None,
 ) -> None:
     """Write a checkpoint that ``load_checkpoint``, transformers and vLLM read.
 
@@ -287,6 +262,7 @@ def save_checkpoint(
         dtype: of the tensors on disk; None: as in memory.
         max_shard_bytes: largest file, up to one tensor.
         tokenizer_dir: where to copy tokenizer and chat template files from.
+        base: checkpoint that the model was made from: its licenses and its ``generation_config.json`` are carried on.
 
     Raises:
         CheckpointError: the destination is something else than a checkpoint, ``tokenizer_dir`` has no tokenizer, or
@@ -299,7 +275,9 @@ def save_checkpoint(
     try:
         staging.mkdir(parents=True)
         if tokenizer_dir is not None:
-            _copy_tokenizer(Path(tokenizer_dir), staging)
+            copy_tokenizer(Path(tokenizer_dir), staging)
+        if base is not None:
+            copy_texts(Path(base), staging)
         _write_shards(named_hf_tensors(model), staging, dtype, max_shard_bytes)
         hf_config = model.config.to_hf() | {"dtype": str(dtype or model.embedding.weight.dtype).removeprefix("torch.")}
         _write_json(staging / "config.json", hf_config)
@@ -357,15 +335,6 @@ def _write_shards(
         "weight_map": {name: names[number] for name, number in sorted(weight_map.items())},
     }
     _write_json(directory / INDEX_NAME, index)
-
-
-def _copy_tokenizer(source: Path, destination: Path) -> None:
-    if not (source / "tokenizer.json").is_file():
-        raise CheckpointError(f"no tokenizer: expected {source / 'tokenizer.json'}")
-    root = source.parent.parent if source.parent.name == "snapshots" else source  # as Hugging Face's cache links
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(resolve_below(source / name, root, CheckpointError), destination / name)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 
 from north_lightning.errors import ConfigError
 from north_lightning.model import ComputeConfig, NorthConfig, NorthModel
+from north_lightning.model.precision import Precision
 from north_lightning.parallel.checkpoints import ShardedCheckpoints
 from north_lightning.parallel.filling import build_model
 from north_lightning.parallel.mesh import Layout, ParallelSizes
@@ -91,6 +92,12 @@ class NorthStrategy(ModelParallelStrategy):
         shard = max(1, self.world_size // others) if self._shard == "auto" else self._shard
         sizes = ParallelSizes(self._replicate, shard, self._context, self._expert, self._tensor)
         self._layout = Layout.create(sizes, self.root_device.type)
+
+    @property
+    def precision(self) -> Precision:
+        """Dtypes of the weights that are trained and of activations."""
+        compute = self._compute_dtype or self._parameter_dtype
+        return Precision(*(str(dtype).removeprefix("torch.") for dtype in (self._parameter_dtype, compute)))
 
     @property
     def layout(self) -> Layout:

@@ -56,6 +56,7 @@ def report(setup: TrainingSetup, shape_file: Path, gpu_memory: float, tflops: fl
         f"training     rows of {setup.row_tokens:,} tokens, checkpointing {setup.checkpointing}, {setup.optimizer}"
         + (f", adapters of rank {setup.lora_rank} on {' and '.join(setup.lora_targets)}" if setup.lora_rank else "")
     )
+    yield f"precision    {setup.precision}"
     yield ""
     memory = estimate_memory(setup)
     yield f"memory of one process, GB (of {gpu_memory:g})"
@@ -164,5 +165,9 @@ CHANGES: list[Change] = [
     ("model.compute.checkpointing: offload", _offload),
     ("strategy.context doubled and strategy.shard halved", _double_context),
     ("optimizer: torchao.optim.AdamW8bit", _eight_bit_moments),
-    ("strategy.parameter_dtype: bfloat16, with the optimizer's bf16_stochastic_round: true", _bfloat16),
+    (
+        "bfloat16 weights (trainer.precision: bf16-true, or strategy.parameter_dtype: bfloat16), with the optimizer's "
+        "bf16_stochastic_round: true",
+        _bfloat16,
+    ),
 ]

@@ -69,7 +69,7 @@ def _gathered(setup: TrainingSetup) -> tuple[float, float]:
 
     FSDP holds two layers at a time (one computes, the next is fetched) and the embedding, which is the head, all the
     time; a layer's gradient is whole, in float32, until it is reduced. Adapters make one layer's sums and the gradients
-    of these.
+    of these. Autocast copies matrices to the dtype it computes in (on a CPU the experts' are not).
     """
     config = setup.config
     experts = config.num_experts * expert_parameters(config) / (setup.expert if setup.sharded else 1)
@@ -79,6 +79,11 @@ def _gathered(setup: TrainingSetup) -> tuple[float, float]:
         return setup.compute_bytes * (2 * layer + embedding), (setup.compute_bytes + 4) * layer + 4 * embedding
     if setup.lora_rank:
         return setup.parameter_bytes * layer, setup.parameter_bytes * layer
+    if setup.compute_bytes < setup.parameter_bytes:  # autocast keeps a copy of every matrix for the backward pass
+        counts, is_recomputed = count_parameters(config), setup.checkpointing != "none"
+        kept = config.num_experts * expert_parameters(config) if is_recomputed else counts.experts
+        cast = counts.attention + counts.dense_mlp + counts.router + (kept if setup.on_gpu else 0)
+        return float(setup.compute_bytes * cast), 0.0
     return 0.0, 0.0
 
 
@@ -136,7 +141,8 @@ def _logits(setup: TrainingSetup) -> float:
     """Two tiles of logits, the float32 gradient of the hidden states, and the gradient of the head."""
     config = setup.config
     tile = TILE_BYTES["cuda" if setup.on_gpu else "cpu"]
-    head = 0 if setup.lora_rank else setup.compute_bytes * config.vocab_size * config.hidden_size
+    stored = setup.compute_bytes if setup.sharded else setup.parameter_bytes
+    head = 0 if setup.lora_rank else stored * config.vocab_size * config.hidden_size
     return 2 * tile + 4 * setup.tokens_here * config.hidden_size + head
 
 

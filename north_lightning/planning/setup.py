@@ -15,20 +15,8 @@ import yaml
 
 from north_lightning.errors import ConfigError
 from north_lightning.model.config import NorthConfig
-
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-MOMENT_BYTES: Mapping[str, float | None] = {
-    "AdamW": None,  # two moments in the parameter's dtype
-    "_AdamW": None,  # torchao's, which rounds bfloat16 weights stochastically
-    "Adam": None,
-    "SGD": 0.0,
-    "AdamWBF16Moments": 4.0,
-    "AdamW8bit": 2.06,  # two bytes, and a float32 scale for every 256 entries of each moment (torchao)
-    "AdamWFp8": 2.06,
-    "AdamW4bit": 1.06,
-}
-"""Bytes of optimizer state per parameter, by the class's name."""
+from north_lightning.model.files import stored_dtype
+from north_lightning.model.precision import BYTES, MOMENT_BYTES, MOMENTS, Precision, choose_precision
 
 
 @dataclass(frozen=True)
@@ -47,9 +35,10 @@ class TrainingSetup:
     context: int = 1
     expert: int = 1
     tensor: int = 1
-    parameter_bytes: int = 4
+    parameter_bytes: int = 4  # of the base, where adapters are trained
     compute_bytes: int = 4
     moment_bytes: float = 8.0
+    precision: str = ""  # in words
     optimizer: str = "AdamW"
     checkpointing: str = "none"
     lora_rank: int = 0
@@ -102,8 +91,9 @@ def read_setup(path: Path, num_gpus: int | None = None, shape: Path | None = Non
         lora_targets=tuple(lora.get("targets", ("attention", "experts"))),
         on_gpu=trainer.get("accelerator", "auto") != "cpu",
     )
-    setup = _with_mesh(setup, trainer, num_gpus, _stored_bytes(init, shape))
-    return _with_optimizer(setup, init.get("optimizer") or {}), shape
+    has_adapters = init.get("lora") is not None or init.get("adapter") is not None
+    setup, precision = _with_mesh(setup, trainer, num_gpus, _stored(init, shape), has_adapters)
+    return _with_optimizer(setup, init.get("optimizer") or {}, precision), shape
 
 
 def _section(fit: Any, name: str, path: Path) -> dict[str, Any]:
@@ -125,21 +115,24 @@ def _shape_file(model: Mapping[str, Any], path: Path) -> Path:
     raise ConfigError(f"{path}: the model's shape is in none of {[str(c) for c in candidates]}: give one by --shape")
 
 
-def _stored_bytes(init: Mapping[str, Any], shape: Path) -> int:
-    """Without a mesh a model is trained in its checkpoint's dtype; random weights are float32."""
+def _stored(init: Mapping[str, Any], shape: Path) -> str | None:
+    """The base checkpoint's dtype: of its weights, or, where these are not on this machine, of its ``config.json``."""
     if init.get("config"):
-        return 4
+        return None
+    if init.get("checkpoint") and Path(init["checkpoint"]).is_dir():
+        return stored_dtype(Path(init["checkpoint"]))
     stored = yaml.safe_load(shape.read_text(encoding="utf-8"))
-    return BYTES[stored.get("dtype") or stored.get("torch_dtype") or "float32"]
+    return stored.get("dtype") or stored.get("torch_dtype") or "float32"
 
 
 def _with_mesh(
-    setup: TrainingSetup, trainer: Mapping[str, Any], num_gpus: int | None, stored_bytes: int
-) -> TrainingSetup:
+    setup: TrainingSetup, trainer: Mapping[str, Any], num_gpus: int | None, stored: str | None, has_adapters: bool
+) -> tuple[TrainingSetup, Precision]:
     strategy = trainer.get("strategy")
     if not isinstance(strategy, dict):  # one process, or copies that see nothing of each other
         copies = num_gpus or _configured_processes(trainer) or 1
-        return replace(setup, replicate=copies, parameter_bytes=stored_bytes, compute_bytes=stored_bytes)
+        precision = choose_precision(trainer.get("precision"), stored, has_adapters)
+        return _in_bytes(replace(setup, replicate=copies), precision), precision
     given = strategy.get("init_args", {})
     sizes = {name: given.get(name, 1) for name in ("replicate", "context", "expert", "tensor")}
     others = sizes["replicate"] * sizes["context"] * sizes["tensor"]
@@ -150,19 +143,18 @@ def _with_mesh(
             raise ConfigError("strategy.shard is auto and trainer.devices says no number: expected --gpus")
         shard = max(1, total // others)
     parameter_dtype = given.get("parameter_dtype", "float32")
-    setup = replace(
-        setup,
-        sharded=True,
-        shard=shard,
-        parameter_bytes=BYTES[parameter_dtype],
-        compute_bytes=BYTES[given.get("compute_dtype") or parameter_dtype],
-        **sizes,
-    )
+    precision = Precision(parameter_dtype, given.get("compute_dtype") or parameter_dtype)
+    setup = _in_bytes(replace(setup, sharded=True, shard=shard, **sizes), precision)
     if num_gpus is not None and setup.num_processes != num_gpus:
         raise ConfigError(
             f"gpus: expected replicate x shard x context x tensor = {setup.num_processes} of the config, got {num_gpus}"
         )
-    return setup
+    return setup, precision
+
+
+def _in_bytes(setup: TrainingSetup, precision: Precision) -> TrainingSetup:
+    parameter_bytes = BYTES[precision.base or precision.weights]
+    return replace(setup, parameter_bytes=parameter_bytes, compute_bytes=BYTES[precision.compute])
 
 
 def _configured_processes(trainer: Mapping[str, Any]) -> int | None:
@@ -171,12 +163,9 @@ def _configured_processes(trainer: Mapping[str, Any]) -> int | None:
     return count * int(trainer.get("num_nodes", 1)) if isinstance(count, int) and count > 0 else None
 
 
-def _with_optimizer(setup: TrainingSetup, optimizer: Mapping[str, Any]) -> TrainingSetup:
+def _with_optimizer(setup: TrainingSetup, optimizer: Mapping[str, Any], precision: Precision) -> TrainingSetup:
     name = str(optimizer.get("class_path", "AdamW")).rpartition(".")[2]
-    if name not in MOMENT_BYTES:
-        raise ConfigError(f"optimizer: expected one whose memory is known ({', '.join(MOMENT_BYTES)}), got {name}")
-    moment_bytes = MOMENT_BYTES[name]
-    # Adapters are float32 whatever the weights are.
-    trained_bytes = 4 if setup.lora_rank else setup.parameter_bytes
-    moments = 2.0 * trained_bytes if moment_bytes is None else moment_bytes
-    return replace(setup, moment_bytes=moments, optimizer=name)
+    moments = precision.moments(name)
+    if moments is None:
+        raise ConfigError(f"optimizer: expected one whose memory is known ({', '.join(MOMENTS)}), got {name}")
+    return replace(setup, moment_bytes=MOMENT_BYTES[moments], optimizer=name, precision=precision.describe(name))

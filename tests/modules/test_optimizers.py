@@ -66,6 +66,6 @@ def test_moments_that_bfloat16_would_freeze_are_refused() -> None:
 
 
 def test_the_planner_knows_the_bytes_of_bfloat16_moments() -> None:
-    from north_lightning.planning.setup import MOMENT_BYTES
+    from north_lightning.model.precision import MOMENT_BYTES, MOMENTS
 
-    assert MOMENT_BYTES["AdamWBF16Moments"] == 12.0 - 4 - 4
+    assert MOMENT_BYTES[MOMENTS["AdamWBF16Moments"] or ""] == 12.0 - 4 - 4

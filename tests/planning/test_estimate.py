@@ -185,6 +185,28 @@ def test_a_mesh_that_is_not_the_machines_is_refused(capsys, tmp_path):
         read_setup(path)
 
 
+@pytest.mark.parametrize(
+    ("precision", "lora", "line", "total"),
+    [
+        ("32-true", None, "weights float32, gradients float32, moments float32, compute float32; 16 bytes", 16),
+        ("bf16-mixed", None, "weights float32, gradients float32, moments float32, compute bfloat16; 16 bytes", 16),
+        (32, {"rank": 16}, "compute bfloat16; 16 bytes per trained parameter, adapters on frozen bfloat16 weights", 2),
+    ],
+)
+def test_one_gpu_is_estimated_as_training_keeps_a_bfloat16_base(precision, lora, line, total, tmp_path, capsys):
+    """The released checkpoint is bfloat16; its full weights are trained in float32."""
+    fit = yaml.safe_load((NORTH_MINI / "lora_1gpu.yaml").read_text())
+    fit["trainer"]["precision"] = precision
+    fit["model"]["init_args"]["lora"] = lora
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(fit))
+    (tmp_path / "model.json").write_text((NORTH_MINI / "model.json").read_text())
+    assert run("--config", str(tmp_path / "fit.yaml"), "--gpus", "1") == 0
+    assert line in capsys.readouterr().out
+    memory = estimate_memory(read_setup(tmp_path / "fit.yaml", 1)[0])
+    stored = (memory.weights + memory.gradients + memory.optimizer) / 30_484_303_872
+    assert stored == pytest.approx(total, rel=0.01) or (lora and total < stored < 1.5 * total)
+
+
 def test_the_quickstart_can_be_estimated_too():
     setup, shape = read_setup(
         ROOT / "configs" / "quickstart" / "sft_stage1.yaml", shape=ROOT / "configs/quickstart/model.json"
