@@ -39,6 +39,7 @@ from north_lightning.callbacks import HFCheckpoint, JSONLHistory, RandomState, R
 from north_lightning.durable import replace_text  # noqa: E402
 from north_lightning.errors import CheckpointError, ConfigError  # noqa: E402
 from north_lightning.modules import NorthModule  # noqa: E402, and with it NorthStrategy's short name
+from north_lightning.modules.resuming import flatten  # noqa: E402
 from north_lightning.parallel.single_file import DurableCheckpointIO  # noqa: E402
 from north_lightning.parser import ExplainingParser, check_values  # noqa: E402
 from north_lightning.preflight import check_run  # noqa: E402
@@ -132,6 +133,11 @@ class NorthCLI(LightningCLI):
             scratch = Scratch("run")
             atexit.register(scratch.delete)
             settings.trainer.default_root_dir = str(scratch.path)
+
+    def after_instantiate_classes(self) -> None:
+        """Let checkpoints know the config."""
+        if isinstance(self.model, NorthModule):
+            self.model.run_settings = dict(flatten(self.config[self.subcommand].as_dict()))
 
     def before_fit(self) -> None:
         check_run(self.trainer, self.model, self.datamodule, "fit")

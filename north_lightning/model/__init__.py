@@ -11,7 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from north_lightning.model.checkpoint import load_checkpoint, load_weights, named_hf_tensors, save_checkpoint
+    from north_lightning.model.checkpoint import (
+        fingerprint,
+        load_checkpoint,
+        load_weights,
+        named_hf_tensors,
+        save_checkpoint,
+    )
     from north_lightning.model.compute import ComputeConfig
     from north_lightning.model.config import NorthConfig
     from north_lightning.model.decoder import NorthModel
@@ -27,6 +33,7 @@ _HOMES = {
     "RoutingRecord": "experts",
     "adapter_state_dict": "lora",
     "add_adapters": "lora",
+    "fingerprint": "checkpoint",
     "load_adapter": "lora",
     "load_checkpoint": "checkpoint",
     "load_weights": "checkpoint",
@@ -44,6 +51,7 @@ __all__ = [
     "RoutingRecord",
     "adapter_state_dict",
     "add_adapters",
+    "fingerprint",
     "load_adapter",
     "load_checkpoint",
     "load_weights",

@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from north_lightning.errors import CheckpointError, ConfigError
+from north_lightning.model.checkpoint import fingerprint
 from north_lightning.model.decoder import DecoderLayer, NorthModel
 from north_lightning.model.experts import MoE
 from north_lightning.types import Count, Positive
@@ -199,7 +200,13 @@ def _from_disk(stored: Tensor, like: Tensor, is_experts_b: bool) -> Tensor:
 # ---- out and in ------------------------------------------------------------------------------------------------------
 
 
-def save_adapter(model: NorthModel, directory: str | Path, config: LoRAConfig, base: str | Path | None = None) -> None:
+def save_adapter(
+    model: NorthModel,
+    directory: str | Path,
+    config: LoRAConfig,
+    base: str | Path | None = None,
+    base_fingerprint: str | None = None,
+) -> None:
     """Write the adapters as PEFT does: ``adapter_config.json`` and ``adapter_model.safetensors``, in float32.
 
     Args:
@@ -207,6 +214,7 @@ def save_adapter(model: NorthModel, directory: str | Path, config: LoRAConfig, b
         directory: to be made, if need be.
         config: the adapters were added with.
         base: folder or hub name of the weights below the adapters, for PEFT's ``base_model_name_or_path``.
+        base_fingerprint: of these weights (``checkpoint.fingerprint``); kept in the adapter file's header.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -214,7 +222,8 @@ def save_adapter(model: NorthModel, directory: str | Path, config: LoRAConfig, b
         name: _to_disk(tensor, is_experts_b).to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor, is_experts_b in named_peft_tensors(model)
     }
-    save_file(tensors, directory / WEIGHTS_NAME, metadata={"format": "pt"})
+    header = {"format": "pt"} | ({"base_fingerprint": base_fingerprint} if base_fingerprint else {})
+    save_file(tensors, directory / WEIGHTS_NAME, metadata=header)
     peft_config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -232,20 +241,34 @@ def save_adapter(model: NorthModel, directory: str | Path, config: LoRAConfig, b
     (directory / CONFIG_NAME).write_text(json.dumps(peft_config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load_adapter(model: NorthModel, directory: str | Path) -> LoRAConfig:
+def load_adapter(model: NorthModel, directory: str | Path, base: str | Path | None = None) -> LoRAConfig:
     """Add the adapters of ``directory`` to ``model``, in place, and return their config.
 
+    Args:
+        model: with the weights that the adapters were trained on.
+        directory: of adapters, written by ``save_adapter`` or by PEFT.
+        base: where the model's weights are from. Adapters that carry no fingerprint of their base (PEFT's) have to
+            name a folder or repository that ends in the same name.
+
     Raises:
-        CheckpointError: files that are missing, broken or of another shape.
+        CheckpointError: files that are missing, broken or of another shape, or adapters of another base.
         ConfigError: an adapter of a kind that this module does not do.
     """
     directory = Path(directory)
-    config = _read_config(directory / CONFIG_NAME)
-    add_adapters(model, config)
+    config, named_base = _read_config(directory / CONFIG_NAME)
     try:
         stored = load_file(directory / WEIGHTS_NAME)
+        with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
+            trained_on = (file.metadata() or {}).get("base_fingerprint")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{directory / WEIGHTS_NAME}: expected adapter weights: {error}") from error
+    by_name = trained_on is None and named_base and base and Path(named_base).name != Path(base).resolve().name
+    if by_name or (trained_on is not None and trained_on != fingerprint(model)):
+        raise CheckpointError(
+            f"{directory}: these adapters belong to another base, '{named_base}', not to the weights in '{base}': "
+            f"set model.checkpoint to their base, or base_model_name_or_path in {CONFIG_NAME} if only its name differs"
+        )
+    add_adapters(model, config)
     expected = {name: (tensor, is_experts_b) for name, tensor, is_experts_b in named_peft_tensors(model)}
     if stored.keys() != expected.keys():
         different = sorted(stored.keys() ^ expected.keys())
@@ -263,7 +286,7 @@ def load_adapter(model: NorthModel, directory: str | Path) -> LoRAConfig:
     return config
 
 
-def _read_config(path: Path) -> LoRAConfig:
+def _read_config(path: Path) -> tuple[LoRAConfig, str | None]:
     try:
         stored = read_json(path, CheckpointError)
         rank, alpha = int(stored["r"]), float(stored["lora_alpha"])
@@ -279,4 +302,5 @@ def _read_config(path: Path) -> LoRAConfig:
     covered = {name for target in targets for name in (*_MODULES[target], *_PARAMETERS[target])}
     if not targets or covered != modules | parameters:
         raise ConfigError(f"{path}: expected attention or experts as a whole, got {sorted(modules | parameters)}")
-    return LoRAConfig(rank, alpha, targets)
+    named = stored.get("base_model_name_or_path")
+    return LoRAConfig(rank, alpha, targets), named if isinstance(named, str) else None

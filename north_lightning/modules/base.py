@@ -7,6 +7,7 @@ In: a checkpoint or a config. Out: a LightningModule whose ``model`` maps packed
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,16 @@ from north_lightning.model import (
     RoutingRecord,
     adapter_state_dict,
     add_adapters,
+    fingerprint,
     load_adapter,
     load_checkpoint,
     named_hf_tensors,
     save_adapter,
     save_checkpoint,
 )
+from north_lightning.model.files import stored_dtype
+from north_lightning.model.precision import BYTES, Precision, choose_precision
+from north_lightning.modules.resuming import FORMAT, KEY, describe_part, flatten, read_settings, refuse_changes
 from north_lightning.parallel import NorthStrategy, clip_grad_norm, parameter_groups
 from north_lightning.types import PackedBatch, Positive, Whole
 
@@ -48,6 +53,10 @@ def adamw(parameters: Iterable[Any]) -> Optimizer:
 
 class NorthModule(LightningModule):
     """A North model and how it is optimized; subclasses add the objective.
+
+    Weights and gradients are float32, whatever dtype the checkpoint is stored in, under ``trainer.precision`` 32-true
+    and bf16-mixed, which computes in bfloat16. bf16-true keeps bfloat16 weights and needs an optimizer that rounds
+    stochastically. Below adapters a bfloat16 checkpoint stays bfloat16. ``NorthStrategy`` has two dtypes of its own.
 
     Args:
         checkpoint: Folder of a Hugging Face ``cohere2_moe`` checkpoint to start from.
@@ -106,6 +115,10 @@ class NorthModule(LightningModule):
         self.log_experts_every_n_steps = log_experts_every_n_steps
         self.compute = compute
         self.model: NorthModel | None = None
+        self.run_settings: dict[str, Any] = {}  # of the config, for checkpoints
+        self._settings: dict[str, Any] | None = None
+        self._tokenizer: NorthTokenizer | None = None
+        self._base: str | None = None  # fingerprint of the weights below adapters
         self._recorded: dict[str, float] = {}
 
     # ---- the model ---------------------------------------------------------------------------------------------------
@@ -120,7 +133,9 @@ class NorthModule(LightningModule):
             assert source is not None
             self.model = strategy.build_model(NorthConfig.load(source), self.checkpoint, self.compute)
         elif self.checkpoint is not None:
-            self.model = load_checkpoint(self.checkpoint, compute=self.compute)
+            precision = self.precision()
+            dtype = getattr(torch, precision.base or precision.weights)
+            self.model = load_checkpoint(self.checkpoint, dtype=dtype, compute=self.compute)
         else:
             assert self.config_path is not None
             self.model = NorthModel(NorthConfig.load(self.config_path), self.compute)
@@ -128,17 +143,58 @@ class NorthModule(LightningModule):
         if self.freeze_router:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(".router." not in f".{name}.")
+        if self.lora is not None or self.adapter is not None:
+            self._base = fingerprint(self.model)
         if self.adapter is not None:
-            self.lora = load_adapter(self.model, self.adapter)
+            self.lora = load_adapter(self.model, self.adapter, self.checkpoint)
         elif self.lora is not None:
             add_adapters(self.model, self.lora)
         self.model.train()
+
+    def precision(self) -> Precision:
+        """The dtypes of this run.
+
+        Raises:
+            ConfigError: a precision that this module cannot train in, or bfloat16 weights without stochastic rounding.
+        """
+        strategy, name = self.trainer.strategy, self.trainer.precision
+        if not isinstance(strategy, NorthStrategy):
+            stored = None if self.checkpoint is None else stored_dtype(self.checkpoint)
+            chosen = choose_precision(name, stored, self.lora is not None or self.adapter is not None)
+        elif name == "32-true":
+            chosen = strategy.precision
+        else:
+            raise ConfigError(
+                f"trainer.precision: expected 32-true with NorthStrategy, got {name}; set trainer.strategy's "
+                "compute_dtype: bfloat16 to compute in bfloat16"
+            )
+        optimizer = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
+        betas = optimizer.defaults.get("betas", (0.0,))
+        if chosen.weights == "bfloat16" and not getattr(optimizer, "bf16_stochastic_round", False):
+            raise ConfigError(
+                "model.optimizer: expected one that rounds stochastically, because bfloat16 weights lose small updates "
+                "(torchao.optim._AdamW or AdamW8bit with bf16_stochastic_round: true), got "
+                f"{type(optimizer).__name__}; or keep float32 weights: trainer.precision bf16-mixed, or "
+                "NorthStrategy's parameter_dtype: float32"
+            )
+        if chosen.moments(type(optimizer).__name__) == "bfloat16" and max(betas) > 1 - 2**-8:
+            raise ConfigError(
+                f"model.optimizer.betas: expected at most 1 - 1/256 where moments are bfloat16, got {list(betas)}; "
+                "0.9 and 0.95 are usual"
+            )
+        return chosen
+
+    def check_run(self, trainer: Any, module: LightningModule, data: Any) -> None:
+        """Called before a run begins; see ``preflight``."""
+        self.trainer = trainer
+        self.precision()
 
     def _check_tokenizer(self, config: NorthConfig) -> None:
         """The model's tokenizer, and the one the data is encoded with, fit the model and are the same."""
         data = getattr(self.trainer, "datamodule", None)
         folders = [folder for folder in (self.tokenizer_dir, getattr(data, "tokenizer", None)) if folder is not None]
         tokenizers = [NorthTokenizer.load(folder) for folder in folders]
+        self._tokenizer = tokenizers[0] if tokenizers else None
         for tokenizer in tokenizers:
             tokenizer.check(config.to_hf(), f"the model ({self.checkpoint or self.config_path})")
             if tokenizer.fingerprint != tokenizers[0].fingerprint:
@@ -146,13 +202,27 @@ class NorthModule(LightningModule):
                     f"expected one tokenizer for model and data, got '{folders[0]}' and '{folders[1]}'"
                 )
 
-    def save_hf(self, directory: Path) -> None:
-        """Write the model as a Hugging Face checkpoint, with its tokenizer. Called by every process, written by one."""
+    def save_hf(self, directory: Path, dtype: str | None = None) -> None:
+        """Write the model as a Hugging Face checkpoint, with its tokenizer and the base checkpoint's licenses. Called
+        by every process, written by one.
+
+        Args:
+            directory: where to.
+            dtype: of the tensors; default: the base checkpoint's, or the weights' own where training began at random.
+        """
         assert self.model is not None, "configure_model has not run"
+        if dtype is None and self.checkpoint is not None and (stored := stored_dtype(self.checkpoint)) in BYTES:
+            dtype = stored
         if self.trainer.is_global_zero:
-            save_checkpoint(self.model, directory, tokenizer_dir=self.tokenizer_dir)
+            save_checkpoint(
+                self.model,
+                directory,
+                dtype=None if dtype is None else getattr(torch, dtype),
+                tokenizer_dir=self.tokenizer_dir,
+                base=self.checkpoint,
+            )
             if self.lora is not None:
-                save_adapter(self.model, directory / "adapter", self.lora, base=self.checkpoint)
+                save_adapter(self.model, directory / "adapter", self.lora, self.checkpoint, self._base)
         elif isinstance(self.trainer.strategy, NorthStrategy):
             for _ in named_hf_tensors(self.model):  # gathered for the one that writes
                 pass
@@ -211,23 +281,20 @@ class NorthModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(parameter_groups(self))
-        self._configured_lr = float(optimizer.param_groups[0]["lr"])  # some optimizers keep a tensor and change it
         if self.lr_scheduler_factory is None:
             return optimizer
         schedule = {"scheduler": self.lr_scheduler_factory(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    def on_fit_start(self) -> None:
+        if self.trainer.is_global_zero:
+            optimizer = type(self.trainer.optimizers[0]).__name__
+            print(f"precision: {self.precision().describe(optimizer)}", flush=True)
+
     def on_train_start(self) -> None:
-        """Refuse settings that would be ignored: Lightning's clipping, and a learning rate other than a resumed one."""
+        """Refuse Lightning's clipping, which would be ignored."""
         if self.trainer.gradient_clip_val is not None:
             raise ConfigError("trainer.gradient_clip_val: expected nothing, set model.max_grad_norm instead")
-        group = self.trainer.optimizers[0].param_groups[0]
-        resumed = float(group.get("initial_lr", group["lr"]))
-        if resumed != self._configured_lr:
-            raise ConfigError(
-                f"the checkpoint was trained with learning rate {resumed}, the config says {self._configured_lr}: "
-                "set it to the checkpoint's, or start from weights (model.checkpoint) instead of resuming (--ckpt_path)"
-            )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip to ``max_grad_norm``; log the norm before that. ``TrainingError`` if it is not finite."""
@@ -240,13 +307,23 @@ class NorthModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Of a model with adapters only the adapters: the rest is as it was in ``model.checkpoint``."""
         checkpoint[_ACCUMULATE] = self.trainer.accumulate_grad_batches
+        checkpoint[KEY] = {"format": FORMAT, "settings": self.settings()}
         if self.lora is not None:
             checkpoint["state_dict"] = adapter_state_dict(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count the finished micro-batches anew where a step now has another number of them (another world size)."""
-        if self.lora is not None and (missing := adapter_state_dict(self).keys() - checkpoint["state_dict"].keys()):
-            raise CheckpointError(f"the checkpoint has no adapters like the config's: {sorted(missing)[0]} is missing")
+        """Refuse settings that the checkpoint was not trained with; adapt the count of finished micro-batches where a
+        step now has another number of them (another world size)."""
+        trains = self.trainer.state.fn == "fit"
+        changed = refuse_changes(read_settings(checkpoint), self.settings(), trains)
+        if trains and self.trainer.is_global_zero:
+            taken = f"; changed, and taken from the config: {', '.join(changed[:8])}" if changed else ""
+            more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+            print(
+                f"resume: step {checkpoint['global_step']}; weights, moments, schedule, data position and random "
+                f"numbers are the checkpoint's{taken}{more}",
+                flush=True,
+            )
         now, then = self.trainer.accumulate_grad_batches, checkpoint.get(_ACCUMULATE)
         if then in (None, now) or "loops" not in checkpoint:
             return
@@ -254,6 +331,26 @@ class NorthModule(LightningModule):
         for counts in (progress["total"], progress["current"]):
             ready = counts["ready"]  # the others are as many, or one less where the last batch was still at its end
             counts.update({name: ready * now // then - (ready - count) for name, count in counts.items()})
+
+    def settings(self) -> dict[str, Any]:
+        """What this run is made of, as checkpoints keep it; see ``resuming``."""
+        if self._settings is not None:
+            return self._settings
+        assert self.model is not None, "configure_model has not run"
+        optimizer = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
+        facts: dict[str, Any] = {
+            "config": {key: value for key, value in self.model.config.to_hf().items() if key != "initializer_range"},
+            "optimizer": describe_part(optimizer, optimizer.defaults),
+            "lr_scheduler": {"class_path": "none"},
+            "lora": {"rank": "none"} if self.lora is None else asdict(self.lora) | {"base": self._base},
+        }
+        if self.lr_scheduler_factory is not None:
+            schedule = self.lr_scheduler_factory(optimizer)
+            facts["lr_scheduler"] = describe_part(schedule, schedule.state_dict())
+        if self._tokenizer is not None:
+            facts["tokenizer"] = self._tokenizer.fingerprint
+        self._settings = dict(flatten({"model": {"facts": facts}})) | self.run_settings
+        return self._settings
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Log numbers that not every step has. (``self.log`` repeats the last value until the epoch ends.)"""

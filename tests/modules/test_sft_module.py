@@ -195,7 +195,7 @@ def test_resuming_with_another_learning_rate_is_refused(inputs: Path, tmp_path: 
     trainer = quiet_trainer(tmp_path, max_steps=1)
     trainer.fit(make_module(inputs), datamodule=make_data(inputs))
     trainer.save_checkpoint(tmp_path / "one.ckpt")
-    with pytest.raises(ConfigError, match=r"learning rate 0\.003, the config says 0\.5"):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr: the checkpoint has 0\.003, the config 0\.5"):
         quiet_trainer(tmp_path, max_steps=2).fit(
             make_module(inputs, lr=0.5),
             datamodule=make_data(inputs),
