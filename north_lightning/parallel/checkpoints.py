@@ -4,13 +4,14 @@ In: a state dictionary of ``DTensor``s under names that do not depend on the lay
 folder in torch.distributed.checkpoint's format with that object beside it, there whole or not at all: it is written
 under another name, flushed to disk and renamed when the last process is done.
 
-These folders are for resuming one's own runs: torch's format keeps its table of contents in a pickle. What is given
-away is a Hugging Face checkpoint.
+torch's format keeps its table of contents, and numbers such as learning rates, in pickles. Those are read without
+running code from them: a class that the format does not consist of is refused.
 """
 
 from __future__ import annotations
 
 import io
+import pickle
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,13 +21,34 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from north_lightning.durable import flush, remove_folder, replace_folder, unfinished_name
 from north_lightning.errors import CheckpointError
 from north_lightning.parallel.process_zero import on_process_zero
+from north_lightning.parallel.single_file import REST
 
-REST = "trainer.pt"
 _METADATA = ".metadata"  # torch writes it last
+_METADATA_CLASSES = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "PurePosixPath"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+}
 
 
 class ShardedCheckpoints:
@@ -81,11 +103,8 @@ class ShardedCheckpoints:
         if dist.get_rank() == 0:
             self._thread.submit(_remove_after, self._writing, folder)
 
-    def load(self, state: dict[str, Any], folder: Path) -> Any:
+    def load(self, state: dict[str, Any], folder: Path) -> None:
         """Read ``state``'s tensors in place, in whatever layout they were saved.
-
-        Returns:
-            Where the rest is.
 
         Raises:
             CheckpointError: nothing complete is there, or it does not have what ``state`` asks for.
@@ -97,10 +116,11 @@ class ShardedCheckpoints:
                 f"expected a sharded checkpoint, a folder with {_METADATA} and {REST}, got '{folder}'"
             )
         try:
-            dcp.load(state, checkpoint_id=folder, process_group=self._group)
+            dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), process_group=self._group)
         except dcp.CheckpointException as error:
-            raise CheckpointError(f"'{folder}' does not fit the model or the optimizer: {error}") from error
-        return folder / REST
+            causes = [cause for cause, _ in error.failures.values()]
+            line = (str(causes[0]).splitlines() or [""])[0][:300] if causes else str(error)[:300]
+            raise CheckpointError(f"'{folder}': torn, or not of this model and optimizer: {line}") from error
 
     def close(self) -> None:
         """Wait for the last checkpoint and end the thread."""
@@ -108,6 +128,38 @@ class ShardedCheckpoints:
             self.wait()
         finally:
             self._thread.shutdown()
+
+
+class _Reader(dcp.FileSystemReader):
+    """Runs no code from the table of contents, and reads no file outside of the folder."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / _METADATA).open("rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f"{_METADATA}: expected torch's table of contents")
+        for place in (metadata.storage_data or {}).values():
+            if Path(place.relative_path).name != str(place.relative_path):
+                raise pickle.UnpicklingError(f"{_METADATA}: a file outside of the folder: {place.relative_path!r}")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or (module, name) in _METADATA_CLASSES:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{_METADATA}: refused, because it asks for {module}.{name}")
+
+
+class _Planner(dcp.DefaultLoadPlanner):
+    def load_bytes(self, read_item: dcp.ReadItem, value: io.BytesIO) -> None:
+        """As torch does, once it is known to be plain values."""
+        torch.load(value, weights_only=True)
+        value.seek(0)
+        super().load_bytes(read_item, value)
 
 
 def _finish(written: Future[Any], rest: bytes, unfinished: Path, folder: Path) -> None:

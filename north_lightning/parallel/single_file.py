@@ -8,6 +8,7 @@ lie on another disk, and flushes nothing.
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,65 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from north_lightning.durable import flush, unfinished_name
 from north_lightning.errors import CheckpointError
 
+REST = "trainer.pt"
+"""In the folder of a sharded checkpoint (``checkpoints``): everything but weights and moments."""
+
+
+def read_checkpoint(path: Path, weights_only: bool | None = True, is_sharded: bool = False) -> dict[str, Any]:
+    """The content of a training checkpoint; of a sharded one, all but weights and moments.
+
+    Args:
+        path: file or folder.
+        weights_only: run no code from the file's pickle.
+        is_sharded: which kind is wanted.
+
+    Raises:
+        CheckpointError: it is missing, torn, of the other kind, or something else than a training checkpoint.
+    """
+    export = f"or begin from its weights: python -m north_lightning export --checkpoint '{path}'"
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint: expected a training checkpoint, found nothing at '{path}'")
+    if is_sharded and path.is_file():
+        raise CheckpointError(
+            f"'{path}': expected a folder, as NorthStrategy writes it, got a file of a run without it: leave "
+            f"trainer.strategy out, {export}"
+        )
+    if path.is_dir() and not (path / REST).is_file():
+        hint = "; its weights are a beginning: model.checkpoint" if (path / "config.json").is_file() else ""
+        raise CheckpointError(f"'{path}': expected a complete training checkpoint, got a folder without {REST}{hint}")
+    if path.is_dir() and not is_sharded:
+        raise CheckpointError(
+            f"'{path}': a checkpoint of NorthStrategy: set trainer.strategy: NorthStrategy (one process or "
+            f"more), {export}"
+        )
+    try:
+        content = torch.load(path / REST if is_sharded else path, map_location="cpu", weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        what = "Weights only load failed" in str(error) and "GLOBAL" in str(error)
+        reason = "it would run code of its own" if what else "torn, or another kind of file"
+        raise CheckpointError(
+            f"'{path}': expected a training checkpoint, got one that cannot be read: {reason}"
+        ) from error
+    except Exception as error:  # whatever a torn or foreign file makes of torch's reader
+        line = (str(error).splitlines() or [""])[0][:200]
+        raise CheckpointError(
+            f"'{path}': torn, or no training checkpoint ({line}); take an earlier one, or --resume auto, which finds it"
+        ) from error
+    if not isinstance(content, dict) or "global_step" not in content:
+        raise CheckpointError(
+            f"'{path}': expected a training checkpoint, got {type(content).__name__} without its state"
+        )
+    return content
+
 
 class DurableCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes, renames, flushes the folder. Remote paths are left to Lightning."""
+
+    def load_checkpoint(self, path: str | Path, *args: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """``CheckpointError``: see ``read_checkpoint``."""
+        if "://" in str(path):
+            return super().load_checkpoint(path, *args, weights_only=weights_only)
+        return read_checkpoint(Path(path), weights_only)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """``CheckpointError`` if it cannot be written; what was there before is then still there."""

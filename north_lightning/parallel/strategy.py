@@ -39,6 +39,7 @@ from north_lightning.model.precision import Precision
 from north_lightning.parallel.checkpoints import ShardedCheckpoints
 from north_lightning.parallel.filling import build_model
 from north_lightning.parallel.mesh import Layout, ParallelSizes
+from north_lightning.parallel.single_file import read_checkpoint
 from north_lightning.types import Count, Positive
 
 DType = Literal["float32", "bfloat16"]
@@ -184,14 +185,16 @@ class NorthStrategy(ModelParallelStrategy):
             CheckpointError: see ``ShardedCheckpoints.load``.
         """
         assert self.model is not None
+        path = Path(self.broadcast(checkpoint_path))
+        rest = read_checkpoint(path, weights_only, is_sharded=True)
         state = {"model": self.lightning_module_state_dict()}
         for index, optimizer in enumerate(self.optimizers):
             state[f"optimizer_{index}"] = self.optimizer_state(optimizer)
-        rest = self.checkpoints.load(state, Path(self.broadcast(checkpoint_path)))
+        self.checkpoints.load(state, path)
         set_model_state_dict(self.model, state["model"])
         for index, optimizer in enumerate(self.optimizers):
             set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{index}"], options=_BY_NAME)
-        return torch.load(rest, map_location="cpu", weights_only=weights_only)
+        return rest
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Nothing: ``load_checkpoint`` has done it."""

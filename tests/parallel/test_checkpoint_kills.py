@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from north_lightning.parallel.checkpoints import ShardedCheckpoints
+from north_lightning.parallel.single_file import REST
 
 NUM_KILLS = 4
 
@@ -20,7 +21,8 @@ def load_then_overwrite(folder: Path, rendezvous: Path, answer: Connection) -> N
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
     checkpoints, value = ShardedCheckpoints(), torch.zeros(300_000)
     if folder.exists():
-        rest = torch.load(checkpoints.load({"value": value}, folder), weights_only=True)
+        checkpoints.load({"value": value}, folder)
+        rest = torch.load(folder / REST, weights_only=True)
         answer.send((rest["number"], value.unique().tolist()))
     while True:
         value += 1

@@ -28,6 +28,7 @@ from north_lightning.model.checkpoint import held_part
 from north_lightning.modules import CISPOModule, SFTModule, WarmupSchedule
 from north_lightning.parallel import Layout, NorthStrategy, ParallelSizes, build_model, parallelize
 from north_lightning.parallel.checkpoints import ShardedCheckpoints
+from north_lightning.parallel.single_file import REST
 from north_lightning.types import Reward, Rollout, RolloutGroup
 
 LAYOUTS = {
@@ -130,7 +131,8 @@ def misuse_checkpoints(folder: Path) -> dict[str, Any]:
     value.fill_(2.0)
     checkpoints.wait()
     dist.barrier()
-    rest = checkpoints.load(state := {"value": torch.zeros(1000, 100)}, folder)
+    checkpoints.load(state := {"value": torch.zeros(1000, 100)}, folder)
+    rest = folder / REST
     loaded = (state["value"].unique().tolist(), torch.load(rest, weights_only=True))
     for name, wanted, place in (
         ("other name", {"another": torch.zeros(3)}, folder),
