@@ -35,6 +35,7 @@ ORDER = [
     "callbacks",
     "evaluation",
     "synthesis",
+    "export",
     "planning",
     "views",
     "config_files",

@@ -225,3 +225,39 @@ def copy_of(source: Path, target: Path) -> Path:
 
     shutil.copytree(source, target)
     return target
+
+
+# ---- from a training checkpoint to a release -------------------------------------------------------------------------
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_checkpoint(folder).named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["trained", "adapted"])
+def test_an_exported_checkpoint_is_what_the_run_has_released(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run: Path = request.getfixturevalue(kind)
+    arguments = ["export", f"--checkpoint={saved(run)}", f"--directory={tmp_path / 'out'}"]
+    assert cli.main(arguments) == 0
+    names = sorted(path.name for path in (run / "checkpoint").iterdir())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    for name in names:
+        if not (run / "checkpoint" / name).is_dir():
+            assert (tmp_path / "out" / name).read_bytes() == (run / "checkpoint" / name).read_bytes(), name
+    assert cli.main(arguments) == 1
+    assert "does not exist yet" in capsys.readouterr().err
+
+
+def test_export_can_choose_the_dtype_and_says_what_is_not_there_any_more(
+    trained: Path, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", f"--checkpoint={saved(trained)}", f"--directory={tmp_path / 'out'}", "--dtype=float32"]
+    assert cli.main(arguments) == 0
+    weights = torch.load(saved(trained), weights_only=True)["state_dict"]
+    for name, tensor in tensors_of(tmp_path / "out").items():
+        assert torch.equal(tensor, weights[f"model.{name}"])
+    gone = [f"--checkpoint={saved(adapted)}", f"--directory={tmp_path / 'other'}", f"--base={tmp_path / 'nowhere'}"]
+    assert cli.main(["export", *gone]) == 1
+    assert "base: expected a folder, found none" in capsys.readouterr().err

@@ -6,6 +6,7 @@ In: a checkpoint or a config. Out: a LightningModule whose ``model`` maps packed
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -306,8 +307,15 @@ class NorthModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Of a model with adapters only the adapters: the rest is as it was in ``model.checkpoint``."""
+        assert self.model is not None, "configure_model has not run"
         checkpoint[_ACCUMULATE] = self.trainer.accumulate_grad_batches
-        checkpoint[KEY] = {"format": FORMAT, "settings": self.settings()}
+        origin = {
+            "config": json.dumps(self.model.config.to_hf()),
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint.resolve()),
+            "tokenizer": None if self.tokenizer_dir is None else str(self.tokenizer_dir.resolve()),
+            "lora": None if self.lora is None else json.dumps(asdict(self.lora)),
+        }
+        checkpoint[KEY] = {"format": FORMAT, "settings": self.settings(), "origin": origin}
         if self.lora is not None:
             checkpoint["state_dict"] = adapter_state_dict(self)
 

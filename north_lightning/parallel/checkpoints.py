@@ -115,12 +115,7 @@ class ShardedCheckpoints:
             raise CheckpointError(
                 f"expected a sharded checkpoint, a folder with {_METADATA} and {REST}, got '{folder}'"
             )
-        try:
-            dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), process_group=self._group)
-        except dcp.CheckpointException as error:
-            causes = [cause for cause, _ in error.failures.values()]
-            line = (str(causes[0]).splitlines() or [""])[0][:300] if causes else str(error)[:300]
-            raise CheckpointError(f"'{folder}': torn, or not of this model and optimizer: {line}") from error
+        load_shards(state, folder, self._group)
 
     def close(self) -> None:
         """Wait for the last checkpoint and end the thread."""
@@ -128,6 +123,21 @@ class ShardedCheckpoints:
             self.wait()
         finally:
             self._thread.shutdown()
+
+
+def load_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup | None = None) -> None:
+    """Read ``state``'s tensors in place, by all processes of ``group``; without one, by this process alone.
+
+    Raises:
+        CheckpointError: the shards are torn, or do not have what ``state`` asks for.
+    """
+    reader, planner = _Reader(folder), _Planner()
+    try:
+        dcp.load(state, storage_reader=reader, planner=planner, process_group=group, no_dist=group is None)
+    except dcp.CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        line = (str(causes[0]).splitlines() or [""])[0][:300] if causes else str(error)[:300]
+        raise CheckpointError(f"'{folder}': torn, or not of this model and optimizer: {line}") from error
 
 
 class _Reader(dcp.FileSystemReader):

@@ -72,10 +72,12 @@ def read_checkpoint(path: Path, weights_only: bool | None = True, is_sharded: bo
 class DurableCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes, renames, flushes the folder. Remote paths are left to Lightning."""
 
-    def load_checkpoint(self, path: str | Path, *args: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """``CheckpointError``: see ``read_checkpoint``."""
         if "://" in str(path):
-            return super().load_checkpoint(path, *args, weights_only=weights_only)
+            return super().load_checkpoint(path, map_location, weights_only)
         return read_checkpoint(Path(path), weights_only)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:

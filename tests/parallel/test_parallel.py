@@ -12,8 +12,10 @@ import training
 import work
 from launch import run_processes
 from small_runs import write_run_inputs
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from north_lightning.errors import ConfigError
+from north_lightning.export import export_checkpoint
 from north_lightning.history import read_history
 from north_lightning.model import NorthConfig, NorthModel, load_checkpoint, named_hf_tensors, save_checkpoint
 from north_lightning.parallel import ParallelSizes
@@ -140,6 +142,14 @@ def test_a_saved_state_resumes_on_any_layout_with_the_same_next_steps(
         assert [line[key] for line in resumed] == (expected if same_layout else pytest.approx(expected, rel=1e-6))
     weights = tensors(folder / work.run_name(count, strategy) / "checkpoint")
     assert_all_close(weights, tensors(one_process / "checkpoint"), 1e-5)
+
+
+def test_a_sharded_checkpoint_is_exported_as_torch_reads_it(launched: dict[int, Any], folder: Path) -> None:
+    export_checkpoint(folder / "saved.ckpt", folder / "exported")
+    dcp_to_torch_save(folder / "saved.ckpt", folder / "whole.pt")
+    weights = torch.load(folder / "whole.pt", weights_only=True)["model"]
+    exported = dict(load_checkpoint(folder / "exported").named_parameters())
+    assert_all_close(exported, {name.removeprefix("model."): tensor for name, tensor in weights.items()}, 0.0)
 
 
 def test_logged_numbers_are_those_of_all_processes(launched: dict[int, Any], one_process: Path, folder: Path) -> None:
