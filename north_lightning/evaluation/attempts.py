@@ -21,6 +21,9 @@ from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.types import Rollout, Task
 from north_lightning.verifiers.loops import has_loop
 
+FORMAT = 1
+"""Of a recorded attempt; files of another format are not read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -44,6 +47,7 @@ class Attempt:
     invalid_turns: int = 0
     looped: bool = False
     duration_s: float = 0.0
+    format: int = FORMAT
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
@@ -75,8 +79,15 @@ def read_attempts(path: Path) -> list[Attempt]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
+            if row.get("format") != FORMAT:
+                found = row.get("format", "none (an earlier version's)")
+                raise DataError(
+                    f"{path}:{number}: expected attempts of format {FORMAT}, got {found}: move the file aside"
+                )
             attempts.append(Attempt(**{key: row[key] for key in row if key in known}))
-        except (ValueError, TypeError) as error:
+        except DataError:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:
             if number == len(lines):
                 break
             raise DataError(f"{path}:{number}: not an attempt: {error}") from error

@@ -54,6 +54,7 @@ FREE = (
     "model.lora*",
     "model.adapter",
     "data.tokenizer",
+    "data.sources.*.files",  # their samples are compared
     "data.num_workers",
     "data.cache_dir",
     "trainer.default_root_dir",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -133,6 +134,7 @@ def load_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup | 
     """
     reader, planner = _Reader(folder), _Planner()
     try:
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as wanted
         dcp.load(state, storage_reader=reader, planner=planner, process_group=group, no_dist=group is None)
     except dcp.CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]

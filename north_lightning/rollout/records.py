@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from north_lightning.durable import replace_text
+from north_lightning.errors import DataError
 from north_lightning.types import NOT_SAMPLED, Message, Rollout
+
+FORMAT = 1
+"""Of a line; one of another format is not read."""
 
 
 def rollout_record(rollout: Rollout) -> dict[str, Any]:
     """One rollout as JSON primitives: identity, verdict, turns, versions, messages."""
     versions = [version for version in rollout.policy_versions if version != NOT_SAMPLED]
     return {
+        "format": FORMAT,
         "group_id": rollout.group_id,
         "index": rollout.index,
         "task_id": rollout.task_id,
@@ -53,16 +58,23 @@ def append_records(path: Path, rollouts: Iterable[Rollout]) -> None:
 
 def forget_unended(path: Path, end_of: Callable[[int], str | None]) -> None:
     """Drop the lines of groups that have not ended by the queue's ledger: a resumed run samples them again, and a fresh
-    one begins with none. A line that a crash has torn goes with them."""
+    one begins with none. A line that a crash has torn goes with them.
+
+    Raises:
+        DataError: lines that another version has written.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_text(errors="replace").splitlines():
         try:
-            group_id = json.loads(line)["group_id"]
+            record = json.loads(line)
+            group_id = record["group_id"]
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
         if end_of(group_id) is not None:
+            if record.get("format") != FORMAT:
+                raise DataError(f"{path}: expected lines of format {FORMAT}, got {record.get('format')}: move it aside")
             kept.append(line + "\n")
     replace_text(path, "".join(kept))
 

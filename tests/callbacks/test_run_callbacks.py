@@ -95,7 +95,7 @@ def test_a_checkpoint_that_fails_to_be_written_leaves_the_old_one(inputs: Path, 
     module = fit(inputs, tmp_path, HFCheckpoint(), max_steps=1)
 
     class DiskFull(SFTModule):
-        def save_hf(self, directory: Path) -> None:
+        def save_hf(self, directory: Path, dtype: str | None = None) -> None:
             directory.mkdir()
             (directory / "config.json").write_text("{")
             raise OSError("no space left on device")
