@@ -87,7 +87,8 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             name = entry["class_path"].rpartition(".")[2] if isinstance(entry, Mapping) else str(entry)
             yield from flatten(entry, f"{path}.{name}")
     else:
-        yield path, value if isinstance(value, bool | int | float | None) else str(value)
+        kind = next((kind for kind in (bool, int, float) if isinstance(value, kind)), str)
+        yield path, None if value is None else kind(value)  # jsonargparse has kinds of int that are not plain
 
 
 def describe_part(part: Any, state: Mapping[str, Any]) -> dict[str, Any]:
