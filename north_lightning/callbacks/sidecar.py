@@ -108,6 +108,9 @@ class SidecarCallback(Callback):
         self.check()
         if self._watch is not None:
             self._watch.note_progress()
+            numbers = {"sidecar/deaths": float(self._watch.num_deaths), "sidecar/slow_or_paused_s": self._watch.odd_s}
+            assert isinstance(pl_module, NorthModule)
+            pl_module.record(numbers)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"

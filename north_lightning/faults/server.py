@@ -335,11 +335,12 @@ class FakeSidecar(Sidecar):
         self.server.start()
         self._port = self.server._port
 
-    def check_alive(self, timeout_s: float = 10.0) -> None:
+    def check_alive(self, timeout_s: float = 10.0) -> str:
         if not self.server._is_open:
             raise SidecarError("the fake sidecar was killed by SIGKILL")
         if not self.server.is_alive:
             raise SidecarError(f"the fake sidecar's engine did not answer within {timeout_s:.0f} s")
+        return ""
 
     def stop(self, timeout_s: float = 10.0) -> None:
         if hasattr(self, "server"):

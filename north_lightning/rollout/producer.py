@@ -49,6 +49,7 @@ from north_lightning.rollout.child import (
 from north_lightning.rollout.records import append_records
 from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.rollout.schedule import CurriculumSchedule, TaskSchedule
+from north_lightning.sandbox.cpu_waits import WorkMeter, seconds_waited
 from north_lightning.sandbox.memory_kills import how_it_ended, num_memory_kills
 from north_lightning.types import Count, NotNegative, Positive, Task, Whole
 
@@ -56,6 +57,11 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.05
 START_TIMEOUT_S = 120.0
+"""For the rollout process to be ready: wall time less what it waits for a CPU."""
+WORKS_FROM = 0.1
+"""Share of the time that a silent rollout process must run, or wait for a CPU, to be taken for a busy one."""
+MAX_SILENT_WORK_S = 300.0
+"""CPU time that a rollout process may use without a sign of life."""
 CHILD_DIED = "child_died"
 DIED = "died"
 
@@ -92,7 +98,7 @@ class FailurePolicy:
         redispatch_delay_s: Pause before a group's second try; doubles with every further one.
         max_consecutive_drops: So many dropped groups with none completed between stop the run.
         max_child_restarts: Deaths of the rollout process borne with no group completed between.
-        heartbeat_timeout_s: A rollout process silent for longer is killed and restarted.
+        heartbeat_timeout_s: A rollout process silent for longer is killed and restarted, if it does not work meanwhile.
     """
 
     max_dispatches: Count = 3
@@ -154,6 +160,8 @@ class RolloutProducer:
         self._num_memory_kills = 0
         self._connection: Connection | None = None
         self._last_message = 0.0
+        self._meter: WorkMeter | None = None  # of a process that has been silent for a while
+        self._silent_work_s = 0.0
         self._listener: Callable[[Event], None] | None = None
         self.heavy_modules: tuple[str, ...] = ()
 
@@ -167,10 +175,11 @@ class RolloutProducer:
         self._thread = threading.Thread(target=self._pump, name="rollout-producer", daemon=True)
         self._thread.start()
         atexit.register(self.stop)  # before multiprocessing ends the process itself, which would look like a death
-        deadline = time.monotonic() + timeout_s
+        started = time.monotonic()
         while not self._ready.wait(POLL_S):
             self.check()
-            if time.monotonic() > deadline:
+            waiting_s = time.monotonic() - started
+            if waiting_s > timeout_s and waiting_s - self._waited_for_cpu() > timeout_s:
                 self.stop()
                 raise InfrastructureError(f"the rollout process: expected it ready within {timeout_s:g} s, it was not")
 
@@ -282,14 +291,46 @@ class RolloutProducer:
             except (EOFError, OSError):
                 self._restart_child(DIED)
                 return
-            self._last_message = time.monotonic()
+            self._note_sign_of_life()
             self._handle(message)
         elif ready:
             self._restart_child(DIED)
         else:
-            limit_s = self._limits.heartbeat_timeout_s if self._ready.is_set() else START_TIMEOUT_S
-            if time.monotonic() - self._last_message > limit_s:
+            self._judge_silence()
+
+    def _note_sign_of_life(self) -> None:
+        self._last_message, self._meter, self._silent_work_s = time.monotonic(), None, 0.0
+
+    def _judge_silence(self) -> None:
+        """A process that says nothing for too long is replaced, if it does not work: it hangs. A busy one is slow."""
+        silent_s = time.monotonic() - self._last_message
+        if not self._ready.is_set():
+            if silent_s > START_TIMEOUT_S and silent_s - self._waited_for_cpu() > START_TIMEOUT_S:
+                self._restart_child(f"was not ready within {START_TIMEOUT_S:g} s")
+            return
+        limit_s = self._limits.heartbeat_timeout_s
+        if self._meter is None:
+            if silent_s > limit_s / 2 and self.child_pid is not None:
+                self._meter = WorkMeter([self.child_pid])
+        elif silent_s > limit_s:
+            seconds, works = self._meter.measure()
+            (work,) = works.values()
+            self._silent_work_s += work.ran_s
+            if work.seconds < WORKS_FROM * seconds or self._silent_work_s > MAX_SILENT_WORK_S:
                 self._restart_child(f"gave no sign of life for {limit_s:g} s")
+                return
+            self._counts["slow"] += 1
+            log.warning(
+                "the rollout process gave no sign of life for %.0f s, but works: in %.0f s it ran for %.1f s and waited "
+                "for a CPU for %.1f s",
+                silent_s, seconds, work.ran_s, work.waited_s,
+            )  # fmt: skip
+            self._last_message = time.monotonic() - limit_s / 2
+
+    def _waited_for_cpu(self) -> float:
+        """Seconds of the rollout process since it started."""
+        pid = self.child_pid
+        return 0.0 if pid is None else seconds_waited([pid])
 
     def _handle(self, message: Ready | Alive | Finished | Failed | Fatal) -> None:
         if isinstance(message, Ready):
@@ -360,7 +401,7 @@ class RolloutProducer:
         self._process.start()
         self._tell(Began(time.monotonic()))
         theirs.close()
-        self._last_message = time.monotonic()
+        self._note_sign_of_life()
 
     def _restart_child(self, what: str) -> None:
         lost, self._running = self._running, {}

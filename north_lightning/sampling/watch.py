@@ -8,6 +8,8 @@ until its user has pushed those of now.
     looked at every second ─► dead ─► sampling suspended
                                       ─► killed ─► started ─► due ─► weights pushed ─► sampling resumed
 
+A server that is slow, or paused by somebody else, is left alone: that is logged, and counted in seconds.
+
 A push stops a server's engine for a while, and is not looked at meanwhile; it waits for the servers that are being
 started. One that failed asks for a look, and so learns whether a death was the reason.
 """
@@ -26,6 +28,8 @@ from north_lightning.errors import SidecarError
 log = logging.getLogger(__name__)
 
 JOIN_S = 0.1
+ODD_FOR_S, REPEAT_S = 5.0, 60.0
+"""How long a server must be slow or paused to be reported, and how often that is repeated."""
 
 
 class Watched(Protocol):
@@ -35,7 +39,7 @@ class Watched(Protocol):
 
     def stop(self, timeout_s: float = ...) -> None: ...
 
-    def check_alive(self) -> None: ...
+    def check_alive(self) -> str | None: ...
 
 
 class SidecarWatch:
@@ -63,6 +67,8 @@ class SidecarWatch:
         self._to_look_at: set[int] = set()  # at once
         self._down_since: dict[int, float] = {}
         self._outages: list[tuple[int, float, float]] = []
+        self._odd: dict[int, tuple[float, float]] = {}  # since when a server has been slow or paused; when to say so
+        self._odd_s = 0.0
         self._num_deaths = 0
         self._num_served = 0  # deaths after which weights have been pushed to all
         self._num_at_push = 0  # deaths before the last push
@@ -144,6 +150,17 @@ class SidecarWatch:
             self._down_since = dict.fromkeys(self._down_since, now)
             return outages
 
+    @property
+    def odd_s(self) -> float:
+        """Seconds, of all servers, in which one that lives was slow or paused by somebody else."""
+        with self._changed:
+            return self._odd_s + sum(time.monotonic() - since for since, _ in self._odd.values())
+
+    @property
+    def num_deaths(self) -> int:
+        """Of all servers so far."""
+        return self._num_deaths
+
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
@@ -183,12 +200,13 @@ class SidecarWatch:
 
     def _look(self, index: int) -> SidecarError | None:
         """What the server died of, if it is dead."""
-        death: SidecarError | None = None
+        death, oddity = None, None
         try:
-            self._sidecars[index].check_alive()
+            oddity = self._sidecars[index].check_alive()
         except SidecarError as error:
             death = error
         with self._changed:
+            self._note(index, oddity)
             if death is not None:
                 self._num_deaths += 1
                 self._num_in_a_row += 1
@@ -197,6 +215,17 @@ class SidecarWatch:
             self._to_look_at.discard(index)
             self._changed.notify_all()
         return death
+
+    def _note(self, index: int, oddity: str | None) -> None:
+        now = time.monotonic()
+        if not oddity:
+            since, _ = self._odd.pop(index, (now, 0.0))
+            self._odd_s += now - since
+            return
+        since, say_at = self._odd.setdefault(index, (now, now + ODD_FOR_S))
+        if now >= say_at:
+            self._odd[index] = since, now + REPEAT_S
+            log.warning("for %.0f s: %s", now - since, oddity)
 
     def _start_again(self, index: int) -> None:
         sidecar = self._sidecars[index]

@@ -312,6 +312,10 @@ class PlannedVerifier(RewardVerifier):
                 os._exit(3)
             case "block":
                 time.sleep(600)  # noqa: ASYNC251
+            case "spin":
+                until = time.monotonic() + 5.0
+                while time.monotonic() < until:
+                    pass
             case "slow":
                 try:
                     await asyncio.sleep(60)

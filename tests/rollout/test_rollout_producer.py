@@ -269,6 +269,30 @@ def test_a_blocked_process_is_noticed_and_replaced(
     assert sorted(group.group_id for group in trained) == list(range(4))
 
 
+def test_a_busy_process_is_reported_and_not_replaced(
+    queue: WindowedFIFOQueue, tasks: list[Task], tokenizer_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It works for 5 s without a word, where 2 are allowed."""
+    impatient = FailurePolicy(max_dispatches=3, redispatch_delay_s=0.05, heartbeat_timeout_s=2.0)
+    with producing(queue, tasks, tokenizer_dir, tmp_path, {1: "once spin"}, impatient) as producer:
+        trained = train(queue, producer, 2)
+        stats = producer.stats()
+    assert "child_restarts" not in stats
+    assert stats["slow"] >= 1.0
+    assert "gave no sign of life for 2 s, but works: in 1 s it ran" in caplog.text
+    assert sorted(group.group_id for group in trained) == list(range(4))
+
+
+def test_a_process_that_works_for_ever_without_a_word_is_replaced(
+    queue: WindowedFIFOQueue, tasks: list[Task], tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("north_lightning.rollout.producer.MAX_SILENT_WORK_S", 0.5)
+    impatient = FailurePolicy(max_dispatches=3, redispatch_delay_s=0.05, heartbeat_timeout_s=2.0)
+    with producing(queue, tasks, tokenizer_dir, tmp_path, {1: "once spin"}, impatient) as producer:
+        train(queue, producer, 2)
+        assert producer.stats()["child_restarts"] == 1.0
+
+
 def test_a_process_that_keeps_dying_stops_the_run(
     queue: WindowedFIFOQueue, tasks: list[Task], tokenizer_dir: Path, tmp_path: Path
 ) -> None:

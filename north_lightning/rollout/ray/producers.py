@@ -26,6 +26,7 @@ from north_lightning.rollout.producer import START_TIMEOUT_S, FailurePolicy, Pro
 from north_lightning.rollout.ray.cluster import as_here, connect
 from north_lightning.rollout.ray.queue import RayQueue
 from north_lightning.rollout.schedule import TaskSchedule
+from north_lightning.sandbox.cpu_waits import slowdown
 from north_lightning.types import Count, Positive
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class RayRolloutProducer:
         queue: They admit from it and complete into it.
         spec: What is sampled; ``max_concurrent_groups`` counts for each producer.
         failures: As of each producer; ``max_child_restarts`` bounds the deaths of actors too, and one is taken for dead
-            when it has not answered for ``heartbeat_timeout_s``.
+            when it has not answered for ``heartbeat_timeout_s``, more on a machine with more load than CPUs.
         rollouts_path: File to append finished rollouts to.
     """
 
@@ -145,7 +146,7 @@ class RayRolloutProducer:
             self._members = [self._new_member() for _ in range(self._producers.num_producers)]
             starting = [member.actor.start.remote(self._is_suspended) for member in self._members]
         try:
-            ray.get(starting, timeout=timeout_s)
+            ray.get(starting, timeout=timeout_s * slowdown())
         except ray.exceptions.RayTaskError as error:
             self.stop()
             raise error.cause from error
@@ -220,7 +221,9 @@ class RayRolloutProducer:
             member.asked, member.asked_at = member.actor.report.remote(), time.monotonic()
         if not ray.wait([member.asked], timeout=0)[0]:
             silent_s = time.monotonic() - member.asked_at
-            return f"said nothing for {silent_s:.0f} s" if silent_s > self._limits.heartbeat_timeout_s else None
+            limit_s = self._limits.heartbeat_timeout_s + (START_TIMEOUT_S if member.stats is None else 0.0)
+            is_late = silent_s > limit_s and silent_s > limit_s * slowdown()
+            return f"said nothing for {silent_s:.0f} s" if is_late else None
         asked, member.asked = member.asked, None
         try:
             stats, error = ray.get(asked)
