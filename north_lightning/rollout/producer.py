@@ -321,8 +321,8 @@ class RolloutProducer:
                 return
             self._counts["slow"] += 1
             log.warning(
-                "the rollout process gave no sign of life for %.0f s, but works: in %.0f s it ran for %.1f s and waited "
-                "for a CPU for %.1f s",
+                "the rollout process said nothing for %.0f s, but works: in %.0f s it ran for %.1f s and waited for "
+                "a CPU for %.1f s",
                 silent_s, seconds, work.ran_s, work.waited_s,
             )  # fmt: skip
             self._last_message = time.monotonic() - limit_s / 2
