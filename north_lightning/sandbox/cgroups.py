@@ -43,10 +43,10 @@ class Cgroups:
             raise
         return [directory / name / "cgroup.procs" for directory in self.directories]
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, timeout_s: float = _REMOVE_TIMEOUT_S) -> None:
         """Remove a group whose processes have been killed; the kernel may need a moment until it is empty."""
         for directory in self.directories:
-            _remove(directory / name)
+            _remove(directory / name, timeout_s)
 
     def close(self) -> None:
         """Remove everything, sandboxes' groups too."""
@@ -133,8 +133,8 @@ def _distinct(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-def _remove(group: Path) -> None:
-    deadline = time.monotonic() + _REMOVE_TIMEOUT_S
+def _remove(group: Path, timeout_s: float = _REMOVE_TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             return group.rmdir()

@@ -8,6 +8,7 @@ run as the calling user in plain directories.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import stat
@@ -22,6 +23,8 @@ from north_lightning.sandbox.cgroups import Cgroups, make_cgroups, note, noted
 from north_lightning.sandbox.scratch import own, ownerless, take_lock
 from north_lightning.sandbox.seccomp import seccomp_filter
 from north_lightning.sandbox.trees import copy_tree, delete_tree, mount_tmpfs, unmount
+
+log = logging.getLogger(__name__)
 
 UIDS_PER_PROCESS = 1024
 _PREFIX = "north-sandbox-"
@@ -76,6 +79,7 @@ class Host:
         self.cgroups = make_cgroups(self.root.name) if self.is_root else Cgroups("rlimits only")
         note(self.cgroups, self.root / _CGROUPS)
         self._free = list(range(max_slots))[::-1]
+        self._undeleted: list[Slot] = []
         self.can_mount = self._probe_mount()
         self.etc = _make_etc(self.root / "etc")
         self.seccomp = _make_filter(self.root / "seccomp.bpf")
@@ -95,6 +99,9 @@ class Host:
         return True
 
     def take(self, size_bytes: int, num_inodes: int) -> Slot:
+        left, self._undeleted = self._undeleted, []
+        for slot in left:
+            self.give_back(slot, patience_s=0.0)
         if not self._free:
             raise SandboxError("every sandbox slot is in use: close sandboxes, or raise max_slots")
         index = self._free.pop()
@@ -113,17 +120,24 @@ class Host:
         uid = None if self._first_uid is None else self._first_uid + index
         return Slot(index, directory, uid, is_bounded=self.can_mount)
 
-    def give_back(self, slot: Slot) -> None:
-        """Delete the slot's files, then let it be used again."""
+    def give_back(self, slot: Slot, patience_s: float = 5.0) -> None:
+        """Delete the slot's files, then let it be used again.
+
+        What cannot be deleted yet (processes that were killed take their time on a busy machine) does not concern the
+        attempt, whose work is done: it is tried again before the next sandbox is opened, and when this process ends.
+        """
         try:
-            self.cgroups.remove(slot.name)
+            self.cgroups.remove(slot.name, patience_s)
             if slot.is_bounded:
                 unmount([slot.directory])
-                slot.directory.rmdir()
+                with contextlib.suppress(FileNotFoundError):
+                    slot.directory.rmdir()
             else:
                 delete_tree(slot.directory)
-        except OSError as error:
-            raise SandboxError(f"cannot delete the sandbox {slot.directory}: {error}") from error
+        except (OSError, subprocess.CalledProcessError) as error:
+            log.warning("cannot delete the sandbox %s yet: %s", slot.directory, error)
+            self._undeleted.append(slot)
+            return
         self._free.append(slot.index)
 
 

@@ -1,6 +1,7 @@
 """Control groups: found on files as the kernel shows them, and made for real where this machine permits."""
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def test_v2_limits_are_delegated_and_set(tmp_path, monkeypatch):
 
     removed = []
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    monkeypatch.setattr(cgroups, "_remove", removed.append)
+    monkeypatch.setattr(cgroups, "_remove", lambda group, timeout_s: removed.append(group))
     monkeypatch.setattr(cgroups, "_parents", lambda: [("cgroup v2", [tmp_path])])
     groups = cgroups.make_cgroups("north")
     assert groups.kind == "cgroup v2"
@@ -79,6 +80,32 @@ def test_a_sandbox_without_groups_works_and_says_so(monkeypatch, image):
             await sandbox.close()
 
     assert asyncio.run(scenario()) == "works\n"
+
+
+def test_a_sandbox_that_cannot_be_deleted_yet_is_deleted_before_the_next_is_opened(monkeypatch, image, caplog):
+    provider = BubblewrapProvider()
+    busy, really = [True], cgroups.Cgroups.remove
+
+    def remove(groups, name, timeout_s=5.0):
+        if busy[0]:
+            raise OSError(errno.EBUSY, "Device or resource busy", name)
+        really(groups, name, timeout_s)
+
+    async def scenario():
+        sandbox = await provider.open(image)
+        left = sandbox._slot.directory
+        monkeypatch.setattr(cgroups.Cgroups, "remove", remove)
+        await sandbox.close()  # and the attempt counts
+        assert left.exists()
+        assert f"cannot delete the sandbox {left} yet" in caplog.text
+        other = await provider.open(image)
+        assert other._slot.directory != left
+        busy[0] = False
+        await other.close()
+        await (await provider.open(image)).close()
+        return left
+
+    assert not asyncio.run(scenario()).exists()
 
 
 @pytest.fixture
