@@ -17,6 +17,10 @@ class ConfigError(NorthError, ValueError):
     """A setting that cannot work: the key, what was expected, what came."""
 
 
+class PromptTooLongError(ConfigError):
+    """The prompt of one task does not fit in the context: RL drops the task's groups, and goes on with the others."""
+
+
 class CheckpointError(NorthError):
     """A checkpoint that is missing, incomplete or of another shape."""
 
@@ -61,6 +65,11 @@ class UploadRefusedError(NorthError):
 
 class InfrastructureError(NorthError):
     """Something that is not the model's doing failed. Never a reward: retried, then dropped with its reason."""
+
+
+class AttemptError(InfrastructureError):
+    """What an attempt did could not be carried out, and no other error says why: its own making, or a bug. It repeats
+    with the seed. Not graded, and alone no reason to stop a run."""
 
 
 class SandboxError(InfrastructureError):

@@ -6,6 +6,7 @@ and the numbers that tell whether it learns and stays stable. Not here: sampling
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from north_lightning.modules.base import NorthModule
 from north_lightning.parallel import gather_objects, on_process_zero
 from north_lightning.rollout.metrics import metrics_by_environment
 from north_lightning.types import Positive, RolloutBatch, RolloutGroup
+
+_log = logging.getLogger(__name__)
 
 
 class CISPOModule(NorthModule):
@@ -47,6 +50,7 @@ class CISPOModule(NorthModule):
         self.temperature = temperature
         self.router_replay = router_replay
         self.seconds = {"forward_backward": 0.0, "optimizer": 0.0}  # spent so far
+        self._num_groups = self._num_with_signal = 0  # taken by process 0
 
     def training_step(self, step: RolloutStep, batch_idx: int) -> None:
         started = time.monotonic()
@@ -60,6 +64,16 @@ class CISPOModule(NorthModule):
         self.seconds["forward_backward"] += computed - started
         self.seconds["optimizer"] += time.monotonic() - computed
         self._log_step(step, outputs)
+
+    def on_train_end(self) -> None:
+        """Say so if nothing was learned; the loss is then 0 at every step, which looks like success."""
+        super().on_train_end()
+        if self._num_groups and not self._num_with_signal:
+            _log.warning(
+                "nothing was learned: in each of the %d groups that were trained, all attempts had the same reward. "
+                "Train on tasks that the model solves now and then (python -m north_lightning calibrate finds them)",
+                self._num_groups,
+            )
 
     def policy_loss(self, row: RolloutBatch) -> PolicyLossOutputs:
         """The loss over one packed row, already divided by the step's ``num_trained_tokens``."""
@@ -110,6 +124,8 @@ class CISPOModule(NorthModule):
         always, sometimes = on_process_zero(lambda: _rollout_metrics(step.groups))
         self.log_dict(always)
         self.record(sometimes)
+        self._num_groups += len(step.groups)
+        self._num_with_signal += sum(any(one.advantage for one in group.rollouts) for group in step.groups)
         self.log("rollout/trained_tokens", float(step.num_trained_tokens))
         self.log("speed/wait_s", step.wait_s)
 

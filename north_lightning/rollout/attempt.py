@@ -18,8 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from north_lightning.errors import (
+    AttemptError,
     InfrastructureError,
     InvalidActionError,
+    NorthError,
     SandboxError,
     TreeTooLargeError,
     VerifierError,
@@ -203,6 +205,10 @@ class AttemptLoop:
         scratch = Scratch("attempt")
         try:
             await self._in_sandbox(task, harness, policy, rollout, scratch.path)
+        except NorthError:
+            raise
+        except Exception as error:
+            raise AttemptError(f"task {task.id}: {type(error).__name__}: {error}") from error
         finally:
             await clean_up(self.timeouts.close_s, f"deleting {scratch.path}", asyncio.to_thread(scratch.delete))
         rollout.duration_s = time.monotonic() - started
@@ -321,14 +327,14 @@ class AttemptLoop:
                 Message("assistant", action.content, action.reasoning, tool_calls=action.tool_calls)
             )
             with clock, busy_with("harness"):
-                step = await within(self.timeouts.act_s, InfrastructureError, "the harness", session.act(action))
+                step = await within(self.timeouts.act_s, AttemptError, "the harness", session.act(action))
             return step, len(action.tool_calls)
         except InvalidActionError as error:
             said = policy.reject(error)
             if said is not None:
                 rollout.messages.append(said)
             with busy_with("harness"):
-                answer = await within(self.timeouts.act_s, InfrastructureError, "the harness", session.reject(error))
+                answer = await within(self.timeouts.act_s, AttemptError, "the harness", session.reject(error))
             if answer is None:
                 rollout.reward = Reward(0.0, {"invalid_action": str(error)})
                 return None, 0

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from north_lightning.errors import InfrastructureError, NorthError, SandboxUnavailableError
+from north_lightning.errors import InfrastructureError, NorthError, PromptTooLongError, SandboxUnavailableError
 from north_lightning.rollout.journal import Journal, Move
 from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.types import RolloutGroup, Task
@@ -97,7 +97,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Infrastructure failed for one group."""
+    """One group failed; others may not."""
 
     number: int
     error: Exception
@@ -192,7 +192,7 @@ class _Worker:
             answer = Finished(dispatch.number, group)
         except SandboxUnavailableError as error:
             answer = Fatal(portable(error))
-        except InfrastructureError as error:
+        except (InfrastructureError, PromptTooLongError) as error:
             answer = Failed(dispatch.number, portable(error))
         except Exception as error:
             answer = Fatal(portable(error))

@@ -30,7 +30,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from north_lightning.errors import ConfigError, InfrastructureError, QueueError
+from north_lightning.errors import AttemptError, ConfigError, InfrastructureError, PromptTooLongError, QueueError
 from north_lightning.interfaces import RolloutQueue, TaskCurriculum
 from north_lightning.rollout.accounts import Began, Ended, Event, Told
 from north_lightning.rollout.child import (
@@ -94,9 +94,11 @@ class FailurePolicy:
     """How much failing infrastructure a run bears.
 
     Args:
-        max_dispatches: Times a group is tried before it is dropped.
+        max_dispatches: Times a group is tried before it is dropped; once where the failure repeats with its seed (a
+            prompt that is too long, an exception that its actions cause).
         redispatch_delay_s: Pause before a group's second try; doubles with every further one.
-        max_consecutive_drops: So many dropped groups with none completed between stop the run.
+        max_consecutive_drops: So many dropped groups with none completed between stop the run. Those whose failure
+            repeats with the seed count only once every task has been dropped.
         max_child_restarts: Deaths of the rollout process borne with no group completed between.
         heartbeat_timeout_s: A rollout process silent for longer is killed and restarted, if it does not work meanwhile.
     """
@@ -149,6 +151,7 @@ class RolloutProducer:
         self._next_dispatch = 0
         self._counts: Counter[str] = Counter()
         self._consecutive_drops = 0
+        self._unlucky_tasks: list[str] = []  # of groups dropped in a row whose failure repeats
         self._consecutive_deaths = 0
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
@@ -366,24 +369,35 @@ class RolloutProducer:
             return
         self._counts["completed"] += 1
         self._consecutive_drops = self._consecutive_deaths = 0
+        self._unlucky_tasks = []
 
     def _fail(self, job: _Job, reason: str, error: Exception) -> None:
         self._counts[f"failures/{reason}"] += 1
         num_failures = job.num_failures + 1
-        if num_failures < self._limits.max_dispatches:
+        repeats = isinstance(error, AttemptError | PromptTooLongError)
+        if num_failures < self._limits.max_dispatches and not repeats:
             self._counts["redispatched"] += 1
             pause_s = self._limits.redispatch_delay_s * 2 ** (num_failures - 1)
             self._waiting.append(replace(job, num_failures=num_failures, not_before=time.monotonic() + pause_s))
             return
-        log.warning("group %d dropped after %d tries: %s: %s", job.group_id, num_failures, reason, error)
+        task_id = self.schedule.task(job.group_id).id
+        log.warning(
+            "group %d (task %s) dropped after %d dispatches: %s: %s", job.group_id, task_id, num_failures, reason, error
+        )
         try:
             self._queue.drop(job.group_id, reason)
         except QueueError:
             self._counts["late"] += 1
-        self._consecutive_drops += 1
-        if self._consecutive_drops >= self._limits.max_consecutive_drops:
+        if repeats:
+            self._unlucky_tasks.append(task_id)
+        else:
+            self._consecutive_drops += 1
+        num_drops = self._consecutive_drops
+        if len(set(self._unlucky_tasks)) == len(self._spec.tasks):
+            num_drops += len(self._unlucky_tasks)
+        if num_drops >= self._limits.max_consecutive_drops:
             raise InfrastructureError(
-                f"{self._consecutive_drops} groups in a row failed {self._limits.max_dispatches} times each; "
+                f"{num_drops} groups in a row failed up to {self._limits.max_dispatches} times each; "
                 f"the last: {reason}: {error}"
             ) from error
 

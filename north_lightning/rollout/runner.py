@@ -24,8 +24,10 @@ from north_lightning.errors import (
     InfrastructureError,
     InvalidActionError,
     NonFiniteError,
+    PromptTooLongError,
     SamplerError,
     SandboxUnavailableError,
+    VerifierError,
 )
 from north_lightning.interfaces import Harness, RewardVerifier, Sampler, SandboxProvider
 from north_lightning.rollout.advantages import rloo_advantages
@@ -91,7 +93,7 @@ class SampledPolicy(Policy):
         self._tools = prompt.tools
         token_ids = self._chat.encode_prompt(prompt.messages, prompt.tools)
         if len(token_ids) >= self._max_context_tokens:
-            raise ConfigError(
+            raise PromptTooLongError(
                 f"max_context_tokens: expected more than the {len(token_ids)} tokens of the prompt of task "
                 f"{self._rollout.task_id!r}, got {self._max_context_tokens}"
             )
@@ -217,7 +219,8 @@ class AttemptRunner(ABC):
 
         Raises:
             InfrastructureError: it failed ``max_attempts`` times; the last failure.
-            ConfigError: no harness for the task's environment, or a prompt that does not fit.
+            ConfigError: no harness for the task's environment.
+            PromptTooLongError: the prompt does not fit in the context.
         """
         for attempt in range(1, self.max_attempts + 1):
             try:
@@ -327,6 +330,8 @@ class RolloutRunner(AttemptRunner):
             for attempt in attempts:
                 attempt.cancel()
             await asyncio.gather(*attempts, return_exceptions=True)
+        if missing := [rollout.index for rollout in rollouts if rollout.reward is None]:
+            raise VerifierError(f"group {group_id} (task {task.id}): attempts {missing} have no reward")
         group = RolloutGroup(group_id, task.id, task.environment, rollouts)
         for rollout, advantage in zip(rollouts, rloo_advantages(group.rewards), strict=True):
             rollout.advantage = advantage

@@ -8,6 +8,7 @@ process namespace of its own, and ends with all that it started. How a program i
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from abc import abstractmethod
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from north_lightning.errors import SandboxError, SandboxUnavailableError
+from north_lightning.errors import AttemptError, SandboxError, SandboxUnavailableError
 from north_lightning.interfaces import SandboxProvider
 from north_lightning.sandbox.programs import ProgramSandbox
 from north_lightning.sandbox.slots import UIDS_PER_PROCESS, Host, Slot
@@ -240,7 +241,8 @@ class LocalSandbox(ProgramSandbox):
             work = self._slot.directory / "work"
             await in_thread(lambda: copy_tree(work, Path(destination), allowance=allowance))
         except OSError as error:
-            raise SandboxError(f"cannot copy the sandbox's files to {destination}: {error}") from error
+            kind = SandboxError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else AttemptError
+            raise kind(f"cannot copy the sandbox's files to {destination}: {error}") from error
 
     async def _delete(self) -> None:
         await asyncio.to_thread(self._give_back)

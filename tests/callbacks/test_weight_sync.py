@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -79,14 +79,20 @@ class FakeTransport(WeightTransport):
 class InstantQueue(WindowedFIFOQueue):
     """Every free slot is filled at once with a group sampled from what the transport serves at that moment."""
 
-    def __init__(self, transport: FakeTransport, max_batches_ahead: int = 2) -> None:
+    def __init__(
+        self,
+        transport: FakeTransport,
+        max_batches_ahead: int = 2,
+        make: Callable[[int, int], RolloutGroup] | None = None,
+    ) -> None:
         super().__init__(groups_per_batch=2, max_batches_ahead=max_batches_ahead, window=2)
         self.transport = transport
+        self.make = make or make_group
         self.fill()
 
     def fill(self) -> None:
         while (group_id := self.admit()) is not None:
-            self.complete(make_group(group_id, self.transport.served))
+            self.complete(self.make(group_id, self.transport.served))
 
     def release(self, group_ids: Iterable[int]) -> None:
         super().release(group_ids)
@@ -152,6 +158,23 @@ def test_weights_are_pushed_every_k_optimizer_steps_and_are_the_trained_ones(che
     _, pushed = run.transport.pushed[0]
     assert pushed.keys() == start.keys()
     assert any(not torch.equal(pushed[name], start[name]) for name in start)
+
+
+@pytest.mark.parametrize("solves", [False, True])
+def test_a_run_in_which_nothing_could_be_learned_says_so(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, solves: bool
+) -> None:
+    def group_of_equals(group_id: int, version: int) -> RolloutGroup:
+        group = make_group(group_id, version)
+        for rollout in group.rollouts:
+            rollout.reward, rollout.advantage = Reward(0.0), 0.0
+        return make_group(group_id, version) if solves and group_id == 1 else group
+
+    run = Run(checkpoint, tmp_path, FakeTransport())
+    queue = InstantQueue(run.transport, make=group_of_equals)
+    run.fit(2, queue=queue)
+    said = "nothing was learned: in each of the 4 groups that were trained, all attempts had the same reward"
+    assert (said in caplog.text) is not solves
 
 
 def test_policy_lag_counts_optimizer_steps_since_publication_and_stays_within_the_queues_bound(

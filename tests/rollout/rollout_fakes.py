@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from north_lightning.chat import ChatFormat, NorthTokenizer, train_tokenizer
-from north_lightning.errors import ConfigError, InvalidActionError, SandboxError, SandboxUnavailableError
+from north_lightning.errors import (
+    AttemptError,
+    ConfigError,
+    InvalidActionError,
+    PromptTooLongError,
+    SandboxError,
+    SandboxUnavailableError,
+)
 from north_lightning.interfaces import (
     Harness,
     HarnessSession,
@@ -306,6 +313,10 @@ class PlannedVerifier(RewardVerifier):
         match fault:
             case "raise":
                 raise RuntimeError("no verdict")
+            case "own":
+                raise AttemptError("exit code: invalid literal for int() with base 10: 'x'")
+            case "long":
+                raise PromptTooLongError("max_context_tokens: expected more than the 999 tokens of the prompt")
             case "config":
                 raise ConfigError("verifier: expected a key, got none")
             case "exit":

@@ -225,6 +225,33 @@ def test_too_many_drops_in_a_row_stop_the_run_with_the_reason(
         assert producer.child_pid is None
 
 
+def test_what_repeats_with_the_seed_is_dropped_at_once_and_stops_no_run(
+    queue: WindowedFIFOQueue, tasks: list[Task], tokenizer_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Four groups in a row, where three of another kind would stop the run; a fifth task can be tried."""
+    with producing(queue, tasks, tokenizer_dir, tmp_path, {0: "own", 1: "long", 2: "own", 3: "own"}) as producer:
+        trained = train(queue, producer, 2)
+        stats = producer.stats()
+    assert [group.group_id for group in trained] == [4, 5, 6, 7]
+    assert queue.stats()["dropped/AttemptError"] == stats["failures/AttemptError"] == 3.0
+    assert queue.stats()["dropped/PromptTooLongError"] == stats["failures/PromptTooLongError"] == 1.0
+    assert "redispatched" not in stats
+    task_id = TaskSchedule(tasks, seed=1).task(1).id
+    assert f"group 1 (task {task_id}) dropped after 1 dispatches: PromptTooLongError: max_context" in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["own", "long"])
+def test_a_run_in_which_no_task_can_be_tried_stops(
+    queue: WindowedFIFOQueue, tasks: list[Task], tokenizer_dir: Path, tmp_path: Path, fault: str
+) -> None:
+    with producing(queue, tasks, tokenizer_dir, tmp_path, {-1: fault}) as producer:
+        with pytest.raises(
+            InfrastructureError, match=r"5 groups in a row failed .*the last: (Attempt|PromptTooLong)Err"
+        ):
+            wait_for(lambda: False, producer)
+        assert producer.stats()[f"failures/{'AttemptError' if fault == 'own' else 'PromptTooLongError'}"] == 5.0
+
+
 def test_a_mistake_in_the_process_is_raised_in_the_trainer_with_its_type(
     queue: WindowedFIFOQueue, tasks: list[Task], tokenizer_dir: Path, tmp_path: Path
 ) -> None:

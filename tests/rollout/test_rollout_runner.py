@@ -7,7 +7,7 @@ import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from rollout_fakes import (
 
 from north_lightning.chat import ChatFormat
 from north_lightning.errors import (
+    AttemptError,
     ConfigError,
     InfrastructureError,
     InvalidActionError,
@@ -308,6 +309,37 @@ def test_a_group_has_leave_one_out_advantages(chat: ChatFormat, task: Task) -> N
     assert group.rewards == [0.0, 1.0, 0.0, 1.0]
     assert [rollout.advantage for rollout in group.rollouts] == pytest.approx([-2 / 3, 2 / 3, -2 / 3, 2 / 3])
     assert [(rollout.group_id, rollout.index) for rollout in group.rollouts] == [(7, i) for i in range(4)]
+
+
+def test_a_group_without_a_reward_is_a_typed_failure(chat: ChatFormat, task: Task, monkeypatch) -> None:
+    runner = make_runner(chat, RecordingSampler(chat, [answer()]))
+    made = runner.run
+
+    async def run_without_the_second_reward(task: Task, group_id: int, index: int, seed: int) -> Rollout:
+        rollout = await made(task, group_id, index, seed)
+        return replace(rollout, reward=None) if index == 1 else rollout
+
+    monkeypatch.setattr(runner, "run", run_without_the_second_reward)
+    with pytest.raises(VerifierError, match=r"group 3 \(task task0\): attempts \[1\] have no reward"):
+        run(runner.run_group(task, group_id=3, group_size=2, seed=0))
+
+
+@pytest.mark.parametrize("where", ["parse", "encode_tool_results", "act"])
+def test_an_exception_that_an_attempt_causes_is_its_own(chat: ChatFormat, task: Task, monkeypatch, where: str) -> None:
+    """Whatever its type: the run goes on."""
+
+    def break_down(*_: object) -> NoReturn:
+        raise RecursionError("maximum recursion depth exceeded")
+
+    async def break_down_later() -> None:
+        break_down()
+
+    harness = EchoHarness(on_act=break_down_later) if where == "act" else EchoHarness()
+    if where != "act":
+        monkeypatch.setattr(chat, where, break_down)
+    runner = make_runner(chat, RecordingSampler(chat, [call("one"), answer()]), harness=harness)
+    with pytest.raises(AttemptError, match="RecursionError: maximum recursion depth"):
+        run(runner.run(task, 0, 0, 0))
 
 
 def test_a_group_of_one_is_refused_before_anything_is_sampled(chat: ChatFormat, task: Task) -> None:
