@@ -169,57 +169,40 @@ def works_from_several_threads(make: Make) -> None:
 
 
 def keeps_its_ledger_in_any_order(make: Make) -> None:
-    """300 calls in each of 20 random orders, resumes among them: every group ends once, and is handed out only until
-    then."""
-    for seed in range(20):
-        chance, queue = random.Random(seed), make()
-        states: dict[int, str] = {}  # of every group that was admitted
-        for _ in range(300):
-            for group_id in queue.interrupted():
-                if queue.end_of(group_id) is not None:
-                    states[group_id] = "ended"
-            call, group_id = chance.randrange(6), chance.randrange(len(states) + 1)
-            state = states.get(group_id)
-            if call < 2:
-                given = queue.admit()
-                if given is not None and states.get(given, "pending") not in ("pending", "in flight"):
-                    raise Broken(f"admit: handed out group {given}, which was {states[given]}")
-                states |= {} if given is None else {given: "in flight"}
-            elif call == 2:
-                ends, name = (queue.complete, "completed") if chance.random() < 0.7 else (queue.drop, "ended")
-                arguments = (group(group_id),) if name == "completed" else (group_id, "SandboxError")
-                if _is_refused(ends, *arguments) is (state == "in flight"):
-                    raise Broken(
-                        f"a group that was {state or 'never admitted'} and is {name}: expected "
-                        f"{'no error' if state == 'in flight' else 'a QueueError'}"
-                    )
-                states |= {group_id: name} if state == "in flight" else {}
-            elif call == 3:
-                for taken in queue.take(1) or []:
-                    if states.get(taken.group_id) != "completed":
-                        raise Broken(f"take: gave group {taken.group_id}, which was {states.get(taken.group_id)}")
-                    states[taken.group_id] = "taken"
-            elif call == 4 and _is_refused(queue.release, [group_id]) is (state == "taken"):
-                raise Broken(f"release of a group that was {state or 'never admitted'}: expected the opposite")
-            elif call == 4 and state == "taken":
-                states[group_id] = "ended"
-            elif call == 5 and chance.random() < 0.1:
-                state_dict, queue = queue.state_dict(), make()
-                queue.load_state_dict(json.loads(json.dumps(state_dict)))
-                states = {i: name if name == "ended" else "pending" for i, name in states.items()}
-            wrong = [i for i, name in states.items() if (queue.end_of(i) is None) is (name == "ended")]
-            if wrong:
-                raise Broken(
-                    f"end_of({wrong[0]}): got {queue.end_of(wrong[0])!r} for a group that is {states[wrong[0]]}"
-                )
-
-
-def _is_refused(call: Callable[..., object], *arguments: object) -> bool:
-    try:
-        call(*arguments)
-    except QueueError:
-        return True
-    return False
+    """Random calls, resumes among them: every group ends once, and whatever does not fit its state is refused."""
+    chance, queue = random.Random(0), make()
+    states: dict[int, str] = {}  # of every group that was admitted
+    for _ in range(600):
+        group_id = chance.randrange(max(0, len(states) - 9), len(states) + 1)
+        state = states.get(group_id, "not admitted")
+        name, arguments, fits, becomes = chance.choice(
+            [
+                ("complete", (group(group_id),), "in flight", "completed"),
+                ("drop", (group_id, "SandboxError"), "in flight", "ended"),
+                ("release", ([group_id],), "taken", "ended"),
+            ]
+        )
+        try:
+            getattr(queue, name)(*arguments)
+            states[group_id], refused = becomes, False
+        except QueueError:
+            refused = True
+        if refused is (state == fits):
+            raise Broken(f"{name} of a group that is {state}: {'refused' if refused else 'expected a QueueError'}")
+        if (queue.end_of(group_id) is None) is (states.get(group_id) == "ended"):
+            raise Broken(f"end_of({group_id}): got {queue.end_of(group_id)!r}, but it is {states.get(group_id)}")
+        given = queue.admit()
+        if given is not None and states.get(given, "pending") not in ("pending", "in flight"):
+            raise Broken(f"admit: group {given} is handed out, but is {states[given]}")
+        states |= {} if given is None else {given: "in flight"}
+        for taken in queue.take(1) or [] if chance.random() < 0.5 else []:
+            if states.get(taken.group_id) != "completed":
+                raise Broken(f"take: got group {taken.group_id}, which is {states.get(taken.group_id)}")
+            states[taken.group_id] = "taken"
+        if chance.random() < 0.01:
+            saved, queue = json.loads(json.dumps(queue.state_dict())), make()
+            queue.load_state_dict(saved)
+            states = {i: was if was == "ended" else "pending" for i, was in states.items()}
 
 
 CHECKS: dict[str, Callable[[Make], None]] = {

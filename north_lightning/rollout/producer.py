@@ -49,7 +49,7 @@ from north_lightning.rollout.child import (
 from north_lightning.rollout.records import append_records
 from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.rollout.schedule import CurriculumSchedule, TaskSchedule
-from north_lightning.sandbox.cpu_waits import WorkMeter, seconds_waited
+from north_lightning.sandbox.cpu_waits import MAX_SILENT_WORK_S, WORKS_FROM, WorkMeter, seconds_waited
 from north_lightning.sandbox.memory_kills import how_it_ended, num_memory_kills
 from north_lightning.types import Count, NotNegative, Positive, Task, Whole
 
@@ -58,10 +58,6 @@ log = logging.getLogger(__name__)
 POLL_S = 0.05
 START_TIMEOUT_S = 120.0
 """For the rollout process to be ready: wall time less what it waits for a CPU."""
-WORKS_FROM = 0.1
-"""Share of the time that a silent rollout process must run, or wait for a CPU, to be taken for a busy one."""
-MAX_SILENT_WORK_S = 300.0
-"""CPU time that a rollout process may use without a sign of life."""
 CHILD_DIED = "child_died"
 DIED = "died"
 
@@ -316,10 +312,9 @@ class RolloutProducer:
             if silent_s > limit_s / 2 and self.child_pid is not None:
                 self._meter = WorkMeter([self.child_pid])
         elif silent_s > limit_s:
-            seconds, works = self._meter.measure()
-            (work,) = works.values()
+            seconds, work = self._meter.measure()
             self._silent_work_s += work.ran_s
-            if work.seconds < WORKS_FROM * seconds or self._silent_work_s > MAX_SILENT_WORK_S:
+            if sum(work) < WORKS_FROM * seconds or self._silent_work_s > MAX_SILENT_WORK_S:
                 self._restart_child(f"gave no sign of life for {limit_s:g} s")
                 return
             self._counts["slow"] += 1

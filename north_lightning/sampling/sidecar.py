@@ -32,7 +32,7 @@ import psutil
 from north_lightning.errors import ConfigError, SidecarError, TokenizerError
 from north_lightning.sampling.gauges import METRICS_PATH, read_metrics
 from north_lightning.sampling.vllm_plugin import BACKEND
-from north_lightning.sandbox.cpu_waits import WorkMeter, seconds_waited
+from north_lightning.sandbox.cpu_waits import MAX_SILENT_WORK_S, WORKS_FROM, WorkMeter, seconds_waited
 from north_lightning.sandbox.memory_kills import how_it_ended, num_memory_kills
 from north_lightning.sandbox.scratch import Scratch
 from north_lightning.types import Count, Positive
@@ -44,11 +44,8 @@ POLL_INTERVAL_S = 0.1
 PROGRESS_INTERVAL_S = 10.0
 MIN_BATCHED_TOKENS = 8192
 LOG_LINES_IN_ERRORS = 25
-WORKS_FROM, SERVES_FROM = 0.1, 0.5
-"""Shares of the time that a silent server's engine, or its HTTP process, which also works on our question, must run, or
-wait for a CPU, to be taken for a busy one."""
-MAX_SILENT_WORK_S = 300.0
-"""CPU time that an engine may use without an answer between two of its steps."""
+SERVES_FROM = 0.5
+"""As ``WORKS_FROM``, of the process that answers HTTP: it works on our question too."""
 TORCHRUN_VARIABLES = (
     "TORCHELASTIC_",
     "MASTER_",
@@ -186,31 +183,29 @@ class Sidecar:
         engine answers between two of its steps, also while it is paused. It does not answer while it loads weights.
         """
         self._check_process()
-        meter, num_tokens = None, 0.0
+        meters: list[WorkMeter] = []
         for limit_s in (timeout_s / 5, timeout_s * 4 / 5):  # what the threads do is not looked at while it answers
             try:
                 httpx.get(f"{self.url}/weight_info", timeout=limit_s).raise_for_status()
             except httpx.TimeoutException:
                 self._check_process()
-                if meter is None:
-                    meter, num_tokens = WorkMeter(_group_members(self.pid)), self._count_tokens()
+                if not meters:
+                    engine = [pid for pid in _group_members(self.pid) if pid != self.pid] or [self.pid]
+                    meters, num_tokens = [WorkMeter(engine), WorkMeter([self.pid])], self._count_tokens()
             except httpx.HTTPError as error:
                 self._check_process()
                 raise SidecarError(f"the vLLM sidecar's engine failed ({error}); {self._log_tail()}") from error
             else:
                 self._silent_work_s = 0.0
                 return self._pause()
-        assert meter is not None
-        seconds, works = meter.measure()
-        serving = works.pop(self.pid)
-        busy = max(works.values(), key=lambda work: work.seconds, default=serving)
-        self._silent_work_s += busy.ran_s
-        is_at_work = busy.seconds > WORKS_FROM * seconds or serving.seconds > SERVES_FROM * seconds
+        (seconds, work), (_, serving) = (meter.measure() for meter in meters)
+        self._silent_work_s += work.ran_s
+        works = sum(work) > WORKS_FROM * seconds or sum(serving) > SERVES_FROM * seconds
         silence = (
             f"the vLLM sidecar's engine did not answer within {timeout_s:g} s; in the last {seconds:.1f} s it ran for "
-            f"{busy.ran_s:.1f} s and waited for a CPU for {busy.waited_s:.1f} s"
+            f"{work.ran_s:.1f} s and waited for a CPU for {work.waited_s:.1f} s"
         )
-        if (is_at_work and self._silent_work_s < MAX_SILENT_WORK_S) or self._count_tokens() > num_tokens:
+        if (works and self._silent_work_s < MAX_SILENT_WORK_S) or self._count_tokens() > num_tokens:
             return silence
         raise SidecarError(f"{silence}: it makes no progress; {self._log_tail()}")
 

@@ -48,13 +48,14 @@ def neighbors(number: int) -> Iterator[None]:
 def train_for_ever() -> None:
     """A process that writes a line of seconds, CPU seconds and tokens after every step."""
     import north_lightning  # noqa: F401, I001  # before torch, as when the command line starts
-    from bench_sft_step import make_documents, our_step
+    import bench_sft_step
 
     from north_lightning.model import NorthConfig, NorthModel
 
     config = NorthConfig.load(MODEL)
-    documents = make_documents(100, 400, config.vocab_size)
-    step, num_tokens = our_step(NorthModel(config), documents), sum(map(len, documents))
+    bench_sft_step.ROW_TOKENS = 1024  # as in configs/quickstart/sft_stage1.yaml
+    documents = bench_sft_step.make_documents(100, 400, config.vocab_size)
+    step, num_tokens = bench_sft_step.our_step(NorthModel(config), documents), sum(map(len, documents))
     while True:
         step()
         print(time.monotonic(), time.process_time(), num_tokens, flush=True)

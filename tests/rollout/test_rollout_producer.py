@@ -246,10 +246,10 @@ def test_a_run_in_which_no_task_can_be_tried_stops(
 ) -> None:
     with producing(queue, tasks, tokenizer_dir, tmp_path, {-1: fault}) as producer:
         with pytest.raises(
-            InfrastructureError, match=r"5 groups in a row failed .*the last: (Attempt|PromptTooLong)Err"
+            InfrastructureError, match=r"\d groups in a row failed .*the last: (Attempt|PromptTooLong)Err"
         ):
             wait_for(lambda: False, producer)
-        assert producer.stats()[f"failures/{'AttemptError' if fault == 'own' else 'PromptTooLongError'}"] == 5.0
+        assert producer.stats()[f"failures/{'AttemptError' if fault == 'own' else 'PromptTooLongError'}"] >= 5.0
 
 
 def test_a_mistake_in_the_process_is_raised_in_the_trainer_with_its_type(
