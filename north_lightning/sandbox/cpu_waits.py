@@ -24,11 +24,6 @@ class Work(NamedTuple):
     waited_s: float  # for a CPU
 
 
-def seconds_waited(pids: Iterable[int]) -> float:
-    """For a CPU since the processes started. Less these, a wall-clock time is what it would be on an idle machine."""
-    return sum(max((work.waited_s for work in _threads([pid]).values()), default=0.0) for pid in pids)
-
-
 def slowdown() -> float:
     """By what factor a time limit of an idle machine has to be longer here, at least 1: the load of each CPU."""
     return max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))

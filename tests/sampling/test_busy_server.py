@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
@@ -19,6 +19,7 @@ import pytest
 from north_lightning.errors import SidecarError
 from north_lightning.sampling.sidecar import Sidecar
 from north_lightning.sampling.watch import SidecarWatch
+from north_lightning.sandbox.cpu_waits import slowdown
 
 SERVER = """
 import json, sys, threading, time
@@ -141,15 +142,17 @@ def test_a_pause_that_is_not_ours_is_reported_with_its_remedy(tmp_path, caplog, 
     assert watch.num_deaths == 0
 
 
-def test_a_slow_start_on_a_busy_machine_is_waited_for(tmp_path):
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+def test_a_busy_machine_has_longer_to_start(tmp_path, monkeypatch, factor):
+    monkeypatch.setattr("north_lightning.sampling.sidecar.slowdown", lambda: factor)
     (tmp_path / "config.json").write_text(json.dumps({}))
-    one = {min(os.sched_getaffinity(0))}
-    sidecar = ScriptedSidecar(tmp_path, tmp_path / "log", start_timeout_s=1.0)
-    own = os.sched_getaffinity(0)
-    with neighbors(8, one):
-        os.sched_setaffinity(0, one)  # inherited by the server
-        try:
-            with sidecar:
-                assert sidecar.start_seconds is not None
-        finally:
-            os.sched_setaffinity(0, own)
+    sidecar = ScriptedSidecar(tmp_path, tmp_path / "log", start_timeout_s=0.06)
+    with pytest.raises(SidecarError, match="generated nothing in") if factor == 1.0 else nullcontext(), sidecar:
+        assert sidecar.start_seconds is not None
+
+
+def test_a_limit_grows_with_the_load_of_each_cpu(monkeypatch):
+    cores = len(os.sched_getaffinity(0))
+    for load, factor in ((0.0, 1.0), (cores / 2, 1.0), (12.5 * cores, 12.5)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert slowdown() == factor
