@@ -26,6 +26,8 @@ CANCEL_GRACE_S = 5.0
 class Timeouts:
     """Seconds each stage of an attempt may take; beyond it the attempt fails as infrastructure.
 
+    All limits here, and those of commands and tests, are wall time: on a machine that others use too, set them longer.
+
     Args:
         open_s: Opening a sandbox, and the harness in it.
         sample_s: One turn of the sampler, waiting in its queue included.

@@ -184,14 +184,17 @@ class Sidecar:
         """
         self._check_process()
         meters: list[WorkMeter] = []
-        for limit_s in (timeout_s / 5, timeout_s * 4 / 5):  # what the threads do is not looked at while it answers
+        for limit_s in (0.2 * timeout_s, 0.7 * timeout_s):  # what the threads do is not looked at while it answers
             try:
                 httpx.get(f"{self.url}/weight_info", timeout=limit_s).raise_for_status()
             except httpx.TimeoutException:
                 self._check_process()
                 if not meters:
                     engine = [pid for pid in _group_members(self.pid) if pid != self.pid] or [self.pid]
-                    meters, num_tokens = [WorkMeter(engine), WorkMeter([self.pid])], self._count_tokens()
+                    meters, num_tokens = (
+                        [WorkMeter(engine), WorkMeter([self.pid])],
+                        self._count_tokens(0.05 * timeout_s),
+                    )
             except httpx.HTTPError as error:
                 self._check_process()
                 raise SidecarError(f"the vLLM sidecar's engine failed ({error}); {self._log_tail()}") from error
@@ -205,7 +208,7 @@ class Sidecar:
             f"the vLLM sidecar's engine did not answer within {timeout_s:g} s; in the last {seconds:.1f} s it ran for "
             f"{work.ran_s:.1f} s and waited for a CPU for {work.waited_s:.1f} s"
         )
-        if (works and self._silent_work_s < MAX_SILENT_WORK_S) or self._count_tokens() > num_tokens:
+        if (works and self._silent_work_s < MAX_SILENT_WORK_S) or self._count_tokens(0.05 * timeout_s) > num_tokens:
             return silence
         raise SidecarError(f"{silence}: it makes no progress; {self._log_tail()}")
 
@@ -218,10 +221,10 @@ class Sidecar:
         remedy = f"nothing is sampled until somebody calls: curl -X POST {self.url}/resume"
         return f"the vLLM sidecar is paused, and not by a weight push of this run; {remedy}" if is_paused else ""
 
-    def _count_tokens(self) -> float:
+    def _count_tokens(self, timeout_s: float) -> float:
         """Tokens read and generated since the server started; 0 if it does not say."""
         try:
-            reading = read_metrics(httpx.get(f"{self.url}{METRICS_PATH}", timeout=1.0).raise_for_status().text)
+            reading = read_metrics(httpx.get(f"{self.url}{METRICS_PATH}", timeout=timeout_s).raise_for_status().text)
         except (httpx.HTTPError, ValueError):
             return 0.0
         return reading.get("generated_tokens", 0.0) + reading.get("prompt_tokens", 0.0)

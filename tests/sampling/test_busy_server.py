@@ -105,7 +105,7 @@ def test_a_server_without_a_cpu_is_not_taken_for_dead(tmp_path):
         text = sidecar.check_alive(timeout_s=1.5)
         ran, waited = (float(text.split(before)[1].split(" s")[0]) for before in ("it ran for ", "for a CPU for "))
         assert waited > 0.3
-        assert ran + waited > 1.0  # of 1.2
+        assert ran + waited > 0.8  # of 1.05
 
 
 @pytest.mark.parametrize("how", ["sleeps", "stopped", "spins for ever"])
