@@ -9,6 +9,7 @@ from pathlib import Path
 
 from north_lightning.errors import SandboxUnavailableError
 from north_lightning.sandbox.command import Launcher
+from north_lightning.sandbox.cpu_waits import slowdown
 from north_lightning.sandbox.processes import STARTED
 from north_lightning.sandbox.slots import Slot
 
@@ -61,7 +62,7 @@ def probe(launcher: Launcher, slot: Slot) -> None:
             capture_output=True,
             env={},
             cwd="/",
-            timeout=30,
+            timeout=30 * slowdown(),
             check=False,
             pass_fds=() if filter_fd is None else (filter_fd,),
         )

@@ -17,7 +17,7 @@ from north_lightning.types import CommandResult
 
 _CHUNK_BYTES = 1 << 18
 _MAX_WORD_BYTES = 100_000  # the kernel takes 128 KiB as one word of a command line
-_KILL_TIMEOUT_S = 10.0
+_KILL_TIMEOUT_S = 20.0  # less than what closing a sandbox may take
 _MAX_OUTPUT_FACTOR = 256  # a run that prints this many times its cap is killed
 
 

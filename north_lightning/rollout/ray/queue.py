@@ -17,6 +17,7 @@ from north_lightning.errors import ConfigError, InfrastructureError, QueueError
 from north_lightning.interfaces import RolloutQueue
 from north_lightning.rollout.ray.cluster import NAMESPACE, as_here, connect
 from north_lightning.rollout.ray.wire import pack, unpack
+from north_lightning.sandbox.cpu_waits import slowdown
 from north_lightning.types import RolloutGroup
 
 HERE = "trainer"
@@ -128,7 +129,7 @@ class RayQueue(RolloutQueue):
         queue: Makes the queue inside, a ``WindowedFIFOQueue`` for example.
         address: Of a Ray cluster with token authentication, as ``ray.init`` takes it; by default a cluster is started
             on this machine, for this process.
-        timeout_s: Limit for each call.
+        timeout_s: Limit for each call on an idle machine; on a busy one it grows with the load of each CPU.
     """
 
     def __init__(self, queue: Callable[[], RolloutQueue], address: str | None = None, timeout_s: float = 60.0) -> None:
@@ -225,7 +226,7 @@ class RayQueue(RolloutQueue):
         actor = self._connected()
         ray = connect(self.address)
         try:
-            answer, problem = ray.get(actor.call.remote(method, *arguments), timeout=self.timeout_s)
+            answer, problem = ray.get(actor.call.remote(method, *arguments), timeout=self.timeout_s * slowdown())
         except ray.exceptions.GetTimeoutError as error:
             raise InfrastructureError(f"the queue's actor did not answer {method} in {self.timeout_s:g} s") from error
         except (ray.exceptions.RayError, ValueError) as error:
