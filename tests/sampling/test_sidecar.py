@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -137,6 +138,15 @@ def test_an_engine_that_hangs_is_found_and_a_busy_one_is_not_suspected(vllm_serv
     finally:
         engine.resume()
     vllm_server.check_alive(timeout_s=10)
+
+
+def test_a_pause_is_seen_and_is_no_death(vllm_server):
+    httpx.post(f"{vllm_server.url}/pause", params={"mode": "keep"}).raise_for_status()
+    try:
+        assert "is paused, and not by a weight push of this run; nothing" in vllm_server.check_alive()
+    finally:
+        httpx.post(f"{vllm_server.url}/resume").raise_for_status()
+    assert vllm_server.check_alive() == ""
 
 
 @pytest.mark.vllm
