@@ -1,7 +1,7 @@
 """Mutation testing of the core: change one thing, run the tests that mirror the file, print what nobody noticed.
 
-A mutation swaps an operator or a comparison, moves a constant by one, negates a condition, drops a statement or an
 A mutation swaps an operator or a comparison, moves a constant by one, negates a condition, drops a statement or a
+return value. Files are drawn evenly, then a mutation of the file; one seed always draws the same. Every mutation is
 made in a copy of the tree and tested in a forked child with a time limit; a hang counts as noticed. Mutants that change
 nothing observable exist: read the survivors, and write the test that is missing.
 
