@@ -62,7 +62,7 @@ def rate_interval(rates: Sequence[float], clusters: Sequence[Hashable] | None = 
     """95% interval of the mean of one rate per task, such as a task's share of solved attempts.
 
     A score interval (Wilson 1927) with the variance that the data show in place of the binomial one, and Student's t in
-    place of z. The variance is the jackknife's over clusters (CR3), over its bias under equal correlation within them
+    place of z. The variance is the jackknife's over clusters (CV3), over its bias under equal correlation within them
     (https://doi.org/10.1162/REST_a_00552); t has ``G* - 1/2`` degrees of freedom: the effective number of clusters
     ``G* = n^2 / sum_g n_g^2`` is small where one repository holds most tasks.
     """
@@ -154,10 +154,12 @@ def _units(data: np.ndarray, clusters: Sequence[Hashable] | None) -> tuple[np.nd
 
 
 def _jackknife_residuals(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """What each unit's sum differs from the others' mean, ``r_g / (1 - n_g / n)``; infinite for a single unit."""
-    if len(sums) == 1:
+    """``sqrt((G - 1) / G) r_g / (1 - n_g / n)`` of each of ``G`` units, ``r_g`` its residual sum: squares add up to the
+    jackknife's variance of the total. Infinite for a single unit."""
+    num_units, total = len(sums), sizes.sum()
+    if num_units == 1:
         return np.full(1, np.inf)
-    return (sums - sizes * sums.sum() / sizes.sum()) / (1 - sizes / sizes.sum())
+    return math.sqrt((num_units - 1) / num_units) * (sums - sizes * sums.sum() / total) / (1 - sizes / total)
 
 
 def _jackknife_bias(data: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> float:
@@ -172,7 +174,8 @@ def _jackknife_bias(data: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> fl
         correlation = excess / max(excess + within, 1e-300)
     shares, variances = sizes / num, sizes * (1 + (sizes - 1) * correlation)
     total = variances.sum()
-    return float(np.sum((variances * (1 - 2 * shares) + shares**2 * total) / (1 - shares) ** 2) / total)
+    each = (variances * (1 - 2 * shares) + shares**2 * total) / (1 - shares) ** 2
+    return (num_units - 1) / num_units * float(each.sum() / total)
 
 
 def _halves(num_units: int, rng: np.random.Generator) -> np.ndarray:  # [halves, units], 1 where a unit is in the half

@@ -71,9 +71,8 @@ def test_shares_of_what_is_in_rows_are_exact_where_sampling_by_share_misses_by_t
         for number in next(rows):
             tokens["abc"[number // 3000]] += trained[number]
     total = sum(tokens.values())
-    largest_sample = max(trained)
     assert tokens == rows.placed_tokens
-    assert all(abs(tokens[name] - share * total) <= largest_sample for name, share in shares.items())
+    assert all(abs(tokens[name] - share * total) <= max(trained) for name, share in shares.items())
     generator = np.random.default_rng(1)
     drawn = dict.fromkeys(shares, 0)
     for name in generator.choice(list(shares), size=3000, p=list(shares.values())):
@@ -159,3 +158,16 @@ def test_shares_that_cannot_work_are_refused():
     for share in (0.0, -1.0, float("nan")):
         with pytest.raises(ConfigError, match="shares.a"):
             mixed([[(2, 1)]], {"a": share})
+
+
+def test_no_source_is_ever_further_from_its_share_than_half_a_longest_sample():
+    shares = {"a": 0.25, "b": 0.125, "c": 0.625}
+    samples = [[(60, tokens)] * 40 for tokens in (10, 10, 2)]  # one sample a row
+    rows, _, trained, _ = mixed(samples, shares)
+    tokens, longest_gap = dict.fromkeys(shares, 0), 0.0
+    for _ in range(120):
+        (number,) = next(rows)
+        tokens["abc"[number // 40]] += trained[number]
+        total = sum(tokens.values())
+        longest_gap = max(longest_gap, *(abs(tokens[name] - share * total) for name, share in shares.items()))
+    assert longest_gap <= max(trained) / 2

@@ -62,3 +62,8 @@ def test_settings_and_documents_that_cannot_work_are_refused():
         BestFitPacker(1, 0)
     with pytest.raises(ValueError, match="document 3"):
         BestFitPacker(1).add(3, 0)
+
+
+def test_a_document_that_fills_the_rest_of_a_row_to_the_last_token_is_in_it():
+    assert list(BestFitPacker(10, 5).pack([(0, 6), (1, 4)])) == [[0, 1]]
+    assert list(BestFitPacker(10, 5).pack([(0, 6), (1, 5), (2, 4), (3, 4)])) == [[0, 2], [1, 3]]

@@ -166,6 +166,11 @@ def test_loss_and_metrics_of_micro_batches_add_up_to_those_of_the_whole():
     assert combined == pytest.approx(dict(whole.metrics), rel=1e-5)
 
 
+def test_combining_metrics_takes_the_largest_of_what_is_a_maximum_and_weighs_all_else_by_tokens():
+    parts = [{"num_tokens": 3, "a": 1.0, "b_max": 5.0}, {"num_tokens": 1, "a": 3.0, "b_max": 2.0}, {"c": 4.0}]
+    assert combine_metrics(parts) == {"num_tokens": 4, "a": 1.5, "b_max": 5.0, "c": 4.0}
+
+
 def test_combining_metrics_ignores_micro_batches_without_trained_tokens():
     parts = [{"num_tokens": 0.0}, {"num_tokens": 2.0, "a": 3.0}]
     assert combine_metrics(parts) == {"num_tokens": 2.0, "a": 3.0}

@@ -165,3 +165,15 @@ def test_a_trained_first_token_is_refused_and_its_document_named():
 def test_document_boundaries_that_do_not_cover_the_row_are_refused(cu_seqlens):
     with pytest.raises(ValueError, match="cu_seqlens"):
         trained_positions(torch.arange(4), torch.tensor(cu_seqlens), torch.zeros(4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("tile", [None, (2, 3)])
+def test_logits_that_are_all_far_below_zero_are_like_any_others(tile):
+    hidden, weight = (
+        torch.tensor([[1.0, 0.5], [2.0, -1.0]]),
+        torch.tensor([[-200.0, 1.0], [-201.0, 0.0], [-199.5, 3.0]]),
+    )
+    logprobs, entropy = token_logprobs(hidden, weight, torch.tensor([0, 2]), tile=tile, with_entropy=True)
+    expected_logprobs, expected_entropy = naive(hidden, weight, torch.tensor([0, 2]), 1.0)
+    torch.testing.assert_close(logprobs, expected_logprobs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropy, expected_entropy, rtol=1e-5, atol=1e-5)

@@ -149,3 +149,10 @@ def test_gspo_without_sequences_is_refused():
     trainer, rest = torch.zeros(2, requires_grad=True), torch.zeros(2)
     with pytest.raises(ValueError, match="sequence_ids: expected the rollout of every token"):
         GSPOLoss()(PolicyLossInputs(trainer, rest, rest, torch.ones(2, dtype=torch.bool), 2))
+
+
+@pytest.mark.parametrize(("bounds", "is_trained"), [((1.0, 2.0), True), ((0.5, 1.0), True), ((1.1, 2.0), False)])
+def test_a_ratio_exactly_at_a_bound_is_trained(bounds, is_trained):
+    leaf, inputs = make(([-1.0], [-1.0], [1.0], [True], [0]), 1)
+    MaskedImportanceLoss(*bounds)(inputs).loss.backward()
+    assert leaf.grad.tolist() == [-1.0 if is_trained else 0.0]

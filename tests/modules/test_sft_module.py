@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from small_runs import quiet_trainer, write_run_inputs
 
 from north_lightning.callbacks import JSONLHistory
@@ -32,14 +32,14 @@ def make_data(inputs: Path, **settings: object) -> SFTDataModule:
     return SFTDataModule(inputs / "tokenizer", sources, 256, **settings)
 
 
-def make_module(inputs: Path, lr: float = LR, **settings: object) -> SFTModule:
+def make_module(inputs: Path, lr: float = LR, max_grad_norm: float = 0.5, **settings: object) -> SFTModule:
     seed_everything(3, verbose=False)
     return SFTModule(
         config=inputs / "model.json",
         tokenizer=inputs / "tokenizer",
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, eps=EPS),
         lr_scheduler=lambda optimizer: WarmupSchedule(optimizer, warmup_steps=3),
-        max_grad_norm=0.5,
+        max_grad_norm=max_grad_norm,
         **settings,
     )
 
@@ -87,30 +87,46 @@ def test_sft_equals_a_hand_written_loop(inputs: Path, tmp_path: Path, micro_batc
         torch.testing.assert_close(parameter, reference[name], rtol=0, atol=1e-6)
 
 
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows: list[PackedBatch]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> PackedBatch:
+        return self.rows[index]
+
+
+class Gradients(Callback):
+    """What an optimizer step sees, before clipping."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: object) -> None:
+        self.seen = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+
+
 def test_one_step_is_the_same_however_its_rows_are_split_into_micro_batches(inputs: Path, tmp_path: Path) -> None:
-    class Rows(torch.utils.data.Dataset):
-        """The same two unequal rows, as two micro-batches of one step."""
-
-        def __init__(self, rows: list[PackedBatch]) -> None:
-            self.rows = rows
-
-        def __len__(self) -> int:
-            return len(self.rows)
-
-        def __getitem__(self, index: int) -> PackedBatch:
-            return self.rows[index]
-
+    """The same two unequal rows, as two micro-batches of one step and as one; the gradients before clipping, too."""
     long, short = row([40, 30], trained=50, total=60), row([20], trained=10, total=60)
     whole = joined(long, short)
-    results = []
+    results, gradients = [], []
     for rows in ([long, short], [whole]):
-        module = make_module(inputs)
-        trainer = quiet_trainer(tmp_path, max_steps=1, accumulate_grad_batches=len(rows))
-        loader = torch.utils.data.DataLoader(Rows(rows), batch_size=None)
-        trainer.fit(module, train_dataloaders=loader)
+        module = make_module(inputs, max_grad_norm=1e9)
+        gradients.append(Gradients())
+        trainer = quiet_trainer(tmp_path, max_steps=1, accumulate_grad_batches=len(rows), callbacks=[gradients[-1]])
+        trainer.fit(module, train_dataloaders=torch.utils.data.DataLoader(Rows(rows), batch_size=None))
         results.append(parameters_of(module))
     for name in results[0]:
+        torch.testing.assert_close(gradients[0].seen[name], gradients[1].seen[name], rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(results[0][name], results[1][name], rtol=0, atol=1e-6)
+
+
+def test_the_loss_is_scaled_by_the_means_that_lightning_takes(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(inputs)
+    module.trainer = Trainer(accumulate_grad_batches=5, accelerator="cpu", logger=False, enable_progress_bar=False)
+    assert module.gradient_scale() == 5.0
+    monkeypatch.setattr("north_lightning.modules.base.rows_at_once", lambda trainer: (3, 1))
+    assert module.gradient_scale() == 15.0
 
 
 def row(lengths: list[int], trained: int, total: int) -> PackedBatch:

@@ -234,3 +234,10 @@ def test_a_unittest_log_says_what_the_result_object_says(tmp_path: Path) -> None
         "test_d (test_suite.Old)": "passed",
         "test_e (test_suite.Old)": "passed",
     }
+
+
+@pytest.mark.parametrize("words", [("FAILED", "PASSED"), ("PASSED", "FAILED")])
+def test_a_test_that_is_named_twice_has_its_worst_outcome(words: tuple[str, str]) -> None:
+    assert pytest_log("\n".join(f"{word} test_a.py::test_one" for word in words)) == {"test_a.py::test_one": "failed"}
+    log = "\n".join(f"test_one (mod.Case) ... {'ok' if word == 'PASSED' else 'FAIL'}" for word in words)
+    assert unittest_log(log) == {"test_one (mod.Case)": "failed"}

@@ -141,6 +141,17 @@ def test_a_gold_solution_with_new_files_deleted_files_and_links_scores_1(softwar
     assert score(software, workdir, sandboxes).value == 1.0
 
 
+def test_an_attempt_that_rewrites_a_data_file_of_the_tests_scores_0(software, sandboxes):
+    module = TESTS.replace("import json\n", "import json\nimport pathlib\n")
+    module = module.replace("(result, 9)", '(result, int(pathlib.Path("tests/sum").read_text()))')
+    write(software.directory / "tests", {"test_calc.py": module})
+    write(software.directory / "environment" / "files", {"test_calc.py": module, "tests/sum": "9\n"})
+    task = replace(software, metadata={"fail_to_pass": ["test_calc.Test.test_add"], "pass_to_pass": []})
+    assert score(task, attempt_at(task, {"calc.py": FIXED}), sandboxes).value == 1.0
+    shutil.rmtree(task.directory / "attempt")
+    assert score(task, attempt_at(task, {"tests/sum": "5\n"}), sandboxes).value == 0.0  # what the bug returns
+
+
 def test_fixtures_subtests_and_helpers_of_real_test_modules_work(software, sandboxes):
     module = """import unittest
 from unittest import mock
