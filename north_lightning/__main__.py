@@ -2,7 +2,10 @@
 
 import sys
 
-from north_lightning.cli import main
+from north_lightning.signals import end_at_once
 
 if __name__ == "__main__":
+    end_at_once()  # before what takes seconds to import
+    from north_lightning.cli import main
+
     sys.exit(main())

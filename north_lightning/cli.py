@@ -1,7 +1,8 @@
 """The command line: which command runs what, and how errors reach a person.
 
 In: ``sys.argv``. Out: an exit code (0; 1 for an error we raise on purpose, in one line; 2 for a mistake in the
-arguments or the config; 130 and 143 after an interrupt and a SIGTERM). Not here: what the commands do.
+arguments or the config; 130 after Ctrl-C, 143 after SIGTERM and SLURM's SIGUSR1, see ``signals``). Not here: what the
+commands do.
 
 ``fit``, ``validate`` and ``predict`` are Lightning's and live in ``lightning_cli``, slow to import.
 Every other command is a row of ``UTILITIES``: a function whose parameters are the command's arguments (``--help``, and
@@ -12,6 +13,7 @@ needs neither.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import inspect
 import os
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from north_lightning.errors import ConfigError, NorthError
+from north_lightning.signals import Ended, as_before, end_in_order
 
 TRAINING = {
     "fit": "train: an SFT stage or asynchronous RL",
@@ -81,6 +84,11 @@ EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. ``NORTH_DEBUG=1`` shows the traceback of our own errors too."""
     command, arguments = split_command(list(sys.argv[1:] if arguments is None else arguments))
+    with as_before():
+        return _run(command, arguments)
+
+
+def _run(command: str, arguments: list[str]) -> int:
     try:
         if command in ("-h", "--help"):
             print(overview())
@@ -100,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {located(line)}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, UnknownCommandError) else EXIT_ERROR
+    except Ended as ended:
+        print(f"ended by {ended.signal.name}", file=sys.stderr)
+        return ended.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPT
     return 0
@@ -124,6 +135,8 @@ def one_line(error: BaseException | None) -> str | None:
             return str(error)
         if isinstance(error, OSError) and error.filename is not None:
             return f"{error.filename}: {error.strerror}"
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            return f"a file could not be written: {error.strerror}"
         error = error.__cause__
     return None
 
@@ -191,6 +204,7 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
         set_run_seed(seed)  # before parts are made: theirs derive from it
     values = parser.instantiate(settings)
     given = {name: value for name, value in values.items() if name in inspect.signature(function).parameters}
+    end_in_order()
     function(**given | ({POSITIONAL[command]: paths} if paths else {}))
 
 

@@ -56,6 +56,7 @@ from north_lightning.run_folders import (  # noqa: E402
     write_result,
 )
 from north_lightning.sandbox.scratch import Scratch  # noqa: E402
+from north_lightning.signals import Ended, end_in_order, exit_code, requeue_slurm_job  # noqa: E402
 
 PLUGIN_GROUP = "north_lightning.plugins"
 
@@ -130,6 +131,7 @@ class NorthCLI(LightningCLI):
         if settings.num_threads is not None:
             torch.set_num_threads(settings.num_threads)
         if settings.trainer.fast_dev_run:  # a trial run leaves nothing
+            end_in_order()
             scratch = Scratch("run")
             atexit.register(scratch.delete)
             settings.trainer.default_root_dir = str(scratch.path)
@@ -140,6 +142,7 @@ class NorthCLI(LightningCLI):
             self.model.run_settings = dict(flatten(self.config[self.subcommand].as_dict()))
 
     def before_fit(self) -> None:
+        end_in_order()
         check_run(self.trainer, self.model, self.datamodule, "fit")
         settings = self.config[self.subcommand]
         for callback in self._callbacks(RunLock):
@@ -234,9 +237,11 @@ class NorthCLI(LightningCLI):
         return [callback for callback in self.trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
 
     def before_validate(self) -> None:
+        end_in_order()
         check_run(self.trainer, self.model, self.datamodule, "validate")
 
     def before_predict(self) -> None:
+        end_in_order()
         check_run(self.trainer, self.model, self.datamodule, "predict")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -261,7 +266,7 @@ def run_training(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", r"Total length of .* across ranks is zero")  # no validation data: as configured
     warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated")
     sys.argv = [sys.argv[0], *arguments]  # Lightning warns when it is given both
-    saver = SaveOnTermination(shlex.join(["python", "-m", "north_lightning", *arguments]))
+    saver = SaveOnTermination(shlex.join(["python", "-m", "north_lightning", *_without_beginning(arguments)]))
     try:
         NorthCLI(
             LightningModule if arguments[0] == "predict" else NorthModule,
@@ -274,15 +279,28 @@ def run_training(arguments: Sequence[str]) -> int:
             save_config_callback=RunConfig,
             parser_class=TrainingParser,
             parser_kwargs=_parser_kwargs(),
-            trainer_defaults={"callbacks": [RunLock(), RandomState(), saver]},
+            trainer_defaults={"callbacks": [RandomState(), saver, RunLock()]},
         )
     except SystemExit as ended:  # SIGTERMException is one; Lightning makes one of a KeyboardInterrupt
+        received = ended.signal if isinstance(ended, Ended) else saver.received
+        if received == signal.SIGUSR1 and arguments[0] == "fit" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            requeue_slurm_job()
         if saver.received is None and not isinstance(ended, SIGTERMException):
             raise
-        return 128 + (saver.received or signal.SIGTERM)
+        return exit_code(saver.received or signal.SIGTERM)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
     return 0
+
+
+def _without_beginning(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command that goes on: without those that say how it begins."""
+    beginnings = ("--resume", "--overwrite", "--ckpt_path")
+    left: list[str] = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if word.partition("=")[0] not in beginnings and before not in beginnings:
+            left.append(word)
+    return left
 
 
 def _say(text: str) -> None:

@@ -24,6 +24,7 @@ from rich.console import Console
 from north_lightning.durable import replace_text
 from north_lightning.errors import ConfigError, NorthError
 from north_lightning.run_folders import MOVES_ASIDE
+from north_lightning.signals import Ended, end_with_parent
 
 SAMPLE_EVERY_S = 5.0
 
@@ -107,15 +108,22 @@ def _how_it_begins(stage: Stage, goes_on: bool) -> list[str]:
 def _run(stage: Stage, how_it_begins: list[str]) -> tuple[float, int]:
     """Run one command; returns its seconds and the peak memory of all its processes in bytes."""
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "north_lightning", *shlex.split(stage.command), *how_it_begins])
+    # A group of its own, so that Ctrl-C reaches it through this process, once.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "north_lightning", *shlex.split(stage.command), *how_it_begins],
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+        preexec_fn=end_with_parent,
+    )
     peak = [0]
     finished = threading.Event()
     watcher = threading.Thread(target=_watch_memory, args=(process.pid, peak, finished), daemon=True)
     watcher.start()
     try:
         code = process.wait()
-    except KeyboardInterrupt:
-        code = process.wait()  # the command got the interrupt too; let it end in its own way
+    except Ended as ended:
+        process.send_signal(ended.signal)
+        process.wait()  # it ends in its own way
         raise
     finally:
         finished.set()

@@ -344,9 +344,8 @@ def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
-    (line,) = [line for line in output.splitlines() if "resume with --ckpt_path" in line]
-    checkpoint = interrupted / "interrupted.ckpt"
-    assert line.endswith(f": python -m north_lightning fit --config {config} --num_threads=1 --ckpt_path {checkpoint}")
+    (line,) = [line for line in output.splitlines() if "resume with --resume auto" in line]
+    assert line.endswith(f": python -m north_lightning fit --config {config} --num_threads=1 --resume auto")
 
     saved = torch.load(interrupted / "interrupted.ckpt", weights_only=True)
     steps = saved["global_step"] + 3

@@ -13,6 +13,7 @@ ORDER = [
     "types",
     "errors",
     "seeds",
+    "signals",
     "durable",
     "untrusted",
     "interfaces",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import random
-import shlex
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -22,9 +22,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from north_lightning.errors import ConfigError
+from north_lightning.errors import ConfigError, InfrastructureError, NorthError, QueueError
 from north_lightning.parallel import on_process_zero
 from north_lightning.run_folders import INTERRUPTED, LOCK
+from north_lightning.signals import NUMBERS
 
 
 class RunLock(Callback):
@@ -71,10 +72,11 @@ class RunLock(Callback):
 
 
 class SaveOnTermination(Callback):
-    """After a SIGTERM or a first Ctrl-C (SIGINT), ends the step and writes ``interrupted.ckpt`` in the run's folder.
+    """Writes ``interrupted.ckpt`` in the run's folder, for ``--resume auto``, when training ends before its end.
 
-    Nothing is lost or repeated by a run that is resumed from it with ``--ckpt_path``. A second Ctrl-C ends the run at
+    After SIGTERM, SLURM's SIGUSR1 or a first Ctrl-C (SIGINT) the step is ended first. A second Ctrl-C ends the run at
     once and saves nothing. Where several processes train, what process 0 receives counts, for all and in the same step.
+    After an error, what was trained before it is saved: as of the last complete step.
 
     Args:
         command: What the run was started with, to be shown with how to resume.
@@ -85,14 +87,20 @@ class SaveOnTermination(Callback):
         self._command = command
         self._is_told = False
         self._tell_lightning: Any = None
+        self._first_step = self._step = 0
+        self._ready = 0
+        self._loops: dict[str, Any] | None = None  # as they were when step ``_step`` was complete
+        self._is_rolled_back = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """In place of Lightning's own handler, which calls a collective in the middle of whatever is going on."""
+        """In place of Lightning's own handlers: one calls a collective, one saves, in the middle of a step."""
+        self._first_step = trainer.global_step
+        self._note_complete_step(trainer)
         if threading.current_thread() is not threading.main_thread():
             return
         self._tell_lightning = signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, self._receive)
-        signal.signal(signal.SIGINT, self._receive)
+        for number in NUMBERS:
+            signal.signal(number, self._receive)
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "add_check"):
             data.add_check(self._end_wait)
@@ -100,6 +108,8 @@ class SaveOnTermination(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
+        if trainer.global_step != self._step:
+            self._note_complete_step(trainer)
         self._agree()
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -107,13 +117,43 @@ class SaveOnTermination(Callback):
             self._agree()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit":
-            path = Path(trainer.default_root_dir) / INTERRUPTED
+        is_told = isinstance(exception, SIGTERMException)
+        if trainer.state.fn != "fit" or self._loops is None:
+            return
+        if not is_told and not self._can_save_after(exception, trainer):
+            return
+        if trainer.global_step > self._step:  # something failed between the optimizer step and its end
+            release = getattr(trainer.datamodule, "release_outstanding", None)  # type: ignore[attr-defined]
+            if release is not None:
+                release()
+        else:  # batches of a step that was not taken are given again
+            self._is_rolled_back = trainer.fit_loop.epoch_loop.batch_progress.current.ready > self._ready
+        path = Path(trainer.default_root_dir) / INTERRUPTED
+        try:
             trainer.save_checkpoint(path)
-            if trainer.is_global_zero:
-                resume = f"--ckpt_path {shlex.quote(str(path))}"
-                command = "" if self._command is None else f": {self._command} {resume}"
-                print(f"terminated after {trainer.global_step} steps; resume with {resume}{command}", flush=True)
+        except (NorthError, OSError) as error:
+            if is_told:
+                raise
+            print(f"nothing more could be saved: {error}", file=sys.stderr, flush=True)
+            return
+        if trainer.is_global_zero:
+            command = "" if self._command is None else f": {self._command} --resume auto"
+            ended = "terminated" if is_told else "saved"
+            print(f"{ended} after {trainer.global_step} steps; resume with --resume auto{command}", flush=True)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._is_rolled_back:
+            checkpoint["loops"]["fit_loop"] = self._loops
+
+    def _can_save_after(self, exception: BaseException, trainer: Trainer) -> bool:
+        """Something was trained, and every process has got this error and takes part in saving."""
+        if not isinstance(exception, Exception) or trainer.global_step <= self._first_step:
+            return False
+        return trainer.world_size == 1 or isinstance(exception, InfrastructureError | QueueError)
+
+    def _note_complete_step(self, trainer: Trainer) -> None:
+        self._step, self._loops = trainer.global_step, trainer.fit_loop.state_dict()
+        self._ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:

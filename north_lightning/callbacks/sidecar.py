@@ -148,7 +148,8 @@ class SidecarCallback(Callback):
             self._watch.stop()
         self._watch = self._push = None
         while self._sidecars:
-            self._sidecars.pop().stop()
+            self._sidecars[-1].stop()
+            self._sidecars.pop()
 
     def _running(self) -> list[Sidecar]:
         if not self._sidecars:
@@ -169,8 +170,13 @@ def _start_all(sidecars: Sequence[Sidecar]) -> None:
         sidecars[0].start()
         return
     with ThreadPoolExecutor(len(sidecars)) as threads:
-        for started in [threads.submit(sidecar.start) for sidecar in sidecars]:
-            started.result()
+        try:
+            for started in [threads.submit(sidecar.start) for sidecar in sidecars]:
+                started.result()
+        except BaseException:  # the others are not waited for
+            for sidecar in sidecars:
+                sidecar.stop()
+            raise
 
 
 def running_sidecar(trainer: Trainer) -> SidecarCallback:

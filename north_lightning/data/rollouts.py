@@ -175,6 +175,7 @@ class RolloutDataModule(LightningDataModule):
         self.poll_s = poll_s
         self.max_wait_s = max_wait_s
         self._checks: list[Callable[[], None]] = []
+        self._outstanding: list[int] = []  # groups that were taken and not released
         self._interruptions: list[tuple[Callable[[], bool], Callable[[], None]]] = []
         self._num_at_once = 1
         self._row_of = [0]  # of each process: which of the rows that are computed at a time
@@ -214,7 +215,14 @@ class RolloutDataModule(LightningDataModule):
 
     def release(self, step: RolloutStep) -> None:
         """The step was trained: free its groups' slots. Call once, after the optimizer step."""
+        self._outstanding = []
         on_process_zero(lambda: self.queue.release([group.group_id for group in step.groups]))
+
+    def release_outstanding(self) -> None:
+        """On process 0: release the step that was taken last, if it has not been."""
+        group_ids, self._outstanding = self._outstanding, []
+        if group_ids:
+            self.queue.release(group_ids)
 
     def state_dict(self) -> dict[str, Any]:
         """The queue, restored before training starts and so before a producer admits new groups.
@@ -280,6 +288,7 @@ class RolloutDataModule(LightningDataModule):
                 reported = now
                 _log.warning("waiting %.0f s for rollouts; queue: %s", now - start, dict(self.queue.stats()))
             time.sleep(self.poll_s)
+        self._outstanding = [group.group_id for group in groups]
         loss = getattr(getattr(self.trainer, "lightning_module", None), "loss", None)
         skip = getattr(loss, "is_zero_without_advantage", False)
         return make_step(groups, self.max_row_tokens, time.monotonic() - start, skip, self._num_at_once)

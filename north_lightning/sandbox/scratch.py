@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
 from north_lightning.sandbox.trees import delete_tree
+from north_lightning.signals import NUMBERS
 
 LOCK = "lock"
 Kind = Literal["attempt", "verify", "sidecar", "run"]
 
 
 class Scratch:
-    """A new directory of this process in the system's temporary directory, until ``delete``."""
+    """A new directory of this process in the system's temporary directory, or in ``parent``, until ``delete``."""
 
-    def __init__(self, kind: Kind) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=f"north-{kind}-"))
-        self._lock = own(self.path)
+    def __init__(self, kind: Kind, parent: Path | None = None) -> None:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)  # it is there with its lock, or not at all
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix=f"north-{kind}-", dir=parent))
+            self._lock = own(self.path)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def delete(self) -> None:
         """With all that is in it. May be called once."""
@@ -37,11 +43,12 @@ class Scratch:
 def delete_stale_scratch() -> None:
     """Delete every ``Scratch`` whose process has ended without deleting it."""
     for kind in get_args(Kind):
-        for path, lock in ownerless(Path(tempfile.gettempdir()), f"north-{kind}-"):
-            try:
-                delete_tree(path)
-            finally:
-                os.close(lock)
+        for parent in {Path(tempfile.gettempdir()), Path("/tmp")}:
+            for path, lock in ownerless(parent, f"north-{kind}-"):
+                try:
+                    delete_tree(path)
+                finally:
+                    os.close(lock)
 
 
 def own(directory: Path) -> int:

@@ -82,7 +82,7 @@ class Host:
         self._undeleted: list[Slot] = []
         self.can_mount = self._probe_mount()
         self.etc = _make_etc(self.root / "etc")
-        self.seccomp = _make_filter(self.root / "seccomp.bpf")
+        self.seccomp = seccomp_filter()
 
     def _probe_mount(self) -> bool:
         if not self.is_root:
@@ -171,14 +171,6 @@ def _check_mapped(first_uid: int) -> None:
             f"first_uid: expected {UIDS_PER_PROCESS} user ids from {first_uid} on, but this user namespace has only "
             + ", ".join(f"{start} to {start + length - 1}" for start, _, length in ranges)
         )
-
-
-def _make_filter(path: Path) -> Path | None:
-    content = seccomp_filter()
-    if content is None:
-        return None
-    path.write_bytes(content)
-    return path
 
 
 def _make_etc(etc: Path) -> Path:

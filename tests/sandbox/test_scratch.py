@@ -61,14 +61,14 @@ def test_the_next_run_deletes_what_a_killed_process_left_and_nothing_of_a_living
 ) -> None:
     killed, living = start_owner(temporary), start_owner(temporary)
     try:
-        assert len(list(temporary.glob("north-*/work/file"))) == 6
+        assert len(list(temporary.glob("north-*/work/file"))) == 8
         delete_stale_scratch()
-        assert len(list(temporary.glob("north-*/work/file"))) == 6
+        assert len(list(temporary.glob("north-*/work/file"))) == 8
         killed.kill()
         killed.wait()
         settings.prepare([])
         left = sorted(path.parent.name.rsplit("-", 1)[0] for path in temporary.glob("north-*/work"))
-        assert left == ["north-attempt", "north-sidecar", "north-verify"]
+        assert left == ["north-attempt", "north-run", "north-sidecar", "north-verify"]
     finally:
         living.kill()
         living.wait()
