@@ -160,7 +160,7 @@ def overview() -> str:
             *(f"  {name:<{width}}  {line}" for name, line in rows),
             "",
             "COMMAND --help shows every key; `fit --print_config` prints the complete config and runs nothing.",
-            "Exit codes: 0; 1 an error; 2 a mistake in arguments or config; 130 Ctrl-C; 143 SIGTERM or SLURM's SIGUSR1.",
+            "Exit codes: 0; 1 error; 2 mistake in arguments or config; 130 Ctrl-C; 143 SIGTERM or SLURM's SIGUSR1.",
         ]
     )
 
