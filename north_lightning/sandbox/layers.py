@@ -92,8 +92,10 @@ def unpack_image(path: Path, destination: Path) -> ImageSettings:
             config = _json(file).get("config") or {}
         for layer in manifest["layers"]:
             _unpack_layer(blob, layer, destination, limits)
-    words = config.get("Env") or []
-    return ImageSettings(str(config.get("WorkingDir") or ""), dict(word.split("=", 1) for word in words if "=" in word))
+        words = config.get("Env") or []
+        return ImageSettings(
+            str(config.get("WorkingDir") or ""), dict(word.split("=", 1) for word in words if "=" in word)
+        )
 
 
 def _json(file: IO[bytes]) -> dict[str, Any]:
