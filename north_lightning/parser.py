@@ -25,7 +25,8 @@ from pydantic import TypeAdapter, ValidationError
 from north_lightning.config_files import load_yaml
 from north_lightning.errors import ConfigError
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+# A config names code: classes of the kind that is asked for, no function that runs what it is given (os.system, ...).
+set_parsing_settings(docstring_parse_attribute_docstrings=True, import_path_denylist=["torch.hub", "torch.load"])
 _read_values = get_loader("yaml")
 
 

@@ -479,8 +479,7 @@ def test_generated_sets_replace_only_generated_sets(world: World) -> None:
             build(name)
     (world.target / "link").symlink_to(world.outside / "work")
     for name, parent in (("link", world.target), ("work", world.outside), ("private", world.outside)):
-        with pytest.raises(ConfigError, match="expected only tasks written by this command"):
+        with pytest.raises(ConfigError, match="holds the work of an earlier run"):
             build(name, parent)
-    build("set")
     build("set")
     assert len(load_tasks(world.target / "set")) == 1
