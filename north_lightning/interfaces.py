@@ -121,7 +121,21 @@ class RolloutQueue(ABC):
 
     Life of a group: ``admit`` (a slot is charged, ids count up from 0) -> ``complete`` or ``drop`` -> ``take`` ->
     ``release`` (the slot is free again). Calls come from several threads; none of them blocks.
+
+    ``groups_per_batch`` is what the queue assumes of a step, if it does. ``head_timeout_s`` is how long it lets others
+    wait for a group, ``head_requeues`` how often that group is then begun again; None where it waits for ever.
     """
+
+    groups_per_batch: int | None = None
+    head_timeout_s: float | None = None
+    head_requeues: int = 0
+
+    def max_policy_lag(self, push_every_k: int) -> int | None:
+        """The most optimizer steps that the weights behind a trained token are old; None where no bound exists."""
+        raise ConfigError(
+            f"max_policy_lag: expected a number of optimizer steps for WeightSyncCallback, got none: the queue "
+            f"{type(self).__name__} does not say what bounds the age of its groups (its own max_policy_lag would)"
+        )
 
     @abstractmethod
     def admit(self) -> int | None:
@@ -222,6 +236,11 @@ class Sandbox(ABC):
 class SandboxProvider(ABC):
     """Makes sandboxes. Picklable: it travels to the rollout process."""
 
+    @property
+    def open_limit_s(self) -> float | None:
+        """Seconds that this provider itself gives what may come before a sandbox opens; None: not limited here."""
+        return None
+
     @abstractmethod
     def check(self) -> None:
         """``SandboxUnavailableError`` with the remedy, if commands cannot be isolated here."""
@@ -273,6 +292,11 @@ class Harness(ABC):
     name: str
     forgets_rejected_turns: bool = False
     """Whether a server is not shown again a turn that was rejected (published behaviour of some agents)."""
+
+    @property
+    def attempt_limit_s(self) -> float | None:
+        """Seconds that all commands of an attempt may take before the harness ends it; None: not limited here."""
+        return None
 
     @property
     def action_limit_s(self) -> float | None:

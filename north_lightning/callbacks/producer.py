@@ -25,6 +25,7 @@ from north_lightning.rollout.accounts import Event
 from north_lightning.rollout.ray import RayProducers, RayQueue, RayRolloutProducer
 from north_lightning.rollout.records import forget_unended
 from north_lightning.rollout.settings import RolloutSettings
+from north_lightning.rollout.stages import Timeouts
 from north_lightning.seeds import run_seed
 from north_lightning.tasks import load_task_sets
 from north_lightning.types import Count
@@ -85,6 +86,7 @@ class RolloutProducerCallback(Callback):
         if stage == "fit":
             self.check_run(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
             on_process_zero(self._prepare)
+            on_process_zero(lambda: self._check_times(trainer.datamodule))  # type: ignore[attr-defined]
 
     def check_run(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
         """``ConfigError`` for settings here that contradict those of other parts."""
@@ -176,6 +178,8 @@ class RolloutProducerCallback(Callback):
     def _check_sampling(self, module: CISPOModule) -> None:
         """The module computes log-probabilities of the distribution that is sampled from."""
         rollouts = self.rollouts
+        if module.temperature is None:
+            module.temperature = rollouts.temperature
         if rollouts.temperature != module.temperature:
             raise ConfigError(
                 f"rollouts.temperature: expected model.temperature, {module.temperature}, got {rollouts.temperature}"
@@ -185,11 +189,35 @@ class RolloutProducerCallback(Callback):
 
     def _check_lengths(self, data: RolloutDataModule) -> None:
         """The longest rollout fits in a row, before hours have gone by until there is one."""
-        row, longest = data.max_row_tokens, self.rollouts.max_context_tokens
-        if row < longest:
+        longest = self.rollouts.max_context_tokens
+        if data.max_row_tokens is None:
+            data.max_row_tokens = longest
+        if data.max_row_tokens < longest:
             raise ConfigError(
-                f"data.max_row_tokens: expected at least rollouts.max_context_tokens, {longest}, got {row}"
+                f"data.max_row_tokens: expected at least rollouts.max_context_tokens, {longest}, got "
+                f"{data.max_row_tokens}"
             )
+
+    def _check_times(self, data: RolloutDataModule) -> None:
+        """What waits for an attempt waits as long as the attempt may take."""
+        limits, queue = self.rollouts.timeouts or Timeouts(), data.queue
+        slowest = max(self._tasks, key=limits.of_attempt)
+        attempt_s = limits.of_attempt(slowest)
+        waits = [("data.max_wait_s", data.max_wait_s)]
+        if queue.head_timeout_s is not None:
+            waits.append(("data.queue.head_timeout_s", queue.head_timeout_s))
+            given_up_s = queue.head_timeout_s * (1 + queue.head_requeues)
+            if data.max_wait_s < given_up_s:
+                raise ConfigError(
+                    f"data.max_wait_s: expected at least the {given_up_s:g} s after which the queue gives a group up "
+                    f"(head_timeout_s, head_requeues), got {data.max_wait_s:g}"
+                )
+        for key, wait_s in waits:
+            if wait_s < attempt_s:
+                raise ConfigError(
+                    f"{key}: expected at least the {attempt_s:g} s that an attempt at task {slowest.id!r} may take "
+                    f"(rollouts.timeouts.attempt_s, {limits.attempt_s:g}, and the task's own limits), got {wait_s:g}"
+                )
 
     def _spec(self, trainer: Trainer, pl_module: LightningModule) -> ProducerSpec:
         assert isinstance(pl_module, CISPOModule)

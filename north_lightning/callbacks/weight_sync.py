@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from north_lightning.callbacks.sidecar import SidecarCallback, running_sidecar
 from north_lightning.data.rollouts import RolloutDataModule, RolloutStep
@@ -41,7 +41,7 @@ class WeightSyncCallback(Callback):
         num_retries: How often a failed push is tried again; the sampler is paused meanwhile. Those that failed because
             a server died are tried again when it is up, and not counted.
         max_policy_lag: Refuse a batch with a token that is more optimizer steps old. Default: the bound that the queue
-            can prove (``max_policy_lag(every_n_steps)``), if it offers one.
+            proves (``max_policy_lag(every_n_steps)``).
     """
 
     def __init__(
@@ -73,12 +73,17 @@ class WeightSyncCallback(Callback):
 
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
+    def check_run(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
+        """``ConfigError`` where nothing says how old a trained token may be."""
+        if isinstance(data, RolloutDataModule) and self.max_policy_lag is None:
+            data.queue.max_policy_lag(self.every_n_steps)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume the sidecar serves what training began with: push what training has come to."""
         self._step = trainer.global_step
         on_process_zero(lambda: self._open(running_sidecar(trainer).urls))
         queue = _rollout_data(trainer).queue
-        if self.max_policy_lag is None and hasattr(queue, "max_policy_lag"):
+        if self.max_policy_lag is None:
             self.max_policy_lag = queue.max_policy_lag(self.every_n_steps)
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
         if trainer.global_step > 0:

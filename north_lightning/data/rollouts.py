@@ -138,32 +138,35 @@ class RolloutDataModule(LightningDataModule):
 
     Args:
         queue: where the producer puts groups.
-        groups_per_batch: groups of one optimizer step.
-        max_row_tokens: the most tokens of a micro-batch; at least the context length of a rollout.
-        num_batches: optimizer steps of the run (Lightning's epoch).
+        groups_per_batch: groups of one optimizer step; the queue's own number by default.
+        max_row_tokens: the most tokens of a micro-batch; at least ``rollouts.max_context_tokens``, and that by default.
+        num_batches: optimizer steps of Lightning's epoch; ``trainer.max_steps`` by default.
         poll_s: seconds between looks into an empty queue.
-        max_wait_s: give up with the queue's statistics when one batch takes longer.
+        max_wait_s: give up with the queue's statistics when one batch takes longer; at least what the queue lets others
+            wait for a group, and what an attempt may take.
     """
 
     def __init__(
         self,
         queue: RolloutQueue,
-        groups_per_batch: Count,
-        max_row_tokens: Count,
-        num_batches: Count,
+        groups_per_batch: Count | None = None,
+        max_row_tokens: Count | None = None,
+        num_batches: Count | None = None,
         poll_s: Positive = 0.02,
-        max_wait_s: Positive = 1800.0,
+        max_wait_s: Positive = 7200.0,
     ) -> None:
         super().__init__()
+        expected = queue.groups_per_batch
+        if groups_per_batch is None and (groups_per_batch := expected) is None:
+            raise ConfigError(f"data.groups_per_batch: expected a number, because {type(queue).__name__} names none")
         for name, value in (
             ("groups_per_batch", groups_per_batch),
             ("max_row_tokens", max_row_tokens),
             ("num_batches", num_batches),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {value}")
-        expected = getattr(queue, "groups_per_batch", groups_per_batch)
-        if groups_per_batch != expected:
+        if expected not in (None, groups_per_batch):
             raise ConfigError(
                 f"data.groups_per_batch: expected the queue's groups_per_batch, {expected}, got {groups_per_batch}; "
                 "the bound on policy lag holds only if both are the same"
@@ -193,6 +196,15 @@ class RolloutDataModule(LightningDataModule):
         trainer = self.trainer
         if stage != "fit" or trainer is None:
             return
+        if self.num_batches is None:
+            self.num_batches = trainer.max_steps
+        if self.num_batches < 1:
+            raise ConfigError("data.num_batches: expected a number of optimizer steps, here or as trainer.max_steps")
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs * self.num_batches < trainer.max_steps:
+            raise ConfigError(
+                f"trainer.max_steps: expected at most data.num_batches x trainer.max_epochs, {self.num_batches} x "
+                f"{trainer.max_epochs}, got {trainer.max_steps}: leave out num_batches or max_epochs"
+            )
         if trainer.accumulate_grad_batches != 1:
             raise ConfigError(
                 "trainer.accumulate_grad_batches: expected 1, because a batch is a whole optimizer step; "
@@ -291,6 +303,8 @@ class RolloutDataModule(LightningDataModule):
         self._outstanding = [group.group_id for group in groups]
         loss = getattr(getattr(self.trainer, "lightning_module", None), "loss", None)
         skip = getattr(loss, "is_zero_without_advantage", False)
+        if self.max_row_tokens is None:
+            raise ConfigError("data.max_row_tokens: expected a number of tokens where no RolloutProducerCallback is")
         return make_step(groups, self.max_row_tokens, time.monotonic() - start, skip, self._num_at_once)
 
 
@@ -303,6 +317,7 @@ class RolloutLoader:
         self._resumed = False
 
     def __len__(self) -> int:
+        assert self._data.num_batches is not None, "Lightning calls setup first"
         return self._data.num_batches
 
     def __iter__(self) -> Iterator[RolloutStep]:

@@ -86,6 +86,10 @@ class FaultySandboxes(SandboxProvider):
         self.plan = plan
         self._num_opened: Counter[str] = Counter()
 
+    @property
+    def open_limit_s(self) -> float | None:
+        return self.inner.open_limit_s
+
     def check(self) -> None:
         self.inner.check()
 

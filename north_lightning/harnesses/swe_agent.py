@@ -97,6 +97,10 @@ class SWEAgentHarness(Harness):
     def action_limit_s(self) -> float:
         return self.command_timeout_s
 
+    @property
+    def attempt_limit_s(self) -> float:
+        return self.total_timeout_s
+
     def prompt(self, task: Task, variation: int = 0) -> Prompt:
         user = pick(SWE_USER, variation).format(repository=REPOSITORY, issue=task.instruction)
         messages = (Message("system", pick(SWE_SYSTEM, variation)), Message("user", user))

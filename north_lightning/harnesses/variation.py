@@ -159,6 +159,15 @@ class VariedHarness(Harness):
         self.harness = harness
         self.seed = run_seed(seed)
         self.name = harness.name
+        self.forgets_rejected_turns = harness.forgets_rejected_turns
+
+    @property
+    def action_limit_s(self) -> float | None:
+        return self.harness.action_limit_s
+
+    @property
+    def attempt_limit_s(self) -> float | None:
+        return self.harness.attempt_limit_s
 
     def presentation(self, task: Task) -> Presentation:
         return Presentation.draw(self.harness.prompt(task).tools, self.seed)

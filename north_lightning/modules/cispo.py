@@ -35,14 +35,14 @@ class CISPOModule(NorthModule):
 
     Args:
         loss: The objective, ``CISPOLoss`` or one of your own.
-        temperature: Of sampling, and so of the log-probabilities on both sides.
+        temperature: Of the log-probabilities; the one that rollouts are sampled with, and that by default.
         router_replay: Visit the experts that the sampler visited (R3), so that both compute the same function; its
             server needs ``--enable-return-routed-experts``.
         kwargs: As for ``NorthModule``.
     """
 
     def __init__(
-        self, loss: PolicyLoss, temperature: Positive = 1.0, router_replay: bool = False, **kwargs: Any
+        self, loss: PolicyLoss, temperature: Positive | None = None, router_replay: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.automatic_optimization = False
@@ -82,7 +82,7 @@ class CISPOModule(NorthModule):
         self._refuse_parts_of_sequences(len(row.token_ids))
         routed_experts = row.routed_experts if self.router_replay else None
         logprobs, entropy = self.trained_logprobs(
-            row, self.temperature, with_entropy=True, routed_experts=routed_experts
+            row, 1.0 if self.temperature is None else self.temperature, with_entropy=True, routed_experts=routed_experts
         )  # [R], [R]
         assert entropy is not None
         inputs = PolicyLossInputs(

@@ -78,7 +78,7 @@ def read_setup(path: Path, num_gpus: int | None = None, shape: Path | None = Non
     model, data, trainer = (_section(fit, name, path) for name in ("model", "data", "trainer"))
     shape = shape or _shape_file(model, path)
     arguments = data.get("init_args", {})
-    row_tokens = arguments.get("row_tokens") or arguments.get("max_row_tokens")
+    row_tokens = arguments.get("row_tokens") or arguments.get("max_row_tokens") or _longest_rollout(trainer)
     if not row_tokens:
         raise ConfigError(f"{path}: data: expected row_tokens or max_row_tokens, got {sorted(arguments)}")
     init = model.get("init_args", {})
@@ -101,6 +101,13 @@ def _section(fit: Any, name: str, path: Path) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: expected a config of `fit` with a section '{name}', got none")
     return section
+
+
+def _longest_rollout(trainer: Mapping[str, Any]) -> int | None:
+    """What ``max_row_tokens`` is where it is left out."""
+    arguments = [callback.get("init_args") or {} for callback in trainer.get("callbacks") or []]
+    found = [(one.get("rollouts") or {}).get("max_context_tokens") for one in arguments]
+    return next((length for length in found if length), None)
 
 
 def _shape_file(model: Mapping[str, Any], path: Path) -> Path:

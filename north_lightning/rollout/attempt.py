@@ -48,6 +48,8 @@ from north_lightning.types import (
 from north_lightning.verifiers.checked import checked_reward
 from north_lightning.verifiers.frameworks import mounts_of
 
+OPEN, ACT, SNAPSHOT, VERIFY = (f"timeouts.{stage}_s" for stage in ("open", "act", "snapshot", "verify"))
+
 Script = Callable[[Sequence[Message]], Awaitable[AssistantAction]]
 """A scripted policy: all messages so far (prompt, its own turns, tool results) -> the next action."""
 
@@ -199,15 +201,22 @@ class AttemptLoop:
             InfrastructureError: a stage failed; the rollout is worthless.
         """
         started = time.monotonic()
+        limit_s = self.timeouts.of_attempt(task)
         prompt = harness.prompt(task.steps[0].task if task.steps else task, variation)
         rollout.messages.extend(prompt.messages)
         policy.begin(prompt)
         scratch = Scratch("attempt")
         try:
-            await self._in_sandbox(task, harness, policy, rollout, scratch.path)
+            async with asyncio.timeout(limit_s) as limit:
+                await self._in_sandbox(task, harness, policy, rollout, scratch.path)
         except NorthError:
             raise
         except Exception as error:
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise AttemptError(
+                    f"an attempt at task {task.id}: expected an end within {limit_s:g} s (timeouts.attempt_s and what "
+                    f"the task allows), got none after {len(rollout.turns)} turns"
+                ) from error
             raise AttemptError(f"task {task.id}: {type(error).__name__}: {error}") from error
         finally:
             await clean_up(self.timeouts.close_s, f"deleting {scratch.path}", asyncio.to_thread(scratch.delete))
@@ -256,7 +265,7 @@ class AttemptLoop:
         limits, rollout = self.timeouts, conversation.rollout
         if not conversation.is_over:
             opening = harness.open(task, sandbox)
-            session = await within(limits.open_s, SandboxError, f"opening harness {harness.name!r}", opening)
+            session = await within(limits.open_s, SandboxError, f"opening harness {harness.name!r}", opening, OPEN)
             try:
                 rollout.stop_reason = await self._converse(task, harness, conversation, session)
             finally:
@@ -267,7 +276,7 @@ class AttemptLoop:
             running = sandbox.run(hook.command, hook.timeout_s)
             await within(hook.timeout_s + limits.act_s, SandboxError, "a collect command", running)
         try:
-            await within(limits.snapshot_s, SandboxError, "snapshot of /work", sandbox.snapshot(workdir))
+            await within(limits.snapshot_s, SandboxError, "snapshot of /work", sandbox.snapshot(workdir), SNAPSHOT)
         except TreeTooLargeError as error:
             rollout.reward = Reward(0.0, {"reason": str(error)})
             return False
@@ -277,7 +286,7 @@ class AttemptLoop:
         image = self.image_of(task) if task.root is None else None
         opening = asyncio.ensure_future(self.sandboxes.open(image, read_only=mounts_of(task), root=task.root))
         try:
-            return await within(self.timeouts.open_s, SandboxError, "opening a sandbox", opening)
+            return await within(self.timeouts.open_s, SandboxError, "opening a sandbox", opening, OPEN)
         except BaseException:
             opening.add_done_callback(_close_if_opened)
             raise
@@ -327,14 +336,14 @@ class AttemptLoop:
                 Message("assistant", action.content, action.reasoning, tool_calls=action.tool_calls)
             )
             with clock, busy_with("harness"):
-                step = await within(self.timeouts.act_s, AttemptError, "the harness", session.act(action))
+                step = await within(self.timeouts.act_s, AttemptError, "the harness", session.act(action), ACT)
             return step, len(action.tool_calls)
         except InvalidActionError as error:
             said = policy.reject(error)
             if said is not None:
                 rollout.messages.append(said)
             with busy_with("harness"):
-                answer = await within(self.timeouts.act_s, AttemptError, "the harness", session.reject(error))
+                answer = await within(self.timeouts.act_s, AttemptError, "the harness", session.reject(error), ACT)
             if answer is None:
                 rollout.reward = Reward(0.0, {"invalid_action": str(error)})
                 return None, 0
@@ -350,7 +359,7 @@ class AttemptLoop:
         limit_s = self.timeouts.of_verifying(task)
         try:
             with busy_with("verifier"):
-                reward = await within(limit_s, VerifierError, f"verifier {name}", verifying)
+                reward = await within(limit_s, VerifierError, f"verifier {name}", verifying, VERIFY)
         except InvalidActionError as error:
             raise VerifierError(f"verifier {name} raised InvalidActionError: {error}") from error
         return checked_reward(reward, f"verifier {name}")

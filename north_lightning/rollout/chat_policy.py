@@ -49,7 +49,6 @@ class ChatServer:
         url: Base URL, up to and with ``/v1``.
         model: The name the server knows the model by.
         api_key_env: Environment variable with the key; empty for a server that wants none.
-        timeout_s: For one answer.
         num_retries: How often a request is sent again when the connection breaks or the server is busy.
         extra_body: More keys for every request, such as ``{"top_k": 20}``.
     """
@@ -57,7 +56,6 @@ class ChatServer:
     url: str
     model: str
     api_key_env: str = ""
-    timeout_s: Positive = 300.0
     num_retries: Whole = 3
     extra_body: Mapping[str, Any] | None = None
 
@@ -105,6 +103,7 @@ class ChatCompletionsPolicy(Policy):
         session: Of the event loop that makes the attempt.
         params: Of one turn; ``stop_token_ids`` are not sent.
         max_context_tokens: The attempt ends when the server counts so many tokens in the conversation.
+        timeout_s: Limit of one turn.
         rollout: Where the turns are counted; ``rollout.seed`` seeds them.
     """
 
@@ -116,12 +115,14 @@ class ChatCompletionsPolicy(Policy):
         session: aiohttp.ClientSession,
         params: SamplingParams,
         max_context_tokens: int,
+        timeout_s: float,
         rollout: Rollout,
     ) -> None:
         self._server = server
         self._session = session
         self._params = params
         self._max_context_tokens = max_context_tokens
+        self._timeout_s = timeout_s
         self._rollout = rollout
         self._tools: list[dict[str, Any]] = []
         self._num_tokens = 0  # of the conversation, as the server counted
@@ -143,7 +144,14 @@ class ChatCompletionsPolicy(Policy):
         }
         if self._tools:
             body["tools"] = self._tools
-        answer = await self._server.complete(self._session, body)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await self._server.complete(self._session, body)
+        except TimeoutError as error:
+            raise SamplerError(
+                f"{self._server.url}: no answer within {self._timeout_s:g} s (timeouts.sample_s), for a turn of at "
+                f"most {body['max_tokens']} tokens"
+            ) from error
         message, finish = self._read(answer)
         if finish == "length" and not message.get("tool_calls"):
             raise AttemptEnds("length" if body["max_tokens"] == self._params.max_tokens else "context")
@@ -202,9 +210,10 @@ class ChatRunner(AttemptRunner):
 
     def make_policy(self, rollout: Rollout) -> Policy:
         if self._session is None or self._session.closed:
-            timeout = aiohttp.ClientTimeout(total=self.server.timeout_s)
-            self._session = aiohttp.ClientSession(headers=self.server.headers(), timeout=timeout)
-        return ChatCompletionsPolicy(self.server, self._session, self.params, self.max_context_tokens, rollout)
+            unlimited = aiohttp.ClientTimeout(total=None)  # what limits a turn is ``timeouts.sample_s``
+            self._session = aiohttp.ClientSession(headers=self.server.headers(), timeout=unlimited)
+        limits = (self.max_context_tokens, self.timeouts.sample_s)
+        return ChatCompletionsPolicy(self.server, self._session, self.params, *limits, rollout)
 
     async def close(self) -> None:
         session, self._session = self._session, None

@@ -58,6 +58,8 @@ class WindowedFIFOQueue(RolloutQueue):
         clock: Monotonic seconds.
     """
 
+    groups_per_batch: int
+
     def __init__(
         self,
         groups_per_batch: Count,

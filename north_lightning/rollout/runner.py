@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SAMPLER_GRACE_S = 0.5
+"""A sampler that keeps the limit of a turn itself fails by itself: a pool then knows which server is slow."""
+
 
 class SampledPolicy(Policy):
     """A model behind a sampler; keeps the token record of one attempt.
@@ -111,7 +114,9 @@ class SampledPolicy(Policy):
             routed_experts_from=self._num_routed() if self._record_routing else None,
         )
         generating = self._sampler.generate(list(rollout.token_ids), params)
-        sample = await within(self._timeout_s, SamplerError, "the sampler", generating)
+        what = f"the sampler, for a turn of at most {params.max_tokens} tokens"
+        limit_s = self._timeout_s + SAMPLER_GRACE_S
+        sample = await within(limit_s, SamplerError, what, generating, "timeouts.sample_s")
         _check_sample(sample, params.max_tokens)
         self._append_sample(sample)
         if sample.finish_reason == "length":

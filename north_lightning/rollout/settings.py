@@ -74,13 +74,18 @@ class AttemptSettings:
         The first must strike before the second, or slow attempts are dropped instead of scored.
         """
         limits = self.timeouts or Timeouts()
+        nested: list[tuple[str, float | None, str, object, str]] = [
+            ("open_s", self.sandboxes.open_limit_s, "sandboxes", self.sandboxes, "making one ready")
+        ]
         for environment in sorted({task.environment for task in tasks}):
-            own_s = self.harnesses[environment].action_limit_s
-            if own_s is not None and own_s >= limits.act_s:
-                name = type(self.harnesses[environment]).__name__
+            harness, path = self.harnesses[environment], f"harnesses.{environment}"
+            nested.append(("act_s", harness.action_limit_s, path, harness, "a command"))
+            nested.append(("attempt_s", harness.attempt_limit_s, path, harness, "all commands of an attempt"))
+        for key, own_s, path, part, what in nested:
+            if own_s is not None and own_s >= getattr(limits, key):
                 raise ConfigError(
-                    f"timeouts.act_s: expected more than the {own_s:g} s that harnesses.{environment} ({name}) gives a "
-                    f"command, got {limits.act_s:g}"
+                    f"timeouts.{key}: expected more than the {own_s:g} s that {path} ({type(part).__name__}) gives "
+                    f"{what}, got {getattr(limits, key):g}"
                 )
         for task in (part for whole in tasks for part in ([step.task for step in whole.steps] or [whole])):
             self.verifier.check_task(task)
@@ -133,8 +138,10 @@ class RolloutSettings(AttemptSettings):
     ) -> RolloutRunner:
         """A runner for the model that the vLLM server at this URL, or each of several, serves; with its tokenizer."""
         servers = enumerate([urls] if isinstance(urls, str) else urls)
+        limit_s = (self.timeouts or Timeouts()).sample_s
         samplers = [
-            JournalledSampler(VLLMSampler(url, salt_by_version=salt_by_version), index) for index, url in servers
+            JournalledSampler(VLLMSampler(url, limit_s, salt_by_version=salt_by_version), index)
+            for index, url in servers
         ]
         return RolloutRunner(
             ChatFormat(NorthTokenizer.load(tokenizer_dir), self.reasoning),

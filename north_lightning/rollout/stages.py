@@ -24,19 +24,25 @@ CANCEL_GRACE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds each stage of an attempt may take; beyond it the attempt fails as infrastructure.
+    """Seconds that an attempt and each of its stages may take; beyond them the attempt fails as infrastructure.
+
+    What a model or a task takes is limited elsewhere, and shorter: a turn by ``max_turn_tokens``, a command by its
+    harness, the commands and the tests of a task by the task.
 
     All limits here, and those of commands and tests, are wall time: on a machine that others use too, set them longer.
 
     Args:
+        attempt_s: A whole attempt, beside what its task allows its commands and its tests; at least every stage.
         open_s: Opening a sandbox, and the harness in it.
-        sample_s: One turn of the sampler, waiting in its queue included.
+        sample_s: One turn of any sampler or server: its queue, every retry of the request, ``max_turn_tokens`` tokens.
+            A turn that fails is sampled with the same seed again, and takes as long again.
         act_s: One action; must exceed the harness's own limit of one command.
         snapshot_s: Copying ``/work``.
         verify_s: The verifier, beside the limit that a task sets for its tests; must exceed the verifier's own limit.
         close_s: Closing a session or a sandbox.
     """
 
+    attempt_s: Positive = 3600.0
     open_s: Positive = 60.0
     sample_s: Positive = 600.0
     act_s: Positive = 180.0
@@ -49,6 +55,15 @@ class Timeouts:
             value = getattr(self, field.name)
             if not value > 0:
                 raise ConfigError(f"timeouts.{field.name}: expected a positive number of seconds, got {value}")
+            if value > self.attempt_s:
+                raise ConfigError(
+                    f"timeouts.{field.name}: expected at most timeouts.attempt_s, {self.attempt_s:g}, got {value:g}"
+                )
+
+    def of_attempt(self, task: Task) -> float:
+        """Seconds for an attempt at ``task``."""
+        parts = [step.task for step in task.steps] or [task]
+        return self.attempt_s + sum((one.agent_timeout_s or 0) + (one.verifier_timeout_s or 0) for one in parts)
 
     def of_verifying(self, task: Task) -> float:
         """Seconds for the verification of ``task``."""
@@ -61,11 +76,13 @@ class Timeouts:
         return self.open_s + self.act_s + waiting_s
 
 
-async def within(timeout_s: float, failure: type[InfrastructureError], what: str, work: Awaitable[T]) -> T:
+async def within(
+    timeout_s: float, failure: type[InfrastructureError], what: str, work: Awaitable[T], key: str = ""
+) -> T:
     """The result of ``work``; a time-out or an unexpected exception is raised as ``failure``.
 
-    ``NorthError`` passes unchanged. Work that ignores its cancellation is left behind after a few seconds, so that no
-    plug-in can hold an attempt.
+    ``key`` is the setting that limits it. ``NorthError`` passes unchanged. Work that ignores its cancellation is left
+    behind after a few seconds, so that no plug-in can hold an attempt.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -75,7 +92,7 @@ async def within(timeout_s: float, failure: type[InfrastructureError], what: str
         raise
     if not finished:
         await _abandon(task, what)
-        raise failure(f"{what}: expected an end within {timeout_s:g} s, got none")
+        raise failure(f"{what}: expected an end within {timeout_s:g} s{key and f' ({key})'}, got none")
     try:
         return task.result()
     except NorthError:

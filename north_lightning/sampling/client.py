@@ -40,9 +40,8 @@ class VLLMSampler(Sampler):
 
     Args:
         url: base URL of the server, as in ``Sidecar.url``.
-        timeout_s: give a request up after so many seconds (a weight push delays requests by a fraction of one).
+        timeout_s: limit of one answer, every retry included (a weight push delays it by a fraction of a second).
         num_retries: how often a request is sent again when the connection breaks; answers are never retried.
-        max_connections: requests in flight at most; further ones wait.
         salt_by_version: reuse keys and values of prompts that begin alike only where the same weights computed them, by
             asking for the version before each request; for transports whose ``prefix_cache`` is ``salted``.
     """
@@ -50,15 +49,13 @@ class VLLMSampler(Sampler):
     def __init__(
         self,
         url: str,
-        timeout_s: float = 300.0,
+        timeout_s: float,
         num_retries: int = 3,
-        max_connections: int = 256,
         salt_by_version: bool = False,
     ) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.num_retries = num_retries
-        self.max_connections = max_connections
         self.salt_by_version = salt_by_version
         self._session: aiohttp.ClientSession | None = None
         self._session_loop: asyncio.AbstractEventLoop | None = None
@@ -85,10 +82,17 @@ class VLLMSampler(Sampler):
         if params.routed_experts_from is not None:
             sampling_params["routed_experts_prompt_start"] = params.routed_experts_from
         body = {"token_ids": list(prompt_token_ids), "sampling_params": sampling_params}
-        if self.salt_by_version:
-            served = await self._request("GET", VERSION_PATH)
-            body["cache_salt"] = f"version {served['weight_version']}"
-        answer = await self._request("POST", GENERATE_PATH, body)
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                if self.salt_by_version:
+                    served = await self._request("GET", VERSION_PATH)
+                    body["cache_salt"] = f"version {served['weight_version']}"
+                answer = await self._request("POST", GENERATE_PATH, body)
+        except TimeoutError as error:
+            raise SamplerError(
+                f"{self.url}: no answer within {self.timeout_s:g} s (timeouts.sample_s), for a turn of at most "
+                f"{params.max_tokens} tokens"
+            ) from error
         sample = sample_from_answer(answer)
         if params.routed_experts_from is None:
             return sample
@@ -121,8 +125,6 @@ class VLLMSampler(Sampler):
                         raise SamplerError(f"{self.url}: status {response.status}: {(await response.text())[:500]}")
                     answer: Mapping[str, Any] = await response.json()
                     return answer
-            except TimeoutError as error:
-                raise SamplerError(f"{self.url}: no answer within {self.timeout_s:g} s") from error
             except aiohttp.ClientConnectionError as error:
                 if attempt >= self.num_retries:
                     raise SamplerError(
@@ -141,8 +143,8 @@ class VLLMSampler(Sampler):
         if self._session is None or self._session_loop is not loop:
             self._session_loop = loop
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self.max_connections),
-                timeout=aiohttp.ClientTimeout(total=self.timeout_s),
+                connector=aiohttp.TCPConnector(limit=0),  # who asks decides how many are in flight
+                timeout=aiohttp.ClientTimeout(total=None),  # ``timeout_s`` is over all requests of an answer
             )
         return self._session
 

@@ -76,7 +76,7 @@ class HarborProvider(SandboxProvider):
         max_files: and the most files in it.
         max_file_bytes: size of one file that a program writes.
         max_output_bytes: output of ``run`` that is kept.
-        build_timeout_s: limit for building an image.
+        build_timeout_s: limit for building an image; ``timeouts.open_s`` has to exceed it.
     """
 
     def __init__(
@@ -106,6 +106,10 @@ class HarborProvider(SandboxProvider):
         self.max_file_bytes = max_file_bytes
         self.max_output_bytes = max_output_bytes
         self.build_timeout_s = build_timeout_s
+
+    @property
+    def open_limit_s(self) -> float:
+        return self.build_timeout_s
 
     def check(self) -> None:
         """Ask Harbor whether the environment type can be used here (credentials, programs). Starts nothing."""

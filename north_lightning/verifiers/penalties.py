@@ -59,7 +59,15 @@ class RewardSum(RewardVerifier):
 
     def limit_s(self, task: Task) -> float | None:
         """Of all parts, one after another; None if none is limited."""
-        limits = [part.timeout_s or part.verifier.limit_s(task) for part in (self.judge, *self.further.values())]
+        limits = []
+        for name, part in {"judge": self.judge, **self.further}.items():
+            own_s = part.verifier.limit_s(task)
+            if part.timeout_s is not None and own_s is not None and own_s >= part.timeout_s:
+                raise ConfigError(
+                    f"verifier.{name}.timeout_s: expected more than the {own_s:g} s that its verifier gives the tests "
+                    f"of task {task.id!r}, got {part.timeout_s:g}"
+                )
+            limits.append(part.timeout_s or own_s)
         return sum(limit for limit in limits if limit is not None) if any(limits) else None
 
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:

@@ -32,7 +32,7 @@ class Load:
     """Requests of one workload, at most ``concurrency`` at a time."""
 
     def __init__(self, url, concurrency):
-        self.sampler = VLLMSampler(url)
+        self.sampler = VLLMSampler(url, timeout_s=300)
         self.slots = asyncio.Semaphore(concurrency)
         self.num_requests = self.num_tokens = 0
 

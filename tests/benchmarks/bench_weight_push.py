@@ -41,7 +41,7 @@ QUICKSTART = {
 
 async def push_while_sampling(url, model, num_pushes, num_in_flight):
     """Reports of ``num_pushes`` pushes, always with ``num_in_flight`` requests running, and how many tokens came."""
-    sampler, transport = VLLMSampler(url), SharedMemoryTransport(url)
+    sampler, transport = VLLMSampler(url, timeout_s=300), SharedMemoryTransport(url)
     stopped = asyncio.Event()
     num_tokens = 0
 

@@ -39,7 +39,7 @@ from north_lightning.losses import CISPOLoss
 from north_lightning.model import load_checkpoint, named_hf_tensors
 from north_lightning.modules import CISPOModule
 from north_lightning.parallel import NorthStrategy
-from north_lightning.rollout import PassRateCurriculum, WindowedFIFOQueue
+from north_lightning.rollout import PassRateCurriculum, Timeouts, WindowedFIFOQueue
 from north_lightning.rollout.ray import RayProducers, RayQueue
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.sampling.sidecar import Sidecar
@@ -335,18 +335,64 @@ def test_the_producer_must_come_after_the_weight_sync(checkpoint: Path, tasks: l
 
 
 @pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"queue": WindowedFIFOQueue(2, 1, head_timeout_s=4000)},
+            r"data.queue.head_timeout_s: expected at least the 4260 s that an attempt at task '.*' may take .*got 4000",
+        ),
+        (
+            {"queue": WindowedFIFOQueue(2, 1, head_timeout_s=5000, head_requeues=1)},
+            r"data.max_wait_s: expected at least the 10000 s after which the queue gives a group up .*got 7200",
+        ),
+        (
+            {"max_row_tokens": 1999},
+            r"data.max_row_tokens: expected at least rollouts.max_context_tokens, 2000, got 1999",
+        ),
+        ({"groups_per_batch": 3}, "data.groups_per_batch: expected the queue's groups_per_batch, 2, got 3"),
+    ],
+)
+def test_data_that_contradict_the_rollouts_are_refused_before_anything_starts(
+    data: dict[str, Any], message: str, checkpoint: Path, tasks: list[Path], tmp_path: Path
+) -> None:
+    module = CISPOModule(loss=CISPOLoss(), checkpoint=checkpoint)
+    callbacks = [SidecarCallback(), WeightSyncCallback(), make_producer(tasks)]
+    with pytest.raises(ConfigError, match=message):
+        quiet_trainer(tmp_path, max_steps=1, callbacks=callbacks).fit(
+            module, datamodule=RolloutDataModule(**{"queue": WindowedFIFOQueue(2, 1), **data})
+        )
+
+
+class Stops(Callback):
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        raise KeyError("far enough")
+
+
+def test_what_is_left_out_of_data_and_module_is_derived(checkpoint: Path, tasks: list[Path], tmp_path: Path) -> None:
+    module, data = CISPOModule(loss=CISPOLoss(), checkpoint=checkpoint), RolloutDataModule(WindowedFIFOQueue(2, 1))
+    callbacks = [Stops(), SidecarCallback(), WeightSyncCallback(), make_producer(tasks, temperature=0.8)]
+    with pytest.raises(KeyError, match="far enough"):
+        quiet_trainer(tmp_path, max_steps=7, callbacks=callbacks).fit(module, datamodule=data)
+    assert (data.groups_per_batch, data.max_row_tokens, data.num_batches, module.temperature) == (2, 2000, 7, 0.8)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"harnesses": {"terminal": ReActTerminalHarness()}}, "none for swe"),
         ({"temperature": 0.8}, r"rollouts.temperature: expected model.temperature, 1.0, got 0.8"),
         ({"top_p": 0.9}, r"rollouts.top_p: expected 1.0"),
+        (
+            {"timeouts": Timeouts(attempt_s=7000)},
+            r"data.max_wait_s: expected at least the 7660 s that an attempt .*timeouts.attempt_s, 7000.* got 7200",
+        ),
     ],
 )
 def test_settings_that_cannot_be_trained_on_are_refused_before_anything_starts(
     settings: dict[str, Any], message: str, checkpoint: Path, tasks: list[Path], tmp_path: Path
 ) -> None:
     producer = make_producer(tasks, **settings)
-    module = CISPOModule(loss=CISPOLoss(), checkpoint=checkpoint)
+    module = CISPOModule(loss=CISPOLoss(), checkpoint=checkpoint, temperature=1.0)
     callbacks = [SidecarCallback(), WeightSyncCallback(), producer]
     data = RolloutDataModule(WindowedFIFOQueue(2, 1), 2, max_row_tokens=3000, num_batches=1)
     with pytest.raises(ConfigError, match=message):

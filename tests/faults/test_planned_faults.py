@@ -114,7 +114,7 @@ def test_a_client_that_cannot_read_an_answer_says_so_itself(kind: str, tmp_path:
     """So that the pool leaves the server alone: it looks for errors of samplers."""
 
     async def ask(url: str) -> None:
-        sampler = VLLMSampler(url)
+        sampler = VLLMSampler(url, timeout_s=60)
         try:
             await sampler.generate([1, 2, 3], SamplingParams(max_tokens=99, stop_token_ids=(7,)))
         finally:

@@ -1,14 +1,15 @@
 """Attempts by a model behind a chat server: a real HTTP server with known answers, real sandboxes."""
 
 import asyncio
+import time
 
 import pytest
 from peers.scripted_server import ScriptedServer
 
-from north_lightning.errors import InfrastructureError
+from north_lightning.errors import InfrastructureError, SamplerError
 from north_lightning.harnesses import MiniSWEAgentHarness
 from north_lightning.interfaces import RewardVerifier
-from north_lightning.rollout import ChatServer
+from north_lightning.rollout import ChatServer, Timeouts
 from north_lightning.rollout.chat_policy import ChatRunner
 from north_lightning.types import Reward, SamplingParams
 
@@ -20,23 +21,30 @@ class Accepts(RewardVerifier):
         return Reward(float((workdir / "calc.py").read_text().endswith("a + b\n")))
 
 
+class Patient(ScriptedServer):
+    def turn_for(self, body, number):
+        turn = super().turn_for(body, number)
+        time.sleep(turn.get("after_s", 0))
+        return turn
+
+
 @pytest.fixture
 def attempt(sandboxes, task):
     """The rollout of a server's turns, and the requests it got."""
 
-    def run(turns, max_context_tokens=1000):
+    def run(turns, max_context_tokens=1000, **settings):
         async def one(server):
             runner = ChatRunner(
                 ChatServer(server.url, "scripted", num_retries=0), SamplingParams(100), max_context_tokens,
                 sandboxes=sandboxes, harnesses={"swe": MiniSWEAgentHarness()}, verifier=Accepts(),
-                image_of=lambda task: task.directory / "environment" / "files", max_attempts=1,
+                image_of=lambda task: task.directory / "environment" / "files", max_attempts=1, **settings,
             )  # fmt: skip
             try:
                 return await runner.run(task, 0, 0, seed=0)
             finally:
                 await runner.close()
 
-        with ScriptedServer(turns) as server:
+        with Patient(turns) as server:
             return asyncio.run(one(server)), server.requests
 
     return run
@@ -73,6 +81,15 @@ def test_a_conversation_too_long_for_the_server_ends_as_it_stands(attempt):
 def test_a_server_that_fails_is_no_reward(answer, attempt):
     with pytest.raises(InfrastructureError, match=str(answer["status"])):
         attempt([answer])
+
+
+def test_sample_s_is_what_limits_a_turn(attempt):
+    slow = {"content": "Done.", "after_s": 0.6}
+    with pytest.raises(
+        SamplerError, match=r"no answer within 0.3 s \(timeouts.sample_s\), for a turn of at most 100 t"
+    ):
+        attempt([slow], timeouts=Timeouts(sample_s=0.3))
+    assert attempt([slow, SUBMIT], timeouts=Timeouts(sample_s=30))[0].stop_reason == "finished"
 
 
 def test_the_same_turn_ten_times_ends_the_attempt(attempt, task):

@@ -79,7 +79,7 @@ def short_rows(fit: dict[str, Any]) -> None:
 def few_rollouts(fit: dict[str, Any]) -> None:
     fit["trainer"] |= {"accelerator": "cpu", "devices": 2}
     data, callbacks = fit["data"]["init_args"], fit["trainer"]["callbacks"]
-    data["groups_per_batch"] = data["queue"]["init_args"]["groups_per_batch"] = 2
+    data["queue"]["init_args"]["groups_per_batch"] = 2
     sidecar, _, producer = (callback["init_args"] for callback in callbacks[:3])
     sidecar["sidecar"]["class_path"] = "fake_vllm.RoutedSidecar"
     producer["group_size"] = 2

@@ -614,6 +614,20 @@ def test_a_verifier_has_the_limit_of_its_task_beside_its_own(chat: ChatFormat, t
                 run(attempt)
 
 
+def test_an_attempt_has_a_limit_of_its_own_beside_what_its_task_allows(chat: ChatFormat, task: Task) -> None:
+    timeouts = replace(FAST, attempt_s=0.5)
+    turns = [call(f"turn {number}") for number in range(3)]
+    for allowed_s, is_ended in ((None, True), (30.0, False)):
+        sampler = RecordingSampler(chat, [*turns, answer()], delay_s=0.2)
+        runner = make_runner(chat, sampler, timeouts=timeouts, max_attempts=1)
+        attempt = runner.run(replace(task, agent_timeout_s=allowed_s), 0, 0, seed=0)
+        if is_ended:
+            with pytest.raises(InfrastructureError, match=r"an end within 0.5 s \(timeouts.attempt_s.*after 2 turns"):
+                run(attempt)
+        else:
+            assert run(attempt).reward == Reward(1.0)
+
+
 def test_a_verifier_that_ignores_its_cancellation_holds_nothing(
     chat: ChatFormat, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:

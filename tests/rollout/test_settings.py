@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rollout_fakes import EchoHarness, FakeSandboxes
 
+from north_lightning.chat import train_tokenizer
 from north_lightning.errors import ConfigError
 from north_lightning.harnesses import (
     MiniSWEAgentHarness,
@@ -15,10 +16,12 @@ from north_lightning.harnesses import (
     ReActTerminalHarness,
     SWEAgentHarness,
     Terminus2Harness,
+    VariedHarness,
 )
 from north_lightning.interfaces import Harness
 from north_lightning.rollout import Timeouts
-from north_lightning.rollout.settings import AttemptSettings
+from north_lightning.rollout.settings import AttemptSettings, RolloutSettings
+from north_lightning.sandbox import HarborProvider
 from north_lightning.types import Task, TaskStep
 from north_lightning.verifiers import Part, RewardSum, UnitTestVerifier
 
@@ -73,3 +76,42 @@ def test_the_limits_of_a_tasks_steps_are_checked_too() -> None:
     slow = TaskStep("one", Path("one"), replace(TASK, id="slow", verifier_timeout_s=None))
     with pytest.raises(ConfigError, match="gives the tests of task 'slow', got 300"):
         settings(EchoHarness(), Timeouts(verify_s=300), verifier_s=300).prepare([replace(TASK, steps=(slow,))])
+
+
+def test_a_stage_longer_than_the_attempt_names_both() -> None:
+    with pytest.raises(ConfigError, match=r"timeouts.sample_s: expected at most timeouts.attempt_s, 3600, got 7200"):
+        Timeouts(sample_s=7200)
+    assert Timeouts(sample_s=7200, attempt_s=7200).sample_s == 7200
+
+
+def test_commands_that_may_outlast_their_attempt_name_both() -> None:
+    """They end an attempt as it stands; the attempt's own limit would drop it."""
+    harness = SWEAgentHarness(total_timeout_s=1800)
+    for varied in (harness, VariedHarness(harness)):
+        with pytest.raises(ConfigError, match=r"timeouts.attempt_s: expected more than the 1800 s that harnesses.term"):
+            settings(varied, Timeouts(attempt_s=1800)).prepare([TASK])
+        with pytest.raises(ConfigError, match=r"timeouts.act_s: expected more than the 30 s that harnesses.terminal"):
+            settings(varied, Timeouts(act_s=30)).prepare([TASK])
+
+
+def test_an_image_that_may_be_built_longer_than_a_sandbox_opens_names_both() -> None:
+    assert HarborProvider("docker").open_limit_s == 600
+    sandboxes = FakeSandboxes()
+    type(sandboxes).open_limit_s, before = 60.0, type(sandboxes).open_limit_s
+    try:
+        with pytest.raises(ConfigError, match=r"timeouts.open_s: expected more than the 60 s that sandboxes \(Fake"):
+            AttemptSettings(
+                harnesses={"terminal": EchoHarness()}, verifier=UnitTestVerifier(), sandboxes=sandboxes
+            ).prepare([TASK])
+    finally:
+        type(sandboxes).open_limit_s = before
+
+
+def test_sample_s_reaches_the_client_of_every_server(tmp_path: Path) -> None:
+    train_tokenizer(["some words to train on"], [], 400, tmp_path)
+    rollouts = RolloutSettings(
+        harnesses={"terminal": EchoHarness()}, verifier=UnitTestVerifier(), sandboxes=FakeSandboxes(),
+        max_turn_tokens=8, max_context_tokens=64, timeouts=Timeouts(sample_s=3600),
+    )  # fmt: skip
+    runner = rollouts.make_runner(tmp_path, ["http://127.0.0.1:1", "http://127.0.0.1:2"])
+    assert [one.sampler.timeout_s for one in runner.sampler.samplers] == [3600, 3600]

@@ -112,7 +112,7 @@ async def ask(handler: Handler, routed_experts_from: int | None = None, **settin
             writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    sampler = VLLMSampler(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", **settings)
+    sampler = VLLMSampler(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", **{"timeout_s": 60.0, **settings})
     params = SamplingParams(9, 0.5, 0.9, stop_token_ids=(7,), seed=3, routed_experts_from=routed_experts_from)
     try:
         return await sampler.generate([1, 2], params)

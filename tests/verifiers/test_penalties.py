@@ -59,8 +59,14 @@ def test_a_part_that_is_too_slow_is_named() -> None:
         Part(Says(Reward(1.0)), timeout_s=0)
 
 
+def test_a_part_that_is_ended_before_its_tests_names_both_limits() -> None:
+    one = RewardSum(Part(Says(None, limit_s=60.0), timeout_s=60.0))
+    with pytest.raises(ConfigError, match=r"verifier.judge.timeout_s: expected more than the 60 s .* got 60"):
+        one.limit_s(TASK)
+
+
 def test_the_limit_of_a_sum_is_the_sum_of_limits() -> None:
-    parts = {"a": Part(Says(None, limit_s=7), timeout_s=5.0), "b": Part(Says(None))}
+    parts = {"a": Part(Says(None, limit_s=4), timeout_s=5.0), "b": Part(Says(None))}
     assert RewardSum(Part(Says(None, limit_s=60.0)), parts).limit_s(TASK) == 65.0
     assert RewardSum(Part(Says(None))).limit_s(TASK) is None
 

@@ -141,20 +141,17 @@ class RayQueue(RolloutQueue):
         self.name = f"queue-{secrets.token_hex(8)}"
         self.producer = HERE
         self._like = queue()  # for questions about settings, which need no round trip
+        self.groups_per_batch = self._like.groups_per_batch
+        self.head_timeout_s, self.head_requeues = self._like.head_timeout_s, self._like.head_requeues
         self._actor: Any = None
         self._is_closed = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_actor": None, "_like": None}
 
-    @property
-    def groups_per_batch(self) -> int | None:
-        return getattr(self._like, "groups_per_batch", None)
-
     def max_policy_lag(self, push_every_k: int) -> int | None:
-        """As of the queue inside; None if it proves no bound."""
-        bound: Callable[[int], int | None] | None = getattr(self._like, "max_policy_lag", None)
-        return None if bound is None else bound(push_every_k)
+        """As of the queue inside."""
+        return self._like.max_policy_lag(push_every_k)
 
     def joined_by(self, producer: str) -> RayQueue:
         """The same queue for a producer of that name, to be sent to it."""
