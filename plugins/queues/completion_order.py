@@ -38,6 +38,10 @@ class CompletionOrderQueue(RolloutQueue):
         self._num_trained = 0
         self._dropped: dict[int, str] = {}  # group id -> reason
 
+    def max_policy_lag(self, push_every_k: int) -> int | None:
+        """None: nothing bounds it. A queue that does not say so is refused."""
+        return None
+
     def admit(self) -> int | None:
         with self._lock:
             if len(self._in_flight) + len(self._completed) + len(self._taken) >= self.num_slots:

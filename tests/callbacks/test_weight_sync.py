@@ -17,7 +17,7 @@ from north_lightning.callbacks.sidecar import running_sidecar
 from north_lightning.data import RolloutDataModule
 from north_lightning.errors import ConfigError, SidecarError, TrainingError, WeightPushError
 from north_lightning.history import read_history
-from north_lightning.interfaces import WeightTransport
+from north_lightning.interfaces import RolloutQueue, WeightTransport
 from north_lightning.losses import CISPOLoss
 from north_lightning.model import NorthConfig, NorthModel, load_checkpoint, named_hf_tensors, save_checkpoint
 from north_lightning.modules import CISPOModule
@@ -406,3 +406,14 @@ def test_one_server_is_started_for_each_environment_and_the_transport_knows_all(
     assert run.sync.published_at == {0: 0, 1: 4, 2: 4}  # to all when the second was up again, and as was due
     with pytest.raises(ConfigError, match="environments: expected an entry for every server"):
         SidecarCallback(environments=[])
+
+
+def test_a_queue_that_says_nothing_of_its_bound_is_refused_before_a_server_starts() -> None:
+    class Silent(WindowedFIFOQueue):
+        max_policy_lag = RolloutQueue.max_policy_lag
+
+    data = RolloutDataModule(Silent(2, 1))
+    with pytest.raises(ConfigError, match="max_policy_lag: expected a number .* the queue Silent does not say"):
+        WeightSyncCallback().check_run(None, None, data)
+    WeightSyncCallback(max_policy_lag=3).check_run(None, None, data)
+    WeightSyncCallback().check_run(None, None, RolloutDataModule(WindowedFIFOQueue(2, 1)))
