@@ -121,7 +121,7 @@ class NorthCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Threads; and no code is run from a checkpoint's pickle on resuming, unless the user says otherwise."""
+        """Threads, folders; no code is run from a checkpoint's pickle on resuming, unless the user says otherwise."""
         settings = self.config[self.subcommand]
         check_values(settings, None)
         if settings.seed_everything is False:
@@ -135,6 +135,11 @@ class NorthCLI(LightningCLI):
             scratch = Scratch("run")
             atexit.register(scratch.delete)
             settings.trainer.default_root_dir = str(scratch.path)
+        loggers = settings.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            arguments: Any = getattr(logger, "init_args", None) or {}
+            if str(arguments.get("save_dir", "")) == ".":  # left out: what a run writes lies in its folder
+                arguments.save_dir = settings.trainer.default_root_dir or Path()
 
     def after_instantiate_classes(self) -> None:
         """Let checkpoints know the config."""

@@ -77,6 +77,10 @@ def rl_config(inputs: Path, run_dir: Path, **producer: Any) -> dict[str, Any]:
         inputs,
         run_dir,
         max_steps=2,
+        logger=[
+            {"class_path": "JSONLHistory"},
+            {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(run_dir / "csv")}},
+        ],
         callbacks=[
             {"class_path": "SidecarCallback", "init_args": {"sidecar": sidecar}},
             {"class_path": "WeightSyncCallback"},
@@ -116,6 +120,8 @@ def test_the_seed_decides_tasks_prompts_samples_and_rewards_of_an_rl_run(
     one, two, three = ({key: [row[name] for name in drawn] for key, row in rollouts_of(run_dir).items()}
                        for run_dir in (first, again, other))  # fmt: skip
     assert one == two
+    assert (first / "history.jsonl").is_file()  # a logger without a folder of its own writes into the run's
+    assert list((first / "csv").rglob("metrics.csv"))
     for column, name in enumerate(drawn):
         assert [row[column] for row in one.values()] != [row[column] for row in three.values()], name
     assert not {row[1] for row in one.values()} & {row[1] for row in three.values()}

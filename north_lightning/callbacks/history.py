@@ -34,10 +34,10 @@ class JSONLHistory(Logger):
     steps that it repeats. Values that are not finite become ``null``.
 
     Args:
-        save_dir: The run's folder.
+        save_dir: The run's folder; ``trainer.default_root_dir`` by default.
     """
 
-    def __init__(self, save_dir: Path) -> None:
+    def __init__(self, save_dir: Path = Path()) -> None:
         super().__init__()
         self.path = Path(save_dir) / HISTORY
         self._file: TextIO | None = None

@@ -66,6 +66,8 @@ def evaluate(
     names = [*checkpoints, *servers]
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"checkpoints and servers: expected one or more, each with its own name, got {names}")
+    if sidecar is not None and not checkpoints:
+        raise ConfigError("sidecar: expected checkpoints for it to serve, got none: leave it out")
     if baseline is not None and baseline not in names:
         raise ConfigError(f"baseline: expected one of {', '.join(names)}, got {baseline!r}")
     for name, path in checkpoints.items():
@@ -83,7 +85,7 @@ def evaluate(
     repositories = {task.id: str(task.metadata["repository"]) for task in tasks if "repository" in task.metadata}
     summary = _summary(results, baseline, repositories)
     write_result(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    _print(summary, baseline)
+    _print(summary)
 
 
 def _summary(results: dict[str, list[Attempt]], baseline: str | None, repositories: dict[str, str]) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def _summary(results: dict[str, list[Attempt]], baseline: str | None, repositori
     return summary
 
 
-def _print(summary: dict[str, Any], baseline: str | None) -> None:
+def _print(summary: dict[str, Any]) -> None:
     table = Table(title="held-out tasks")
     table.add_column("")
     rows = summary["checkpoints"]

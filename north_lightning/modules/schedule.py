@@ -19,7 +19,7 @@ class WarmupSchedule(LRScheduler):
         optimizer: The optimizer.
         warmup_steps: The first step runs at 1/warmup_steps of the rate, step ``warmup_steps`` at all of it.
         total_steps: The step at which the cosine ends; left out, the rate stays constant after the warm-up.
-        final_fraction: Where the cosine ends, as a fraction of the rate.
+        final_fraction: Where the cosine ends, as a fraction of the rate; 0.1 by default.
     """
 
     def __init__(
@@ -27,10 +27,13 @@ class WarmupSchedule(LRScheduler):
         optimizer: Optimizer,
         warmup_steps: Whole = 0,
         total_steps: Count | None = None,
-        final_fraction: Fraction = 0.1,
+        final_fraction: Fraction | None = None,
     ) -> None:
         if warmup_steps < 0 or (total_steps is not None and total_steps <= warmup_steps):
             raise ConfigError(f"total_steps: expected more than warmup_steps={warmup_steps} >= 0, got {total_steps}")
+        if total_steps is None and final_fraction is not None:
+            raise ConfigError(f"final_fraction: expected total_steps beside it, got {final_fraction}")
+        final_fraction = 0.1 if final_fraction is None else final_fraction
         if not 0.0 <= final_fraction <= 1.0:
             raise ConfigError(f"final_fraction: expected 0 to 1, got {final_fraction}")
         self.warmup_steps = warmup_steps

@@ -77,8 +77,8 @@ class WindowedFIFOQueue(RolloutQueue):
             raise ConfigError(f"window: expected at least 1 (a strict FIFO), got {window}")
         if head_timeout_s is not None and not head_timeout_s > 0:
             raise ConfigError(f"head_timeout_s: expected a positive number of seconds, got {head_timeout_s}")
-        if head_requeues < 0:
-            raise ConfigError(f"head_requeues: expected at least 0, got {head_requeues}")
+        if head_requeues < 0 or (head_requeues and head_timeout_s is None):
+            raise ConfigError(f"head_requeues: expected at least 0, with head_timeout_s, got {head_requeues}")
         self.groups_per_batch = groups_per_batch
         self.max_batches_ahead = max_batches_ahead
         self.num_slots = (max_batches_ahead + 1) * groups_per_batch

@@ -159,7 +159,11 @@ class RolloutSettings(AttemptSettings):
         )
 
     def make_chat_runner(self, server: ChatServer) -> ChatRunner:
-        """A runner for the model behind an OpenAI-compatible server."""
+        """A runner for the model behind an OpenAI-compatible server, which thinks as its own template says."""
+        if self.reasoning:
+            raise ConfigError(
+                "rollouts.reasoning: expected false with a chat server, whose own template decides, got true"
+            )
         return ChatRunner(
             server,
             SamplingParams(self.max_turn_tokens, self.temperature, self.top_p),

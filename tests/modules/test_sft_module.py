@@ -296,3 +296,10 @@ def test_compute_reaches_the_model_and_changes_no_step(inputs: Path, tmp_path: P
     assert (layer.attention.backend, layer.mlp.backend, layer.checkpointing) == ("plain", "plain", "full")
     for name, expected in trained[0].items():
         torch.testing.assert_close(trained[1][name], expected, atol=2e-6, rtol=1e-4)
+
+
+def test_the_end_of_a_cosine_that_there_is_not_is_refused():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ConfigError, match="final_fraction: expected total_steps beside it, got 0.2"):
+        WarmupSchedule(optimizer, warmup_steps=4, final_fraction=0.2)
+    assert WarmupSchedule(optimizer, total_steps=4).final_fraction == 0.1

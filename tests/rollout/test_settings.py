@@ -19,7 +19,7 @@ from north_lightning.harnesses import (
     VariedHarness,
 )
 from north_lightning.interfaces import Harness
-from north_lightning.rollout import Timeouts
+from north_lightning.rollout import ChatServer, Timeouts
 from north_lightning.rollout.settings import AttemptSettings, RolloutSettings
 from north_lightning.sandbox import HarborProvider
 from north_lightning.types import Task, TaskStep
@@ -115,3 +115,13 @@ def test_sample_s_reaches_the_client_of_every_server(tmp_path: Path) -> None:
     )  # fmt: skip
     runner = rollouts.make_runner(tmp_path, ["http://127.0.0.1:1", "http://127.0.0.1:2"])
     assert [one.sampler.timeout_s for one in runner.sampler.samplers] == [3600, 3600]
+
+
+def test_thinking_is_not_asked_of_a_server_whose_template_decides() -> None:
+    rollouts = RolloutSettings(
+        harnesses={"terminal": EchoHarness()}, verifier=UnitTestVerifier(), sandboxes=FakeSandboxes(),
+        max_turn_tokens=8, max_context_tokens=64, reasoning=True,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="rollouts.reasoning: expected false with a chat server"):
+        rollouts.make_chat_runner(ChatServer("http://127.0.0.1:1/v1", "m"))
+    assert replace(rollouts, reasoning=False).make_chat_runner(ChatServer("http://127.0.0.1:1/v1", "m"))

@@ -142,6 +142,7 @@ def test_take_refuses_what_can_never_be_there(num_groups: int) -> None:
         ("window", 0),
         ("head_timeout_s", 0.0),
         ("head_requeues", -1),
+        ("head_requeues", 1),  # of a head that may wait for ever
     ],
 )
 def test_wrong_settings_are_named(key: str, wrong: float) -> None:
