@@ -318,21 +318,23 @@ def identifiers(module: str) -> frozenset[str]:
 
 
 def hidden_defaults(is_hidden: Callable[[str], object], names: Iterable[str] | None = None) -> list[str]:
-    """Calls within the package that leave a parameter at its default, of functions and classes no config chooses."""
-    reachable = chosen()
+    """Calls within the package that leave a parameter at its default, which then no key reaches.
+
+    A default in place of a key that was left out (``given or Default()``) is none of them.
+    """
     found = []
     for module in modules() if names is None else names:
         if module.startswith((*NOT_CHOSEN, "north_lightning.faults")):
             continue
+        spare = {id(one.values[-1]) for one in ast.walk(tree(module)) if isinstance(one, ast.BoolOp)}
         for call in ast.walk(tree(module)):
-            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or id(call) in spare:
                 continue
             callee = vars(sys.modules[module]).get(call.func.id)
             if not callable(callee) or not is_own(callee) or any(k.arg is None for k in call.keywords):
                 continue
-            name = f"{callee.__module__}.{callee.__qualname__}"
             is_record = callee.__module__ == "north_lightning.types" or callee.__name__.startswith("_")
-            if name in reachable or is_record or any(isinstance(one, ast.Starred) for one in call.args):
+            if is_record or any(isinstance(one, ast.Starred) for one in call.args):
                 continue
             try:
                 signature = inspect.signature(callee)

@@ -58,7 +58,8 @@ def checkpoint_server(
     starting = sidecar(checkpoints[0], log)
     settings.check_server(starting.max_model_len)
     with starting as server:
-        transport = SharedMemoryTransport(server.url)
+        # A push takes no longer than the start, which reads the weights too.
+        transport = SharedMemoryTransport(server.url, server.start_timeout_s)
         try:
             yield CheckpointServer(settings.make_runner(checkpoints[0], server.url), transport, checkpoints[0])
         finally:
