@@ -25,7 +25,6 @@ from north_lightning.types import (
     AssistantAction,
     FinishReason,
     Message,
-    Positive,
     Prompt,
     Rollout,
     SamplingParams,
