@@ -21,7 +21,6 @@ ONLY_REFUSE = {"Sidecar.eos_token_id", "NCCLTransport.trusted_network"}
 """Keys whose whole effect is an error: another checkpoint is refused; an open network is, unless it is trusted."""
 
 OUT_OF_REACH = {
-    "north_lightning.evaluation.command:compare.seed",  # of resampling: a finished evaluation always says the same
     "north_lightning.rollout.settings:SamplerPool.rest_s",  # how long a server that failed is left alone
 }
 
