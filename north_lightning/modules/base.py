@@ -169,7 +169,7 @@ class NorthModule(LightningModule):
                 f"trainer.precision: expected 32-true with NorthStrategy, got {name}; set trainer.strategy's "
                 "compute_dtype: bfloat16 to compute in bfloat16"
             )
-        optimizer = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
+        optimizer = self._sample_optimizer()
         betas = optimizer.defaults.get("betas", (0.0,))
         if chosen.weights == "bfloat16" and not getattr(optimizer, "bf16_stochastic_round", False):
             raise ConfigError(
@@ -184,6 +184,12 @@ class NorthModule(LightningModule):
                 "0.9 and 0.95 are usual"
             )
         return chosen
+
+    def _sample_optimizer(self) -> Optimizer:
+        """One like the run's, of a parameter that stands for all: for what it is, not for a step."""
+        parameter = torch.nn.Parameter(torch.zeros(2, 2))
+        is_grouped = isinstance(self.trainer.strategy, NorthStrategy)
+        return self.optimizer_factory([{"params": [parameter]}] if is_grouped else [parameter])
 
     def check_run(self, trainer: Any, module: LightningModule, data: Any) -> None:
         """Called before a run begins; see ``preflight``."""
@@ -345,7 +351,7 @@ class NorthModule(LightningModule):
         if self._settings is not None:
             return self._settings
         assert self.model is not None, "configure_model has not run"
-        optimizer = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
+        optimizer = self._sample_optimizer()
         facts: dict[str, Any] = {
             "config": {key: value for key, value in self.model.config.to_hf().items() if key != "initializer_range"},
             "optimizer": describe_part(optimizer, optimizer.defaults),

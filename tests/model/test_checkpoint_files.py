@@ -1,7 +1,9 @@
 """Checkpoints in and out, against files that transformers writes and reads."""
 
 import json
+import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -227,3 +229,40 @@ def test_a_config_of_another_model_is_refused(saved):
     (saved / "config.json").write_text(json.dumps(config | {"num_shared_experts": 1}))
     with pytest.raises(ConfigError, match="num_shared_experts"):
         load_checkpoint(saved)
+
+
+def overwrite_and_end_at(directory, value, number):
+    """Replace a checkpoint by one of ``value`` in a forked process that ends before its ``number``-th operation that
+    renames or removes something; its exit code: 9, or 0 if it got through."""
+    process = os.fork()
+    if process == 0:
+        torch.set_num_threads(1)
+        model = load_checkpoint(directory)
+        with torch.no_grad():
+            model.embedding.weight.fill_(value)
+        operations = iter(range(1, 1000))
+
+        def end(event, _arguments):
+            if event in ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree") and next(operations) == number:
+                os._exit(9)
+
+        sys.addaudithook(end)
+        try:
+            save_checkpoint(model, directory)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def test_a_kill_at_any_operation_on_files_leaves_the_old_or_the_new_checkpoint(saved):
+    before = float(load_checkpoint(saved).embedding_weight[0, 0])
+    for number in range(1, 40):
+        code = overwrite_and_end_at(saved, float(number), number)
+        found = float(load_checkpoint(saved).embedding_weight[0, 0])
+        assert found in (before, number)
+        before = found
+        if code == 0:
+            break
+    assert code == 0
+    assert number > 4
+    assert before == number
