@@ -261,3 +261,59 @@ def test_export_can_choose_the_dtype_and_says_what_is_not_there_any_more(
     gone = [f"--checkpoint={saved(adapted)}", f"--directory={tmp_path / 'other'}", f"--base={tmp_path / 'nowhere'}"]
     assert cli.main(["export", *gone]) == 1
     assert "base: expected a folder, found none" in capsys.readouterr().err
+
+
+# ---- other layouts, torn and foreign files ---------------------------------------------------------------------------
+
+FORMAT1 = Path(__file__).parent / "fixtures" / "format1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("sharded", "set trainer.strategy: NorthStrategy"),
+        ("torn", "torn"),
+        pytest.param("released", "model.checkpoint", marks=pytest.mark.long),
+        pytest.param("missing", "missing.ckpt", marks=pytest.mark.long),
+        pytest.param("empty", "empty.ckpt", marks=pytest.mark.long),
+    ],
+)
+def test_what_cannot_be_resumed_says_in_a_line_what_can(
+    kind: str, expected: str, inputs: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = {"sharded": FORMAT1 / "sharded.ckpt", "released": trained / "checkpoint"}.get(
+        kind, tmp_path / f"{kind}.ckpt"
+    )
+    if kind == "torn":
+        path.write_bytes(saved(trained).read_bytes()[:-2000])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    assert fit(make_config(inputs, tmp_path / "run"), f"--ckpt_path={path}") == 1
+    error = capsys.readouterr().err
+    assert expected in error or "cannot be read" in error
+    assert len(error.splitlines()) <= 8
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("settings", [{"precision": "16-mixed"}, {"precision": "bf16-true"}])
+def test_a_precision_that_trains_nothing_is_refused_before_anything_is_written(
+    settings: Config, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(make_config(inputs, tmp_path / "run", **settings)) == 1
+    error = capsys.readouterr().err
+    assert "bf16-mixed" in error
+    assert len(error.splitlines()) <= 8
+    assert not list((tmp_path / "run").glob("[!.]*"))
+
+
+def test_adapters_resume_in_place_and_validation_reads_any_checkpoint(
+    inputs: Path, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(inputs, tmp_path / "run", max_steps=3)
+    config["model"]["init_args"]["lora"] = {"rank": 4, "alpha": 8.0}
+    assert fit(config, f"--ckpt_path={saved(adapted)}") == 0
+    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 5e-3  # nothing is trained here
+    config["data"]["init_args"]["validation_files"] = [str(inputs / "names.jsonl")]
+    file = tmp_path / "validate.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert cli.main(["validate", "--config", str(file), f"--ckpt_path={saved(adapted)}"]) == 0
