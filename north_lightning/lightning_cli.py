@@ -120,12 +120,19 @@ class NorthCLI(LightningCLI):
             }
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning would take settings of the model, its class too, from a checkpoint; here they are the config's."""
+        super().parse_arguments(parser, args)
+        settings = self.config[self.config.subcommand]
+        self._given_ckpt_path, settings.ckpt_path = settings.ckpt_path, None
+
     def before_instantiate_classes(self) -> None:
         """Threads, folders; no code is run from a checkpoint's pickle on resuming, unless the user says otherwise."""
         settings = self.config[self.subcommand]
         check_values(settings, None)
         if settings.seed_everything is False:
             raise ConfigError("seed_everything: expected a number, got false: a run without a seed cannot be resumed")
+        settings.ckpt_path = self._given_ckpt_path
         if settings.weights_only is None:
             settings.weights_only = True
         if settings.num_threads is not None:

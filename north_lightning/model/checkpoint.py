@@ -292,9 +292,9 @@ def save_checkpoint(
 
 
 def check_replaceable(directory: Path) -> None:
-    """``CheckpointError`` for a directory that holds anything else than a checkpoint and those of earlier steps."""
+    """``CheckpointError`` for a directory that holds more than a checkpoint, its adapters and earlier steps."""
     inside = list(directory.iterdir()) if directory.exists() else []
-    folders = [path for path in inside if path.is_dir() and not path.name.startswith("step-")]
+    folders = [path for path in inside if path.is_dir() and not path.name.startswith(("step-", "adapter"))]
     if folders or (inside and not (directory / "config.json").is_file() and not all(map(Path.is_dir, inside))):
         raise CheckpointError(f"will not replace {directory}: it is not empty and not a checkpoint")
 

@@ -64,6 +64,11 @@ class Precision:
         )
 
 
+def canonical(trainer_precision: object) -> str:
+    """Lightning's full name of a precision: ``32-true`` for 32, ``bf16-mixed`` for bf16."""
+    return _ALIASES.get(str(trainer_precision), str(trainer_precision))
+
+
 def choose_precision(trainer_precision: object, stored: str | None, has_adapters: bool) -> Precision:
     """What ``trainer.precision`` means.
 
@@ -75,7 +80,7 @@ def choose_precision(trainer_precision: object, stored: str | None, has_adapters
     Raises:
         ConfigError: a precision that this package does not train in.
     """
-    name = _ALIASES.get(str(trainer_precision), str(trainer_precision))
+    name = canonical(trainer_precision)
     if name not in _MEANING:
         raise ConfigError(
             f"trainer.precision: expected one of {', '.join(_MEANING)}, got {name}; bf16-mixed keeps float32 weights "

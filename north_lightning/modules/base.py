@@ -39,7 +39,7 @@ from north_lightning.model import (
     save_checkpoint,
 )
 from north_lightning.model.files import stored_dtype
-from north_lightning.model.precision import BYTES, Precision, choose_precision
+from north_lightning.model.precision import BYTES, Precision, canonical, choose_precision
 from north_lightning.modules.resuming import FORMAT, KEY, describe_part, flatten, read_settings, refuse_changes
 from north_lightning.parallel import NorthStrategy, clip_grad_norm, parameter_groups
 from north_lightning.types import PackedBatch, Positive, Whole
@@ -158,7 +158,9 @@ class NorthModule(LightningModule):
         Raises:
             ConfigError: a precision that this module cannot train in, or bfloat16 weights without stochastic rounding.
         """
-        strategy, name = self.trainer.strategy, self.trainer.precision
+        strategy = self.trainer.strategy
+        asked = self.run_settings.get("trainer.precision")  # Lightning makes bf16-mixed of 16-mixed on a CPU
+        name = canonical(self.trainer.precision if asked is None else asked)
         if not isinstance(strategy, NorthStrategy):
             stored = None if self.checkpoint is None else stored_dtype(self.checkpoint)
             chosen = choose_precision(name, stored, self.lora is not None or self.adapter is not None)
