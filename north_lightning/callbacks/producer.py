@@ -226,7 +226,7 @@ class RolloutProducerCallback(Callback):
             self.rollouts.make_runner,
             pl_module.tokenizer_dir,
             running_sidecar(trainer).urls,
-            record_routing=pl_module.router_replay,
+            record_routing=bool(pl_module.router_replay),
             salt_by_version=any(
                 isinstance(one, WeightSyncCallback) and one.prefix_cache == "salted"
                 for one in trainer.callbacks  # type: ignore[attr-defined]

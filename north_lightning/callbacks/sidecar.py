@@ -17,10 +17,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from north_lightning.errors import ConfigError
-from north_lightning.modules import NorthModule
+from north_lightning.modules import CISPOModule, NorthModule
 from north_lightning.parallel import on_process_zero
 from north_lightning.sampling.sidecar import Sidecar
 from north_lightning.sampling.watch import SidecarWatch
@@ -116,24 +116,41 @@ class SidecarCallback(Callback):
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
         if pl_module.checkpoint is None:
             raise ConfigError("model.checkpoint: expected a folder, because the sidecar starts from it; got nothing")
-        on_process_zero(lambda: self._start(trainer, pl_module))
+        replays = on_process_zero(lambda: self._start(trainer, pl_module))
+        if isinstance(pl_module, CISPOModule):
+            pl_module.router_replay = replays
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "add_interruption"):
             data.add_interruption(self._is_due, self.check)
 
-    def _start(self, trainer: Trainer, module: NorthModule) -> None:
+    def check_run(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
+        """The servers can do what the module asks of them."""
+        if not (isinstance(module, CISPOModule) and module.router_replay):
+            return
+        if not self._make(module.checkpoint or Path(), Path("sidecar.log")).can_return_routed_experts:
+            raise ConfigError(
+                "model.router_replay: expected false (or no value, which decides by the server), because this server "
+                "cannot return the experts it visits: it is vLLM's CPU build, or extra_args forbids it; got true"
+            )
+
+    def _start(self, trainer: Trainer, module: NorthModule) -> bool:
+        """Start the servers; whether the module replays their routing."""
         assert module.checkpoint is not None
         assert module.model is not None
+        replays: bool | None = getattr(module, "router_replay", False)
         for index, environment in enumerate(self.environments):
             name = f"sidecar{index or ''}.log"
             sidecar = self._make(module.checkpoint, Path(trainer.default_root_dir) / name)
             sidecar.vocab_size = module.model.config.vocab_size
+            replays = sidecar.can_return_routed_experts if replays is None else replays
+            sidecar.return_routed_experts = bool(replays)
             if environment:
                 sidecar.environment |= environment
             self._sidecars.append(sidecar)
         _start_all(self._sidecars)
         self._watch = SidecarWatch(self._sidecars, self.max_restarts, self.look_every_s)
         self._watch.start()
+        return bool(replays)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stop()

@@ -323,6 +323,7 @@ class FakeSidecar(Sidecar):
     """
 
     server: FakeVLLM
+    can_return_routed_experts = False
 
     def make_server(self, port: int) -> FakeVLLM:
         """Random tokens of the checkpoint's vocabulary, and no faults."""

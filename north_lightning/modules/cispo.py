@@ -36,13 +36,17 @@ class CISPOModule(NorthModule):
     Args:
         loss: The objective, ``CISPOLoss`` or one of your own.
         temperature: Of the log-probabilities; the one that rollouts are sampled with, and that by default.
-        router_replay: Visit the experts that the sampler visited (R3), so that both compute the same function; its
-            server needs ``--enable-return-routed-experts``.
+        router_replay: Visit the experts that the sampler visited (R3), so that both compute the same function. Default:
+            where the server can return them, which vLLM's CPU build cannot.
         kwargs: As for ``NorthModule``.
     """
 
     def __init__(
-        self, loss: PolicyLoss, temperature: Positive | None = None, router_replay: bool = False, **kwargs: Any
+        self,
+        loss: PolicyLoss,
+        temperature: Positive | None = None,
+        router_replay: bool | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.automatic_optimization = False

@@ -124,12 +124,19 @@ class Sidecar:
         self.weight_transfer = weight_transfer
         _refuse_wider_than_loopback(self.extra_args)
         self.start_seconds: float | None = None
+        self.return_routed_experts = False
+        """Whether answers name the experts that were visited where a request asks for them; set it before ``start``."""
         self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
         self._num_memory_kills = 0
         self._ending = threading.Lock()
         self._silent_work_s = 0.0
         self._scratch: Scratch | None = None  # vLLM leaves sockets behind
+
+    @property
+    def can_return_routed_experts(self) -> bool:
+        """vLLM's CPU build cannot, and ``extra_args`` may forbid it."""
+        return not _is_cpu_build() and "--no-enable-return-routed-experts" not in self.extra_args
 
     @property
     def url(self) -> str:
@@ -284,6 +291,8 @@ class Sidecar:
             "--enforce-eager",
             "--enable-prefix-caching" if self.prefix_caching else "--no-enable-prefix-caching",
         ]
+        if self.return_routed_experts:
+            switches.append("--enable-return-routed-experts")
         if _is_cpu_build():
             # A prompt split over two engine steps kills vLLM 0.32 on CPU if its request has a seed: the sampler takes
             # back the draw of the unfinished part, and CPU generators have no offset to take it back from.
