@@ -75,8 +75,8 @@ def rate_interval(rates: Sequence[float], clusters: Sequence[Hashable] | None = 
     num, mean = len(data), float(data.mean())
     binomial = num * mean * (1 - mean)
     variance = float(np.sum(_jackknife_residuals(sums, sizes) ** 2)) / _jackknife_bias(data, sums, sizes)
-    # Half a task's worth of the binomial variance keeps a handful of solved attempts from looking certain.
-    design_effect = (variance + 0.5) / (binomial + 0.5)
+    # A little of the binomial variance (found by simulation) keeps a handful of solved attempts from looking certain.
+    design_effect = (variance + 0.15) / (binomial + 0.15)
     freedom = num**2 / float(np.sum(sizes**2)) - 0.5
     z2 = student_t_quantile((1 + CONFIDENCE) / 2, freedom) ** 2 * design_effect / num
     half = math.sqrt(z2 * mean * (1 - mean) + z2 * z2 / 4)

@@ -99,7 +99,7 @@ def main(studies: int) -> None:
                     result["paired"][f"{where}, rates {rates[0]} and {rates[1]}"] = round(covered, 4)
                 if attempts < 8:
                     result["power"][where] = power(
-                        rng, studies, sizes, 0.5, correlation, attempts, 400 if len(sizes) == 12 else 40
+                        rng, studies, sizes, 0.5, correlation, attempts, 1000 if len(sizes) == 12 else 40
                     )
                 print(where, *(f"{part}: {list(rows.items())[-1]}" for part, rows in result.items()), flush=True)
     for part in ("rates", "paired"):
