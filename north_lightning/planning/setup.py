@@ -17,6 +17,7 @@ from north_lightning.errors import ConfigError
 from north_lightning.model.config import NorthConfig
 from north_lightning.model.files import stored_dtype
 from north_lightning.model.precision import BYTES, MOMENT_BYTES, MOMENTS, Precision, choose_precision
+from north_lightning.untrusted import read_json
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,16 @@ def read_setup(path: Path, num_gpus: int | None = None, shape: Path | None = Non
     if not row_tokens:
         raise ConfigError(f"{path}: data: expected row_tokens or max_row_tokens, got {sorted(arguments)}")
     init = model.get("init_args", {})
-    lora = init.get("lora") or {}
+    has_adapters = init.get("lora") is not None or init.get("adapter") is not None
+    lora = init.get("lora") or _adapter(init.get("adapter"))
     setup = TrainingSetup(
         config=NorthConfig.load(shape),
         row_tokens=int(row_tokens),
         checkpointing=(init.get("compute") or {}).get("checkpointing", "none"),
-        lora_rank=int(lora.get("rank", 16)) if init.get("lora") is not None else 0,
+        lora_rank=int(lora.get("rank", 16)) if has_adapters else 0,
         lora_targets=tuple(lora.get("targets", ("attention", "experts"))),
         on_gpu=trainer.get("accelerator", "auto") != "cpu",
     )
-    has_adapters = init.get("lora") is not None or init.get("adapter") is not None
     setup, precision = _with_mesh(setup, trainer, num_gpus, _stored(init, shape), has_adapters)
     return _with_optimizer(setup, init.get("optimizer") or {}, precision), shape
 
@@ -120,6 +121,16 @@ def _shape_file(model: Mapping[str, Any], path: Path) -> Path:
         if candidate.is_file():
             return candidate
     raise ConfigError(f"{path}: the model's shape is in none of {[str(c) for c in candidates]}: give one by --shape")
+
+
+def _adapter(folder: str | None) -> dict[str, Any]:
+    """Rank and targets of adapters that are trained on, if they are on this machine."""
+    file = Path(folder or "") / "adapter_config.json"
+    if not file.is_file():
+        return {}
+    stored = read_json(file, ConfigError)
+    kinds = (("attention", "target_modules"), ("experts", "target_parameters"))
+    return {"rank": stored.get("r", 16), "targets": [target for target, key in kinds if stored.get(key)]}
 
 
 def _stored(init: Mapping[str, Any], shape: Path) -> str | None:

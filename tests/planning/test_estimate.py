@@ -207,6 +207,17 @@ def test_one_gpu_is_estimated_as_training_keeps_a_bfloat16_base(precision, lora,
     assert stored == pytest.approx(total, rel=0.01) or (lora and total < stored < 1.5 * total)
 
 
+def test_adapters_of_an_earlier_run_are_estimated_as_new_ones_are(tmp_path):
+    fit = yaml.safe_load((NORTH_MINI / "lora_1gpu.yaml").read_text())
+    (tmp_path / "model.json").write_text((NORTH_MINI / "model.json").read_text())
+    fit["model"]["init_args"]["lora"] = {"rank": 8, "targets": ["attention"]}
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(fit))
+    fit["model"]["init_args"] |= {"lora": None, "adapter": str(tmp_path)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "target_modules": ["q_proj"]}))
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(fit))
+    assert read_setup(tmp_path / "again.yaml", 1) == read_setup(tmp_path / "new.yaml", 1)
+
+
 def test_the_quickstart_can_be_estimated_too():
     setup, shape = read_setup(
         ROOT / "configs" / "quickstart" / "sft_stage1.yaml", shape=ROOT / "configs/quickstart/model.json"
