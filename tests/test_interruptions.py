@@ -22,6 +22,7 @@ from north_lightning.data import SFTDataModule, SFTSource
 from north_lightning.errors import NorthError
 from north_lightning.modules import SFTModule
 from north_lightning.sampling import sidecar
+from north_lightning.signals import Ended, as_before, end_in_order, requeue_slurm_job
 
 BENCHMARK = Path(__file__).parent / "benchmarks" / "bench_interruptions.py"
 STEPS, ACCUMULATED = 4, 2
@@ -148,3 +149,43 @@ def test_vllms_sockets_have_room_for_their_names(monkeypatch: pytest.MonkeyPatch
     parent = sidecar._parent_of_sockets()
     assert parent is not None
     assert len(f"{parent}/north-sidecar-12345678/{'0' * 36}") < 107
+
+
+ARRAY = {"SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "7"}
+
+
+@pytest.mark.parametrize(("environment", "job"), [({}, "42"), (ARRAY, "42_7")])
+def test_slurm_is_asked_to_start_the_job_again(
+    environment: dict[str, str], job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "asked"}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    requeue_slurm_job()  # no job of SLURM's
+    for name, value in ({"SLURM_JOB_ID": "42"} | environment).items():
+        monkeypatch.setenv(name, value)
+    requeue_slurm_job()
+    assert (tmp_path / "asked").read_text() == f"requeue {job}\n"
+
+
+def test_slurm_that_does_not_answer_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    requeue_slurm_job()
+    assert "the SLURM job 42 could not be requeued" in capfd.readouterr().err
+
+
+def test_a_further_signal_does_not_disturb_what_is_put_away_but_a_second_interrupt_does() -> None:
+    with as_before():
+        end_in_order()
+        with pytest.raises(Ended) as ended:
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.value.exit_code == 143
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR1)
+        with pytest.raises(Ended) as ended:
+            signal.raise_signal(signal.SIGINT)
+        assert ended.value.exit_code == 130

@@ -10,6 +10,7 @@ It knows nothing of the queue, and imports neither torch nor lightning.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import pickle
@@ -24,13 +25,14 @@ from multiprocessing.connection import Connection
 from north_lightning.errors import InfrastructureError, NorthError, PromptTooLongError, SandboxUnavailableError
 from north_lightning.rollout.journal import Journal, Move
 from north_lightning.rollout.runner import RolloutRunner
-from north_lightning.signals import end_with_parent
+from north_lightning.sandbox.cpu_waits import slowdown
+from north_lightning.signals import end_in_order, end_with_parent
 from north_lightning.types import RolloutGroup, Task
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
-EXIT_GRACE_S = 10
+EXIT_GRACE_S = 10.0
 HEAVY_MODULES = ("torch", "lightning", "transformers", "vllm")
 
 
@@ -122,6 +124,7 @@ def run_child(connection: Connection, pickled_spec: bytes, parent_pid: int) -> N
     os.setsid()
     # A handler instead of SIG_IGN: ignored signals are inherited by every program started in a sandbox, where Ctrl-C
     # must work. The trainer alone decides what Ctrl-C means for the run.
+    end_in_order()  # until there is an event loop
     signal.signal(signal.SIGINT, lambda *_: None)
     logging.basicConfig(format="[rollouts] %(levelname)s %(name)s: %(message)s")
     try:
@@ -149,15 +152,16 @@ class _Worker:
         loop = asyncio.get_running_loop()
 
         def terminate(*_: object) -> None:
-            signal.alarm(EXIT_GRACE_S)
-            loop.call_soon_threadsafe(self._stopping.set)
+            signal.alarm(round(exit_grace_s()))
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it is ending already
+                loop.call_soon_threadsafe(self._stopping.set)
 
         signal.signal(signal.SIGTERM, terminate)
         loop.add_reader(self._connection.fileno(), self._receive)
         await self._send(Ready(tuple(name for name in HEAVY_MODULES if name in sys.modules)))
         beating = asyncio.create_task(self._beat())
         await self._stopping.wait()
-        signal.alarm(EXIT_GRACE_S)
+        signal.alarm(round(exit_grace_s()))
         loop.remove_reader(self._connection.fileno())
         beating.cancel()
         for job in self._jobs.values():
@@ -224,6 +228,11 @@ class _Worker:
             unsendable = InfrastructureError(f"group {message.group.group_id} cannot be pickled: {error}")
             data = pickle.dumps(Failed(message.number, unsendable))
         self._connection.send_bytes(data)
+
+
+def exit_grace_s() -> float:
+    """Seconds in which the process puts its sandboxes away before it is killed; they grow with the load."""
+    return EXIT_GRACE_S * slowdown()
 
 
 def portable(error: Exception) -> Exception:

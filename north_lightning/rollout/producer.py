@@ -34,7 +34,6 @@ from north_lightning.errors import AttemptError, ConfigError, InfrastructureErro
 from north_lightning.interfaces import RolloutQueue, TaskCurriculum
 from north_lightning.rollout.accounts import Began, Ended, Event, Told
 from north_lightning.rollout.child import (
-    EXIT_GRACE_S,
     Alive,
     Cancel,
     CancelAll,
@@ -44,6 +43,7 @@ from north_lightning.rollout.child import (
     Fatal,
     Finished,
     Ready,
+    exit_grace_s,
     run_child,
 )
 from north_lightning.rollout.records import append_records
@@ -419,7 +419,7 @@ class RolloutProducer:
             self._fail(job, CHILD_DIED, error)
         self._start_child()
 
-    def _end_child(self, patience_s: float = EXIT_GRACE_S + 1.0) -> int | None:
+    def _end_child(self, patience_s: float | None = None) -> int | None:
         """Let the process end by itself for a while, then kill it; either way with all that it has started."""
         self._keep_all()
         if self._connection is not None:
@@ -427,7 +427,9 @@ class RolloutProducer:
             self._connection = None
         if self._process is None:
             return None
-        multiprocessing.connection.wait([self._process.sentinel], patience_s)
+        multiprocessing.connection.wait(
+            [self._process.sentinel], exit_grace_s() + 1.0 if patience_s is None else patience_s
+        )
         assert self._process.pid is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own

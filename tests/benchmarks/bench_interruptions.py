@@ -72,14 +72,14 @@ def sft_run(inputs: Path, folder: Path) -> dict[str, Any]:
     return config
 
 
-def strike_sft(scratch: Path, num_strikes: int, seed: int, forks: bool) -> dict[str, Any]:
+def strike_sft(scratch: Path, num_strikes: int, seed: int, until: float, forks: bool) -> dict[str, Any]:
     inputs = prepared(scratch, write_run_inputs)
     striker = Striker(scratch, seed, forks)
     whole, seconds = striker.whole(lambda folder: sft_run(inputs, folder))
     expected = load_file(whole / "run" / "checkpoint" / "model.safetensors")
     losses = {line["step"]: line["train/loss"] for line in read_history(whole / "run" / "history.jsonl")}
     missing = num_runs = 0
-    while striker.num_strikes < num_strikes:
+    while striker.num_strikes < num_strikes and time.monotonic() < until:
         wanted = min(STRIKES_OF_A_RUN, num_strikes - striker.num_strikes)
         folder = striker.run(lambda folder: sft_run(inputs, folder), wanted, seconds, lambda folder: None)
         num_runs += 1
@@ -191,7 +191,7 @@ def check_rollouts(folder: Path) -> None:
     assert trained <= {group_id for group_id, _ in keys}, f"{folder}: rollouts lost"
 
 
-def strike_rl(scratch: Path, num_strikes: int, seed: int, server: str) -> dict[str, Any]:
+def strike_rl(scratch: Path, num_strikes: int, seed: int, until: float, server: str) -> dict[str, Any]:
     inputs = prepared(scratch, write_rl_inputs)
     if server == "scripted_vllm.ScriptedSidecar":
         script(inputs)
@@ -199,7 +199,7 @@ def strike_rl(scratch: Path, num_strikes: int, seed: int, server: str) -> dict[s
     whole, seconds = striker.whole(lambda folder: rl_run(inputs, server, folder))
     check_ledger(whole)
     num_runs = 0
-    while striker.num_strikes < num_strikes:
+    while striker.num_strikes < num_strikes and time.monotonic() < until:
         wanted = min(STRIKES_OF_A_RUN, num_strikes - striker.num_strikes)
         folder = striker.run(lambda folder: rl_run(inputs, server, folder), wanted, seconds, check_ledger)
         check_rollouts(folder)
@@ -227,17 +227,18 @@ def figures(striker: Striker) -> dict[str, Any]:
     return {"strikes": striker.num_strikes, **counts, "left_over": 0}
 
 
-def strike(section: str, scratch: Path, num_strikes: int, seed: int) -> dict[str, Any]:
+def strike(section: str, scratch: Path, num_strikes: int, seed: int, until: float) -> dict[str, Any]:
     if section in ("sft", "imports"):
-        return strike_sft(scratch, num_strikes, seed, forks=section == "sft")
+        return strike_sft(scratch, num_strikes, seed, until, forks=section == "sft")
     server = "scripted_vllm.ScriptedSidecar" if section == "rl" else "north_lightning.sampling.sidecar.Sidecar"
-    return strike_rl(scratch, num_strikes, seed, server)
+    return strike_rl(scratch, num_strikes, seed, until, server)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("sections", nargs="*", default=list(SHARES))
     parser.add_argument("--strikes", type=int, default=300)
+    parser.add_argument("--minutes", type=float, default=60.0, help="no further run of a section after that")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
@@ -249,7 +250,13 @@ def main() -> None:
         scratch = Path(tempfile.mkdtemp(prefix="struck-"))  # no context: a fork that ends would delete it
         scratch.chmod(0o755)  # users of sandboxes go through it
         share = SHARES[section] / sum(SHARES[name] for name in arguments.sections)
-        result = strike(section, scratch, round(arguments.strikes * share), arguments.seed + number)
+        result = strike(
+            section,
+            scratch,
+            round(arguments.strikes * share),
+            arguments.seed + number,
+            started + 60 * arguments.minutes,
+        )
         shutil.rmtree(scratch)
         result["seconds"] = round(time.monotonic() - started)
         results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
