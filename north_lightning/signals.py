@@ -3,6 +3,7 @@
     while it imports and parses   it ends at once: nothing is to be put away yet
     while it works                ``Ended`` is raised in the main thread: every ``with`` and ``finally`` puts away
     while a run trains            the step is ended and saved (``callbacks.SaveOnTermination``)
+    when it is over               nothing: the process is about to end
 
 The exit code is 130 after Ctrl-C, 143 after SIGTERM and SIGUSR1, which SLURM sends before it ends a job.
 """
@@ -44,7 +45,15 @@ def exit_code(number: int) -> int:
 
 def end_at_once() -> None:
     """From now on a signal ends the process as it is."""
-    _install(lambda number, frame: os._exit(exit_code(number)))
+    _install(_exit)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    os._exit(exit_code(number))
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """The command is over; what is registered to be put away at exit is."""
 
 
 def end_in_order() -> None:
@@ -66,14 +75,14 @@ def end_in_order() -> None:
 
 @contextmanager
 def as_before() -> Iterator[None]:
-    """Afterwards signals mean what they mean now."""
+    """Afterwards signals mean what they mean now; where that is the process's end, they are ignored until it ends."""
     handlers = {number: signal.getsignal(number) for number in NUMBERS}
     try:
         yield
     finally:
         for number, handler in handlers.items():
             if threading.current_thread() is threading.main_thread():
-                signal.signal(number, handler)
+                signal.signal(number, _ignore if handler is _exit else handler)
 
 
 def end_with_parent() -> None:
