@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from north_lightning.errors import (
+    AttemptError,
     ConfigError,
     InfrastructureError,
     InvalidActionError,
@@ -237,8 +238,8 @@ class AttemptRunner(ABC):
                     "group %d attempt %d at %r, try %d of %d: %s: %s",
                     group_id, index, task.id, attempt, self.max_attempts, type(error).__name__, error,
                 )  # fmt: skip
-                if attempt == self.max_attempts:
-                    raise
+                if attempt == self.max_attempts or (attempt > 1 and isinstance(error, AttemptError)):
+                    raise  # what an attempt causes comes again with its seed
                 self.retried[type(error).__name__] += 1
             await asyncio.sleep(self.retry_delay_s * 2 ** (attempt - 1))
         raise AssertionError("unreachable")

@@ -337,9 +337,10 @@ def test_an_exception_that_an_attempt_causes_is_its_own(chat: ChatFormat, task: 
     harness = EchoHarness(on_act=break_down_later) if where == "act" else EchoHarness()
     if where != "act":
         monkeypatch.setattr(chat, where, break_down)
-    runner = make_runner(chat, RecordingSampler(chat, [call("one"), answer()]), harness=harness)
+    runner = make_runner(chat, RecordingSampler(chat, [call("one"), answer()]), harness=harness, max_attempts=5)
     with pytest.raises(AttemptError, match="RecursionError: maximum recursion depth"):
         run(runner.run(task, 0, 0, 0))
+    assert runner.retried == {"AttemptError": 1}  # not all five: it would come again
 
 
 def test_a_group_of_one_is_refused_before_anything_is_sampled(chat: ChatFormat, task: Task) -> None:
