@@ -32,8 +32,10 @@ RL_NEIGHBORS, RL_S = 25, float(os.environ.get("RL_S", 120))
 
 
 @contextmanager
-def neighbors(number: int) -> Iterator[None]:
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+def neighbors(number: int, apart: bool = False) -> Iterator[None]:
+    """``apart``: each in a session of its own, and so with the same share as a whole session of ours."""
+    command = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(command, start_new_session=apart) for _ in range(number)]
     try:
         yield
     finally:
@@ -157,7 +159,7 @@ def bench_rl() -> dict[str, Any]:
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             now = time.monotonic()
             if trainer.global_step == 2:
-                self.crowd, self.until = neighbors(RL_NEIGHBORS), now + RL_S
+                self.crowd, self.until = neighbors(RL_NEIGHBORS, apart=True), now + RL_S
                 self.crowd.__enter__()
                 numbers["steps_before"] = trainer.global_step
             elif trainer.global_step > 2:
@@ -185,15 +187,15 @@ def bench_rl() -> dict[str, Any]:
             harnesses={"terminal": ReActTerminalHarness(command_timeout_s=3), "swe": SWEAgentHarness()},
             verifier=FirstTokenIsEven(),
             sandboxes=BubblewrapProvider(),
-            max_turn_tokens=64,
-            max_context_tokens=1024,
+            max_turn_tokens=32,
+            max_context_tokens=2048,
         )
-        sidecar = SidecarCallback(lambda model, log: Sidecar(model, log, max_model_len=1024, kv_cache_gib=0.5))
+        sidecar = SidecarCallback(lambda model, log: Sidecar(model, log, max_model_len=2048, kv_cache_gib=0.5))
         sync = WeightSyncCallback(every_n_steps=4)
         producer = RolloutProducerCallback(
-            [folder / "tasks" / "terminal", folder / "tasks" / "swe"], rollouts, 8, max_concurrent_groups=4
+            [folder / "tasks" / "terminal", folder / "tasks" / "swe"], rollouts, 4, max_concurrent_groups=4
         )
-        data = RolloutDataModule(WindowedFIFOQueue(2, 1, head_timeout_s=600), 2, 4096, num_batches=100_000)
+        data = RolloutDataModule(WindowedFIFOQueue(2, 1, head_timeout_s=600), 2, 8192, num_batches=100_000)
         quiet_trainer(
             folder / "run",
             max_steps=100_000,
