@@ -4,10 +4,11 @@
 
 Writes runs/bench/busy_machine.json, each section as it is done.
 
-**Fair share.** Linux gives every runnable thread the same share of the cores. With C cores, a trainer of T threads and
-n busy neighbors of one thread, a trainer's thread gets min(1, C / (T + n)) of a core, so a trainer that loses nothing
-beside its share keeps that fraction of the speed it has alone. ``kept`` is what it keeps of that. The neighbors are
-started in the trainer's session, so that automatic grouping by session does not favor it.
+**Fair share.** Linux gives every runnable thread of a session the same share of the cores. With C cores, a trainer of T
+threads and n busy neighbors of one thread, a trainer's thread gets min(1, C / (T + n)) of a core, so a trainer that loses
+nothing beside its share keeps that fraction of the speed it has alone. ``kept`` is what it keeps of that. Where sessions
+are scheduled as groups (``sched_autogroup_enabled``) and every neighbor has a session of its own (``apart``), each
+session is entitled to C / (n + 1) cores, and the trainer to what n neighbors of one core each leave.
 
 The step is measured with threads that wait passively, as the package sets it, and with libgomp's own default.
 """
@@ -27,8 +28,8 @@ from typing import Any
 OUTPUT = Path("runs/bench/busy_machine.json")
 MODEL = Path(__file__).parents[2] / "configs" / "quickstart" / "model.json"
 NEIGHBORS = (0, 1, 4, 20)
-SETTLE_S, MEASURE_S = 2.0, float(os.environ.get("MEASURE_S", 14))
-RL_NEIGHBORS, RL_S = 25, float(os.environ.get("RL_S", 120))
+SETTLE_S, MEASURE_S = 2.0, float(os.environ.get("MEASURE_S", 12))
+RL_NEIGHBORS, RL_S = 25, float(os.environ.get("RL_S", 100))
 
 
 @contextmanager
@@ -63,7 +64,14 @@ def train_for_ever() -> None:
         print(time.monotonic(), time.process_time(), num_tokens, flush=True)
 
 
-def measure_sft(environment: dict[str, str]) -> dict[str, Any]:
+def fair_share(cores: int, threads: int, num_neighbors: int, apart: bool) -> float:
+    """Of the speed that the trainer has alone."""
+    if apart:
+        return min(1.0, max(cores - num_neighbors, cores / (num_neighbors + 1)) / min(cores, threads))
+    return min(1.0, cores / (threads + num_neighbors))
+
+
+def measure_sft(environment: dict[str, str], apart: bool = False) -> dict[str, Any]:
     """Tokens a second and CPU cores beside each number of neighbors, and what is kept of the fair share."""
     import torch
 
@@ -81,7 +89,7 @@ def measure_sft(environment: dict[str, str]) -> dict[str, Any]:
         for _ in range(3):
             trainer.stdout.readline()
         for number in NEIGHBORS:
-            with neighbors(number):
+            with neighbors(number, apart):
                 time.sleep(SETTLE_S)
                 until = time.monotonic() + MEASURE_S
                 lines = []
@@ -93,7 +101,7 @@ def measure_sft(environment: dict[str, str]) -> dict[str, Any]:
             seconds, cpu_s = (lines[-1][i] - lines[0][i] for i in (0, 1))
             speed = sum(line[2] for line in lines[1:]) / seconds
             alone = results.get("0", {}).get("tokens_per_s", speed)
-            fair = min(1.0, cores / (threads + number))
+            fair = fair_share(cores, threads, number, apart)
             results[str(number)] = {
                 "tokens_per_s": round(speed),
                 "cores_used": round(cpu_s / seconds, 3),
@@ -115,6 +123,9 @@ def bench_sft() -> dict[str, Any]:
     for name, environment in {"passive": {}, "libgomp_default": {"OMP_WAIT_POLICY": ""}}.items():
         print(f"SFT, threads wait: {name}")
         results[name] = measure_sft(environment)
+    if Path("/proc/sys/kernel/sched_autogroup_enabled").read_text().strip() == "1":
+        print("SFT, threads wait: passive, neighbors in sessions of their own")
+        results["passive_apart"] = measure_sft({}, apart=True)
     return results
 
 
