@@ -4,11 +4,11 @@
 
 Writes runs/bench/busy_machine.json, each section as it is done.
 
-**Fair share.** Linux gives every runnable thread of a session the same share of the cores. With C cores, a trainer of T
-threads and n busy neighbors of one thread, a trainer's thread gets min(1, C / (T + n)) of a core, so a trainer that loses
-nothing beside its share keeps that fraction of the speed it has alone. ``kept`` is what it keeps of that. Where sessions
-are scheduled as groups (``sched_autogroup_enabled``) and every neighbor has a session of its own (``apart``), each
-session is entitled to C / (n + 1) cores, and the trainer to what n neighbors of one core each leave.
+**Fair share.** Linux gives every runnable thread of a session the same share of the cores. With C cores, a trainer of
+T threads and n busy neighbors of one thread, a trainer's thread gets min(1, C / (T + n)) of a core, so a trainer that
+loses nothing beside its share keeps that fraction of the speed it has alone. ``kept`` is what it keeps of that. Where
+sessions are scheduled as groups (``sched_autogroup_enabled``) and every neighbor has a session of its own (``apart``),
+each session is entitled to C / (n + 1) cores, and the trainer to what n neighbors of one core each leave.
 
 The step is measured with threads that wait passively, as the package sets it, and with libgomp's own default.
 """
