@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 WORKS_FROM = 0.3
-"""Share of the time that a silent process must run, or wait for a CPU, to be taken for a busy one; threads that only wake
-now and then wait for some of it on a busy machine."""
+"""Share of the time that a silent process must run, or wait for a CPU, to be taken for a busy one. Threads that only
+wake now and then wait for some of it on a busy machine."""
 MAX_SILENT_WORK_S = 300.0
 """CPU time that it may use before it is taken for one that turns in circles."""
 
