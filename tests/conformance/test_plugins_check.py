@@ -227,6 +227,7 @@ BROKEN_QUEUES = [
     ("float(len(self._in_flight))", "float('nan')", "counts in numbers"),
     ("self._next_id = 0", "self._next_id = 1", "counts from zero"),
     ("self._taken -= ids", "pass", "works from several threads"),
+    ('list(state["again"])', 'list(state["again"]) * 2', "keeps its ledger in any order"),
 ]
 
 
