@@ -157,6 +157,7 @@ class SynthesisModule(LightningModule):
     def _serve(self) -> tuple[Served, AttemptRunner]:
         """A name for the model, and the runner that attempts tasks with it; a sidecar is stopped with the run."""
         if self.server is not None:
+            self.rollouts.check_without_checkpoint()
             name = f"{self.server.model} at {self.server.url}"
             return Served(self.server.model, name), self.rollouts.make_chat_runner(self.server)
         assert self.checkpoint is not None

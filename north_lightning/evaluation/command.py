@@ -66,8 +66,10 @@ def evaluate(
     names = [*checkpoints, *servers]
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"checkpoints and servers: expected one or more, each with its own name, got {names}")
-    if sidecar is not None and not checkpoints:
-        raise ConfigError("sidecar: expected checkpoints for it to serve, got none: leave it out")
+    if not checkpoints:
+        rollouts.check_without_checkpoint()
+        if sidecar is not None:
+            raise ConfigError("sidecar: expected checkpoints for it to serve, got none: leave it out")
     if baseline is not None and baseline not in names:
         raise ConfigError(f"baseline: expected one of {', '.join(names)}, got {baseline!r}")
     for name, path in checkpoints.items():

@@ -158,12 +158,13 @@ class RolloutSettings(AttemptSettings):
             record_routing=record_routing,
         )
 
+    def check_without_checkpoint(self) -> None:
+        """Refuse what means nothing to a chat server."""
+        if self.reasoning:
+            raise ConfigError("rollouts.reasoning: expected false for a chat server, whose template decides, got true")
+
     def make_chat_runner(self, server: ChatServer) -> ChatRunner:
         """A runner for the model behind an OpenAI-compatible server, which thinks as its own template says."""
-        if self.reasoning:
-            raise ConfigError(
-                "rollouts.reasoning: expected false with a chat server, whose own template decides, got true"
-            )
         return ChatRunner(
             server,
             SamplingParams(self.max_turn_tokens, self.temperature, self.top_p),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rollout_fakes import EchoHarness, FakeSandboxes
 
 from north_lightning.chat import train_tokenizer
 from north_lightning.errors import ConfigError
+from north_lightning.evaluation.command import evaluate
 from north_lightning.harnesses import (
     MiniSWEAgentHarness,
     OpenCodeHarness,
@@ -117,11 +119,16 @@ def test_sample_s_reaches_the_client_of_every_server(tmp_path: Path) -> None:
     assert [one.sampler.timeout_s for one in runner.sampler.samplers] == [3600, 3600]
 
 
-def test_thinking_is_not_asked_of_a_server_whose_template_decides() -> None:
+def test_what_a_chat_server_does_not_do_is_refused(tmp_path: Path) -> None:
     rollouts = RolloutSettings(
         harnesses={"terminal": EchoHarness()}, verifier=UnitTestVerifier(), sandboxes=FakeSandboxes(),
         max_turn_tokens=8, max_context_tokens=64, reasoning=True,
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="rollouts.reasoning: expected false with a chat server"):
-        rollouts.make_chat_runner(ChatServer("http://127.0.0.1:1/v1", "m"))
-    assert replace(rollouts, reasoning=False).make_chat_runner(ChatServer("http://127.0.0.1:1/v1", "m"))
+    with pytest.raises(ConfigError, match="rollouts.reasoning: expected false for a chat server"):
+        rollouts.check_without_checkpoint()
+    replace(rollouts, reasoning=False).check_without_checkpoint()
+    servers, sidecar = {"one": ChatServer("http://127.0.0.1:1/v1", "m")}, functools.partial(print)
+    with pytest.raises(ConfigError, match="rollouts.reasoning: expected false for a chat server"):
+        evaluate([tmp_path], tmp_path, rollouts, servers=servers)
+    with pytest.raises(ConfigError, match="sidecar: expected checkpoints for it to serve"):
+        evaluate([tmp_path], tmp_path, replace(rollouts, reasoning=False), sidecar=sidecar, servers=servers)
