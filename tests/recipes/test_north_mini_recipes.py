@@ -134,22 +134,23 @@ def test_a_recipe_takes_a_step_and_releases_a_model(
     monkeypatch.chdir(workplace)
     fit = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     EDITS[name](fit)
-    fit["trainer"]["default_root_dir"] = str(tmp_path)
+    fit["trainer"] |= {"default_root_dir": str(tmp_path / "run"), "max_steps": 1, "logger": False}
+    run_dir = tmp_path / "run"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fit))
-    arguments = ["fit", "--config", str(tmp_path / "recipe.yaml"), "--trainer.fast_dev_run", "true"]
+    arguments = ["fit", "--config", str(tmp_path / "recipe.yaml")]
     if fit["trainer"]["devices"] == 1:
         assert cli.main(arguments) == 0, capfd.readouterr().err
     else:
         assert run_processes(2, run_as_torchrun_would, workplace, arguments) == [0, 0], capfd.readouterr().err
 
     before = load_file(workplace / fit["model"]["init_args"]["checkpoint"] / "model.safetensors")
-    after = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    after = load_file(run_dir / "checkpoint" / "model.safetensors")
     assert after.keys() == before.keys()
     has_moved = any(not torch.equal(after[key].float(), before[key].float()) for key in before)
     assert has_moved == (name != "rl")  # random actions score 0 all alike: no advantage, no gradient
     if name == "rl":
-        rollouts = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+        rollouts = [json.loads(line) for line in (run_dir / "rollouts.jsonl").read_text().splitlines()]
         assert len(rollouts) >= 4
         assert {rollout["stop_reason"] for rollout in rollouts} == {"invalid_action"}
     if name == "lora_1gpu":
-        assert (tmp_path / "checkpoint" / "adapter" / "adapter_config.json").is_file()
+        assert (run_dir / "checkpoint" / "adapter" / "adapter_config.json").is_file()
