@@ -16,8 +16,10 @@ import argparse
 import errno
 import importlib
 import inspect
+import itertools
 import os
 import re
+import shlex
 import sys
 import typing
 from collections.abc import Sequence
@@ -204,9 +206,28 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     if type(seed) is int:
         set_run_seed(seed)  # before parts are made: theirs derive from it
     values = parser.instantiate(settings)
+    if command == "recipe":
+        _check_stages(values["stages"])
     given = {name: value for name, value in values.items() if name in inspect.signature(function).parameters}
     end_in_order()
     function(**given | ({POSITIONAL[command]: paths} if paths else {}))
+
+
+def _check_stages(stages: Sequence[Any]) -> None:
+    """Refuse a stage that would fail at once when its turn comes, before the first one runs."""
+    if not stages:
+        raise ConfigError("stages: expected at least one, got none")
+    for stage in stages:
+        try:
+            words = shlex.split(stage.command)
+        except ValueError as error:
+            raise ConfigError(f"stages.command: stage {stage.name!r}: {error}: check the quotes") from error
+        name, _ = split_command(words)
+        if name not in (*UTILITIES, *TRAINING) and not name.startswith("-"):
+            raise UnknownCommandError(name)
+        for option, file in itertools.pairwise(words):
+            if option == "--config" and not Path(file).is_file():
+                raise ConfigError(f"stages.command: stage {stage.name!r}: expected a file, '{file}' does not exist")
 
 
 def _underscored(argument: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -51,23 +50,6 @@ def load_yaml(text: str, file: str = "", load: Callable[[str], Any] = yaml.safe_
     return load(text)
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file of configuration holds.
-
-    Raises:
-        ConfigError: a key is given twice in one block.
-        ValueError: not JSON.
-    """
-
-    def block(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise ConfigError(f"{path}: {twice[0]} is given twice in one block: delete one of the two")
-        return dict(pairs)
-
-    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=block)
-
-
 @functools.cache
 def classes() -> dict[str, tuple[str, str]]:
     """Every public class of the package that is derived from another: its name -> its module and its bases."""
@@ -87,7 +69,7 @@ def place_of(key: str) -> str | None:
         nodes = [node for node in [_find(tree, parts)] if node] or list(_find_all(tree, parts[-1]))
         if file and len(nodes) == 1:
             return f"{file}:{nodes[0].start_mark.line + 1}"
-    return None
+    return place_of(".".join(parts[:-1])) if len(parts) > 1 else None
 
 
 def _find(node: yaml.Node, parts: list[str]) -> yaml.Node | None:

@@ -121,15 +121,23 @@ class NorthCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Lightning would take settings of the model, its class too, from a checkpoint; here they are the config's."""
+        """Lightning would take settings of the model, its class too, from a checkpoint; here they are the config's.
+
+        Raises:
+            ConfigError: a value that no part can take.
+        """
         super().parse_arguments(parser, args)
         settings = self.config[self.config.subcommand]
+        if settings.trainer is None:
+            raise ConfigError("trainer: expected keys below it, got null: delete the line")
+        if type(seed := settings.seed_everything) is int and not 0 <= seed < 2**32:
+            raise ConfigError(f"seed_everything: expected 0 to 2**32 - 1, got {seed}")
+        check_values(settings, None)
         self._given_ckpt_path, settings.ckpt_path = settings.ckpt_path, None
 
     def before_instantiate_classes(self) -> None:
         """Threads, folders; no code is run from a checkpoint's pickle on resuming, unless the user says otherwise."""
         settings = self.config[self.subcommand]
-        check_values(settings, None)
         if settings.seed_everything is False:
             raise ConfigError("seed_everything: expected a number, got false: a run without a seed cannot be resumed")
         settings.ckpt_path = self._given_ckpt_path
@@ -155,7 +163,7 @@ class NorthCLI(LightningCLI):
 
     def before_fit(self) -> None:
         end_in_order()
-        check_run(self.trainer, self.model, self.datamodule, "fit")
+        self._check("fit")
         settings = self.config[self.subcommand]
         for callback in self._callbacks(RunLock):
             callback.take(self.trainer)
@@ -248,17 +256,24 @@ class NorthCLI(LightningCLI):
     def _callbacks(self, kind: type[Any]) -> list[Any]:
         return [callback for callback in self.trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
 
+    def _check(self, command: str) -> None:
+        settings = self.config_init[command]
+        check_run(self.trainer, self.model, self.datamodule, command, settings.get("resume") or self._given_ckpt_path)
+
     def before_validate(self) -> None:
         end_in_order()
-        check_run(self.trainer, self.model, self.datamodule, "validate")
+        self._check("validate")
 
     def before_predict(self) -> None:
         end_in_order()
-        check_run(self.trainer, self.model, self.datamodule, "predict")
+        self._check("predict")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With checkpoints that survive a crash, where the config does not choose how they are written."""
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise ConfigError(f"trainer: {error}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = DurableCheckpointIO()
         return trainer

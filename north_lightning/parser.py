@@ -12,9 +12,10 @@ import math
 import re
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NoReturn
 
@@ -22,7 +23,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 from pydantic import TypeAdapter, ValidationError
 
-from north_lightning.config_files import load_yaml
+from north_lightning.config_files import classes, load_yaml, place_of
 from north_lightning.errors import ConfigError
 
 # A config names code: classes of the kind that is asked for, no function that runs what it is given (os.system, ...).
@@ -38,17 +39,42 @@ def _load(text: str, path: object = "") -> Any:
 set_loader("yaml", _load, (yaml.YAMLError,))
 
 NOISE = re.compile(
-    r"\s*(Subtypes: |Given value|- Expected a <class 'NoneType'>|Errors:$|- Not a valid subclass"
-    r"|Does not validate against|Subclass types expect one of|- a class path|- a dict with)"
+    r"\s*(Subtypes: |Given value|- Expected a <class 'NoneType'>|Errors:$|- Not a valid subclass|Unable to load config "
+    r"|Does not validate against|- Does not validate|Subclass types expect one of|- a class path|- a dict with)"
 )
-CALLABLE_NOISE = re.compile(r"Type typing\.Callable.*?: (?=Option)|(?<=is not accepted)\. Got value: Namespace.*")
-UNKNOWN_OPTION = re.compile(r"Option '([^']+)' is not accepted")
-UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'|unrecognized arguments: --([^\s=]+)")
-UNKNOWN_CLASS = re.compile(r"class_path '([\w.]+)\.(\w+)':?\s+module '[^']+' has no attribute")
-UNKNOWN_SHORT_NAME = re.compile(r"Expected a dot import path string: (\w+)")
-EXPECTED_CLASSES = re.compile(r"<class '([\w.]+)\.(\w+)'>|(\w[\w.]*)\.(\w+)(?=[\],])")
+CALLABLE_NOISE = re.compile(
+    r"Type typing\.Callable.*? expects a function or a callable class: |\.? Got value: Namespace.*"
+)
+KEY = re.compile(r'Parser key "([^"]+)":?\s*')
+CLASS = re.compile(r"Problem with given class_path '([\w.]+)':?\s*")
+TYPE_ONLY = re.compile(r"expected (path but|\w+$|collections)|Not of type Path")
+PLAINER = {
+    r"^Expected a ": "expected ",
+    r"<class '(?:[\w.]+\.)?(\w+)'>": r"\1",
+    r"typing\.Literal\[(.*?)\]": r"one of \1",
+    r"\. Got value: ": ", got ",
+    r"^expected dot import path string: (\w+).*": r"no class is called '\1'",
+    r"^Option '([^']+)' is not accepted": r"unknown key '\1'",
+    r"^Group '([^']+)' does not accept option '([^']+)'": r"unknown key '\1.\2'",
+    r"^Subcommand '\w+' does not accept option '([^']+)'": r"unknown key '\1'",
+    r"^the following arguments are required: ": "missing, or null: ",
+    r"\b(?:fit|validate|predict)\.": "",
+    r"does not conform to restriction v": "expected a number ",
+}
+UNKNOWN_KEY = re.compile(r"unknown key '([^']+)'|unrecognized arguments: --([^\s=]+)")
+UNKNOWN_CLASS = re.compile(
+    r"no class is called '(\w+)'|no attribute '(\w+)'|path [\w.]*?(\w+) does not correspond|No module named '([\w.]+)'"
+)
 BOUNDS = {"greater than or equal to": "at least", "less than or equal to": "at most", "greater than": "more than"}
-CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
+MAX_PROBLEMS = 3
+ELSEWHERE = {
+    **dict.fromkeys(("lr", "learning_rate", "weight_decay", "betas"), "model.optimizer's init_args"),
+    **dict.fromkeys(("warmup_steps", "total_steps"), "model.lr_scheduler's init_args"),
+    **dict.fromkeys(("batch_size", "per_device_train_batch_size"), "data.row_tokens, trainer.accumulate_grad_batches"),
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "trainer.max_epochs"),
+    "gradient_clip_val": "model.max_grad_norm",
+}
+"""Keys that people look for in another place, or by another trainer's name, and where they are here."""
 
 
 class ExplainingParser(ArgumentParser):
@@ -74,7 +100,7 @@ class ExplainingParser(ArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        sys.stderr.write(f"error: {shorten(message)}{suggest(message, parser)}\n")
+        sys.stderr.write(f"error: {explain(message, parser)}\n")
         sys.stderr.write(f"Every key is listed by: {parser.prog.replace(' [options]', '')} --help\n")
         sys.exit(2)
 
@@ -105,6 +131,8 @@ def check_values(value: Any, hint: Any, path: str = "") -> None:
     """
     if isinstance(value, float) and math.isnan(value):
         raise ConfigError(f"{path}: expected a number, got nan")
+    if isinstance(value, Path) and re.search(r"\$\{?\w|^~", str(value)):
+        raise ConfigError(f"{path}: expected a path as it is, got '{value}': neither variables nor ~ are filled in")
     if isinstance(value, list | tuple):
         for item in value:
             check_values(item, next(iter(typing.get_args(_without_none(hint))), None), path)
@@ -158,29 +186,108 @@ def _import(class_path: str) -> Any:
     return getattr(importlib.import_module(module_name), name)
 
 
-def shorten(message: str) -> str:
-    """``message`` without the lines in which a union of types lists what else it might have been."""
-    return "\n".join(CALLABLE_NOISE.sub("", line) for line in message.splitlines() if not NOISE.match(line))
+def explain(message: str, parser: ArgumentParser) -> str:
+    """jsonargparse's ``message`` in a few lines: file and line, key, what was expected and got, what was meant.
+
+    Where a value may be of several types, jsonargparse says of each why it is not: types alone are left out where
+    something more particular is known.
+    """
+    path, problems = _read_message(message)
+    keys = ".".join(part for is_class, part in path if not is_class)
+    particular = [problem for problem in problems if not TYPE_ONLY.match(problem)]
+    said = "; or ".join(dict.fromkeys((particular or problems)[:MAX_PROBLEMS])) or "expected another kind of value"
+    place = place_of(f"{keys}.{found[1]}".lstrip(".") if (found := UNKNOWN_KEY.search(said)) and found[1] else keys)
+    if said.startswith("missing") and path and path[-1][0]:
+        said += f" (of {path[-1][1].rpartition('.')[2]})"
+    given = re.findall(r"Given value: (.*)", message)
+    said += f", got {given[-1][:100]}" if given and TYPE_ONLY.match(said) else ""
+    start = f"{place}: " if place else ""
+    return f"{start}{keys}{': ' if keys else ''}{said[:400]}{suggest(said, path, parser)}"
 
 
-def suggest(message: str, parser: ArgumentParser) -> str:
+def _read_message(message: str) -> tuple[list[tuple[bool, str]], list[str]]:
+    """The keys and (True) classes on the way to what is wrong, and what is."""
+    path: list[tuple[bool, str]] = []
+    problems = []
+    for line in message.splitlines():
+        rest = "" if NOISE.match(line) else CALLABLE_NOISE.sub("", line).strip().removeprefix("- ")
+        while found := KEY.match(rest) or CLASS.match(rest):
+            if (step := (found.re is CLASS, found[1])) not in path:
+                path.append(step)
+            rest = CALLABLE_NOISE.sub("", rest[found.end() :])
+        if found := re.search(r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", line):
+            path.append((True, found[1]))  # of a callable: named after what is wrong with it
+        for pattern, plainer in PLAINER.items():
+            rest = re.sub(pattern, plainer, rest)
+        problems += [rest] if rest else []
+    return path, problems
+
+
+def suggest(said: str, path: list[tuple[bool, str]], parser: ArgumentParser) -> str:
     """What was probably meant, or nothing."""
-    if found := UNKNOWN_OPTION.search(message):
-        class_path = _nearest_class_path(message, found)
-        meant, candidates = found[1], _parameters_of(class_path) if class_path else _keys_of(parser, True)
-    elif found := UNKNOWN_CLASS.search(message):
-        meant, candidates = found[2], _names_of(found[1])
-    elif found := UNKNOWN_SHORT_NAME.search(message):
-        meant, candidates = found[1], _subclasses_named_in(message)
-    elif found := UNKNOWN_KEY.search(message):
+    if found := UNKNOWN_CLASS.search(said):
+        meant = path[-1][1].rpartition(".")[2] if found[4] and path else next(filter(None, found.groups()))
+        candidates = _classes_for(_hint_at(path, parser))
+    elif found := UNKNOWN_KEY.search(said):
         meant = found[1] or found[2]
-        candidates = _keys_of(parser, with_subcommands=True)
+        if meant in classes():
+            return f"\n'{meant}' is a class: write it as class_path: {meant}"
+        if (name := meant.rpartition(".")[2]) in ELSEWHERE:
+            return f"\n'{name}' is set by {ELSEWHERE[name]}"
+        hint = _hint_at(path, parser)
+        if path and not path[-1][0] and not is_dataclass(_without_none(hint)) and (names := _classes_for(hint)):
+            return f"\nexpected a class here: class_path, such as {names[-1]}, and its keys under init_args"
+        if path and path[-1][0] and "." in meant:
+            group, _, meant = meant.rpartition(".")
+            path, hint = path[:-1], _hint_at([*path, (False, group)], parser)
+        candidates = list(_hints_of(None, hint)) if is_dataclass(_without_none(hint)) else []
+        candidates = candidates or _parameters_of(path[-1][1]) if path and path[-1][0] else _keys_of(parser, True)
     else:
         return ""
-    close = difflib.get_close_matches(meant, candidates, n=1, cutoff=0.6)
-    if close:
-        return f"\n'{meant}' is unknown; did you mean '{close[0]}'?"
+    if close := _closest(meant, candidates):
+        return f"\n'{meant}' is unknown; did you mean '{close}'?"
     return f"\n'{meant}' is unknown. Known here: {', '.join(candidates)}" if 0 < len(candidates) < 30 else ""
+
+
+def _closest(meant: str, candidates: Sequence[str]) -> str | None:
+    """In any case; a name that only begins or ends as it should is close too."""
+    lower = {name.lower(): name for name in reversed(candidates)}
+    parts = [name for name in lower if name.startswith(meant.lower()) or name.endswith(f".{meant.lower()}")]
+    cutoff = 0.6 if len(meant) > 3 else 0.8
+    close = (
+        difflib.get_close_matches(meant.lower(), lower, 1, cutoff) if meant.lower() not in lower else [meant.lower()]
+    )
+    return next((lower[name] for name in [*close, *sorted(parts, key=len)]), None)
+
+
+def _hint_at(path: list[tuple[bool, str]], parser: ArgumentParser) -> Any:
+    """The type of the last key of ``path``; None if that is not known."""
+    keys = path[:-1] if path and path[-1][0] else path
+    above = [part for is_class, part in keys[:-1] if is_class]
+    if not keys:
+        return None
+    if not above:
+        return next((getattr(a, "_typehint", None) for a in parser._actions if a.dest == keys[0][1]), None)
+    hint: Any = None
+    for index, part in enumerate(keys[-1][1].split(".")):
+        hints = _hints_of(None if index else above[-1], hint)
+        hint = hints.get(part, hints.get("*"))
+    return hint
+
+
+def _classes_for(hint: Any) -> list[str]:
+    """Names of the classes that may stand where ``hint`` is expected, not yet imported ones of the package too."""
+    waiting, names = [hint], dict[str, None]()
+    while waiting:
+        one = waiting.pop()
+        if inspect.isclass(one) and one.__module__ != "builtins" and not typing.get_args(one):
+            if not inspect.isabstract(one) and not one.__name__.startswith("_"):
+                names[one.__name__] = None
+            waiting += one.__subclasses__() if hasattr(one, "__subclasses__") else []
+            names |= dict.fromkeys(name for name, (_, bases) in classes().items() if one.__name__ in bases)
+        else:
+            waiting += [arg for arg in typing.get_args(one) if not isinstance(arg, list)]
+    return list(names)
 
 
 def _keys_of(parser: ArgumentParser, with_subcommands: bool) -> list[str]:
@@ -192,38 +299,8 @@ def _keys_of(parser: ArgumentParser, with_subcommands: bool) -> list[str]:
     return keys
 
 
-def _nearest_class_path(message: str, found: re.Match[str]) -> str:
-    """The class an option was not accepted by: named just before it, or after it on the same line."""
-    line_end = message.find("\n", found.end())
-    after = CLASS_PATH.search(message[found.end() : line_end if line_end >= 0 else len(message)])
-    before = CLASS_PATH.findall(message[: found.start()])
-    return after[1] if after else before[-1] if before else ""
-
-
 def _parameters_of(class_path: str) -> list[str]:
-    module_name, _, class_name = class_path.rpartition(".")
-    if not module_name:
-        return []
-    chosen = getattr(importlib.import_module(module_name), class_name)
+    chosen = _import(class_path)
     constructors = [vars(base)["__init__"] for base in inspect.getmro(chosen)[:-1] if "__init__" in vars(base)]
     names = dict.fromkeys(name for constructor in constructors for name in inspect.signature(constructor).parameters)
     return [name for name in names if name not in ("self", "args", "kwargs", "params")]
-
-
-def _subclasses_named_in(message: str) -> list[str]:
-    """Names of all imported subclasses of the classes that ``message`` lists as expected."""
-    subtypes = next((line for line in message.splitlines() if line.lstrip().startswith("Subtypes: ")), "")
-    names: dict[str, None] = {}
-    for in_brackets, class_name, module_name, generic in EXPECTED_CLASSES.findall(subtypes):
-        module = sys.modules.get(in_brackets or module_name)
-        waiting = [getattr(module, class_name or generic, None)]
-        while waiting:
-            expected = waiting.pop()
-            if isinstance(expected, type) and expected is not type(None):
-                names[expected.__name__] = None
-                waiting += expected.__subclasses__()
-    return list(names)
-
-
-def _names_of(module_name: str) -> list[str]:
-    return [name for name in vars(importlib.import_module(module_name)) if not name.startswith("_")]

@@ -7,13 +7,18 @@ own, a plug-in's included, has a method ``check_run(trainer, module, data)``, wh
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch.nn import Parameter
 
 from north_lightning.callbacks import RolloutProducerCallback, SidecarCallback, TimeAccounts, WeightSyncCallback
 from north_lightning.callbacks.sampler_metrics import SamplerMetrics
 from north_lightning.data import RolloutDataModule, SFTDataModule
 from north_lightning.errors import ConfigError
-from north_lightning.modules import CISPOModule, SFTModule
+from north_lightning.modules import CISPOModule, NorthModule, SFTModule
 from north_lightning.synthesis import SynthesisModule, TaskDataModule
 
 PAIRS: dict[type[LightningModule], type[LightningDataModule]] = {
@@ -23,28 +28,88 @@ PAIRS: dict[type[LightningModule], type[LightningDataModule]] = {
 }
 """Modules, and the data that each is made for."""
 
+KEYWORDS = ("auto", "best", "last", "hpc")
+"""What is taken for ``ckpt_path`` in place of a path."""
+
 RL_CALLBACKS = (SidecarCallback, WeightSyncCallback, RolloutProducerCallback)
 """What RL needs exactly one of each of."""
 
 ONLY_IN_RL = (*RL_CALLBACKS, SamplerMetrics, TimeAccounts)
 
 
-def check_run(trainer: Trainer, module: LightningModule, data: LightningDataModule | None, command: str) -> None:
+def check_run(
+    trainer: Trainer,
+    module: LightningModule,
+    data: LightningDataModule | None,
+    command: str,
+    ckpt_path: str | None = None,
+) -> None:
     """Refuse what cannot work, before ``command`` (fit, validate or predict) begins.
 
     Raises:
         NorthError: one that names the key and the remedy.
     """
     check_pair(module, data)
-    if command != "fit":
-        return
-    if isinstance(module, CISPOModule):
-        check_rl_callbacks(trainer)
-    else:
-        refuse_rl_callbacks(trainer, module)
+    for folder in (trainer.default_root_dir, getattr(module, "output_dir", None)):
+        if folder is not None:
+            check_writable(Path(folder), "trainer.default_root_dir" if command == "fit" else "model.output_dir")
+    if ckpt_path is not None and str(ckpt_path) not in KEYWORDS and not Path(ckpt_path).exists():
+        raise ConfigError(f"ckpt_path: expected a checkpoint, '{ckpt_path}' does not exist")
+    if command == "validate" and not getattr(data, "validation_files", True):
+        raise ConfigError("data.validation_files: expected the files to validate on, got none")
+    if command == "fit":
+        check_steps(trainer)
+        if isinstance(module, NorthModule):
+            check_optimizer(trainer, module)
+        if isinstance(module, CISPOModule):
+            check_rl_callbacks(trainer)
+        else:
+            refuse_rl_callbacks(trainer, module)
     for part in (module, data, trainer.strategy, *trainer.callbacks):  # type: ignore[attr-defined]
         if (check := getattr(part, "check_run", None)) is not None:
             check(trainer, module, data)
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """``ConfigError`` if ``folder`` cannot be made or written in; it is not made here."""
+    if "$" in str(folder) or str(folder).startswith("~"):
+        raise ConfigError(f"{key}: expected a path as it is, got '{folder}': neither variables nor ~ are filled in")
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}: expected a folder that can be written, got '{folder}' ('{there}' is not one)")
+
+
+def check_steps(trainer: Trainer) -> None:
+    if trainer.max_steps == 0 or trainer.max_epochs == 0:
+        raise ConfigError("trainer.max_steps: expected at least 1 step and epoch, or -1 for no limit, got 0")
+    if trainer.accumulate_grad_batches < 1:
+        got = trainer.accumulate_grad_batches
+        raise ConfigError(f"trainer.accumulate_grad_batches: expected at least 1, got {got}")
+
+
+def check_optimizer(trainer: Trainer, module: NorthModule) -> None:
+    """Optimizer and schedule can be made, the rate is positive, and the warm-up ends before the training."""
+    try:
+        optimizer = module.optimizer_factory([Parameter(torch.zeros(2, 2))])
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.optimizer: {error}") from error
+    if not 0 < (rate := float(optimizer.param_groups[0]["lr"])) < float("inf"):
+        raise ConfigError(f"model.optimizer.lr: expected more than 0, got {rate}")
+    if module.lr_scheduler_factory is None:
+        return
+    try:
+        schedule = module.lr_scheduler_factory(optimizer)
+    except ConfigError as error:
+        raise ConfigError(f"model.lr_scheduler.{error}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.lr_scheduler: {error}") from error
+    warmup = getattr(schedule, "warmup_steps", 0)
+    if 0 < trainer.max_steps <= warmup:
+        raise ConfigError(
+            f"model.lr_scheduler.warmup_steps: expected fewer than trainer.max_steps, {trainer.max_steps}, got {warmup}"
+        )
 
 
 def check_pair(module: LightningModule, data: LightningDataModule | None) -> None:

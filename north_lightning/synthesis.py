@@ -31,7 +31,7 @@ from north_lightning.errors import ConfigError, printable
 from north_lightning.evaluation.attempts import Attempt, drop_torn_line, read_attempts, weights_digest
 from north_lightning.evaluation.each import attempt_all
 from north_lightning.evaluation.evaluate import Served
-from north_lightning.evaluation.serve import SidecarFactory, checkpoint_server
+from north_lightning.evaluation.serve import SidecarFactory, check_serving, checkpoint_server
 from north_lightning.interfaces import ConversationFilter
 from north_lightning.rollout import ChatServer
 from north_lightning.rollout.metrics import is_solved, num_invalid_turns
@@ -119,6 +119,16 @@ class SynthesisModule(LightningModule):
         self.seed = seed
         self.summary: dict[str, Any] = {}
         self._stack = ExitStack()
+
+    def check_run(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
+        """Refuse several processes, tasks that cannot be attempted, and a server that cannot serve them."""
+        if trainer.num_devices * trainer.num_nodes > 1:
+            raise ConfigError(f"trainer.devices: expected one process, got {trainer.num_devices * trainer.num_nodes}")
+        tasks = load_task_sets(data.task_sets) if isinstance(data, TaskDataModule) else []
+        if self.checkpoint is None or self.sidecar is None:
+            self.rollouts.prepare(tasks)
+        else:
+            check_serving([self.checkpoint], tasks, self.rollouts, self.sidecar, self.output_dir)
 
     def configure_callbacks(self) -> list[Callback]:
         return [_StopsServer(self._stack)]

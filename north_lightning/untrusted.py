@@ -12,7 +12,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -129,22 +129,29 @@ def resolve_below(path: Path, root: Path, error: type[NorthError] = TaskError) -
 # ---- values --------------------------------------------------------------------------------------------------------
 
 
-def load_json(text: str | bytes) -> Any:
+def load_json(text: str | bytes, make_object: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """``json.loads``; whatever is wrong with the text, and too deep nesting, is a ``DataError``."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=make_object)
     except (ValueError, RecursionError) as error:
         raise DataError(f"expected JSON, got {text[:80]!r} ({error})") from error
     check_depth(value)
     return value
 
 
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"the key {max(keys, key=keys.count)} is given twice in one block")
+    return dict(pairs)
+
+
 def read_json(path: Path, error: type[NorthError]) -> dict[str, Any]:
-    """The object in a JSON file; ``error`` if there is none."""
+    """The object in a JSON file; ``error`` if there is none, or if one of its keys is given twice."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise DataError(f"expected at most {MAX_FILE_BYTES} bytes, got more")
-        value = load_json(path.read_bytes())
+        value = load_json(path.read_bytes(), _no_key_twice)
     except (OSError, DataError) as problem:
         raise error(f"{path}: {problem}") from problem
     if not isinstance(value, dict):

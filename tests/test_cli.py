@@ -145,7 +145,7 @@ MISTAKES: dict[str, tuple[Edit, str]] = {
         "did you mean 'betas'?",
     ),
     "back end": (lambda c: in_model(c).update(compute={"attention": "flesh"}), "flesh"),
-    "type": (lambda c: in_model(c).update(max_grad_norm="much"), "Got value: much"),
+    "type": (lambda c: in_model(c).update(max_grad_norm="much"), "expected float, got much"),
     "empty block, model": (lambda c: in_model(c).update(max_gradnorm={}), "did you mean 'max_grad_norm'?"),
     "empty block, trainer": (lambda c: c["trainer"].update(max_step={}), "did you mean 'trainer.max_steps'?"),
     "empty block, top level": (lambda c: c.update(modell={}), "did you mean 'model'?"),
@@ -170,7 +170,7 @@ def test_a_mistake_in_the_config_is_explained_in_a_few_lines(
     code, _, err = run_cli("fit", "--config", write(config, tmp_path / "config.yaml"))
     assert code == 2
     assert expected in err
-    assert len(err.splitlines()) < 12
+    assert len(err.splitlines()) <= 8
     assert "Traceback" not in err
 
 

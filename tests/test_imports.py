@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "north_lightning"
 ORDER = [
     "types",
     "errors",
+    "config_files",
     "seeds",
     "signals",
     "durable",
@@ -39,7 +40,6 @@ ORDER = [
     "export",
     "planning",
     "views",
-    "config_files",
     "parser",
     "conformance",
     "doctor",

@@ -24,11 +24,12 @@ from north_lightning.rollout import FailurePolicy, ProducerSpec, RolloutProducer
 from north_lightning.rollout.accounts import Event
 from north_lightning.rollout.ray import RayProducers, RayQueue, RayRolloutProducer
 from north_lightning.rollout.records import forget_unended
+from north_lightning.rollout.schedule import TaskSchedule
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.rollout.stages import Timeouts
 from north_lightning.seeds import run_seed
 from north_lightning.tasks import load_task_sets
-from north_lightning.types import Count
+from north_lightning.types import Count, Task
 
 ROLLOUTS = "rollouts.jsonl"
 
@@ -74,6 +75,7 @@ class RolloutProducerCallback(Callback):
         self.curriculum = curriculum
         self.ray = ray
         self._producer: RolloutProducer | RayRolloutProducer | None = None
+        self._tasks: list[Task] = []
         self._schedule_state: dict[str, Any] = {}  # at the last step, or of the checkpoint that training goes on from
 
     def listen(self, listener: Callable[[Event], None]) -> None:
@@ -84,16 +86,31 @@ class RolloutProducerCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fail before anything is started if commands cannot be isolated or tasks cannot be read."""
         if stage == "fit":
-            self.check_run(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+            self._check_settings(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
             on_process_zero(self._prepare)
             on_process_zero(lambda: self._check_times(trainer.datamodule))  # type: ignore[attr-defined]
 
     def check_run(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
-        """``ConfigError`` for settings here that contradict those of other parts."""
+        """``ConfigError`` for settings here that contradict those of other parts, or do not fit the tasks."""
+        self._check_settings(trainer, module, data)
+        if trainer.is_global_zero:
+            self._prepare()
+            assert isinstance(data, RolloutDataModule)
+            self._check_times(data)
+            assert isinstance(module, CISPOModule)
+            assert module.tokenizer_dir is not None
+            self._tasks = self.rollouts.fitting(self._tasks, module.tokenizer_dir)
+
+    def _check_settings(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
         if not isinstance(module, CISPOModule):
             raise ConfigError(f"model.class_path: expected a CISPOModule, got {type(module).__name__}")
         if not isinstance(data, RolloutDataModule):
             raise ConfigError(f"data.class_path: expected a RolloutDataModule, got {type(data).__name__}")
+        if self.group_size < 2:
+            raise ConfigError(f"group_size: expected at least 2, each the others' baseline, got {self.group_size}")
+        if self.ray is not None and not isinstance(data.queue, RayQueue):
+            got = type(data.queue).__name__
+            raise ConfigError(f"data.queue: expected a RayQueue for producers in Ray actors, got {got}")
         self._check_sampling(module)
         self._check_lengths(data)
         before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
@@ -140,8 +157,11 @@ class RolloutProducerCallback(Callback):
         self._schedule_state = state_dict["schedule"]
 
     def _prepare(self) -> None:
+        if self._tasks:
+            return
         self._tasks = load_task_sets(self.task_sets)
         self.rollouts.prepare(self._tasks)
+        TaskSchedule(self._tasks, self.environment_weights)  # refuses weights of environments that there are not
 
     def _start(self, trainer: Trainer, module: LightningModule, data: RolloutDataModule) -> None:
         self.rollouts.check_server(running_sidecar(trainer).max_model_len)

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from north_lightning.errors import ConfigError
 from north_lightning.modules import CISPOModule, NorthModule
@@ -112,26 +112,34 @@ class SidecarCallback(Callback):
             assert isinstance(pl_module, NorthModule)
             pl_module.record(numbers)
 
+    def check_run(self, trainer: Trainer, module: LightningModule, data: object) -> None:
+        """Refuse a model that no server can start from, and a server that cannot serve what the run asks for."""
+        if getattr(module, "checkpoint", None) is None:
+            raise ConfigError(
+                "model.checkpoint: expected a folder, because the sidecar starts from it; got nothing. A model with "
+                "random weights has none: train it first (fit with SFTModule and HFCheckpoint)"
+            )
+        assert isinstance(module, NorthModule)
+        assert module.checkpoint is not None
+        sidecar = self._make(module.checkpoint, Path(trainer.default_root_dir) / "sidecar.log")
+        if isinstance(module, CISPOModule) and module.router_replay and not sidecar.can_return_routed_experts:
+            raise ConfigError(
+                "model.router_replay: expected false (or no value, which decides by the server), because this server "
+                "cannot return the experts it visits: it is vLLM's CPU build, or extra_args forbids it; got true"
+            )
+        sidecar.check()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "rollouts"):
+                callback.rollouts.check_server(sidecar.max_model_len)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"
-        if pl_module.checkpoint is None:
-            raise ConfigError("model.checkpoint: expected a folder, because the sidecar starts from it; got nothing")
         replays = on_process_zero(lambda: self._start(trainer, pl_module))
         if isinstance(pl_module, CISPOModule):
             pl_module.router_replay = replays
         data = trainer.datamodule  # type: ignore[attr-defined]
         if hasattr(data, "add_interruption"):
             data.add_interruption(self._is_due, self.check)
-
-    def check_run(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
-        """The servers can do what the module asks of them."""
-        if not (isinstance(module, CISPOModule) and module.router_replay):
-            return
-        if not self._make(module.checkpoint or Path(), Path("sidecar.log")).can_return_routed_experts:
-            raise ConfigError(
-                "model.router_replay: expected false (or no value, which decides by the server), because this server "
-                "cannot return the experts it visits: it is vLLM's CPU build, or extra_args forbids it; got true"
-            )
 
     def _start(self, trainer: Trainer, module: NorthModule) -> bool:
         """Start the servers; whether the module replays their routing."""

@@ -83,12 +83,15 @@ class TimeAccounts(Callback):
             account = {"trainer_s": _rounded(self.seconds), **self._of_samplers(trainer)}
             replace_text(Path(trainer.default_root_dir) / TIME, json.dumps(account, indent=2) + "\n")
 
+    def check_run(self, trainer: Trainer, module: LightningModule, data: object) -> None:
+        after = trainer.callbacks[trainer.callbacks.index(self) :]  # type: ignore[attr-defined]
+        if any(isinstance(callback, RolloutProducerCallback) for callback in after):
+            raise ConfigError("trainer.callbacks: expected TimeAccounts after the RolloutProducerCallback")
+
     def _listen_to_producer(self, trainer: Trainer) -> None:
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        for callback in callbacks:
+        self.check_run(trainer, trainer.lightning_module, None)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RolloutProducerCallback):
-                if callbacks.index(callback) > callbacks.index(self):
-                    raise ConfigError("trainer.callbacks: expected TimeAccounts after the RolloutProducerCallback")
                 callback.listen(self._events.append)
                 self.samplers = SamplerAccounts(len(running_sidecar(trainer).urls), time.monotonic())
 

@@ -74,9 +74,20 @@ class WeightSyncCallback(Callback):
     # ---- hooks -------------------------------------------------------------------------------------------------------
 
     def check_run(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
-        """``ConfigError`` where nothing says how old a trained token may be."""
-        if isinstance(data, RolloutDataModule) and self.max_policy_lag is None:
-            data.queue.max_policy_lag(self.every_n_steps)
+        """``ConfigError`` where nothing says how old a trained token may be, or where the queue lets it be older."""
+        if not isinstance(data, RolloutDataModule):
+            return
+        try:
+            bound = data.queue.max_policy_lag(self.every_n_steps)
+        except ConfigError:
+            if self.max_policy_lag is None:
+                raise
+            return
+        if self.max_policy_lag is not None and bound is not None and self.max_policy_lag < bound:
+            got = self.max_policy_lag
+            raise ConfigError(
+                f"max_policy_lag: expected at least {bound}, as old as the queue lets a token be, got {got}"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume the sidecar serves what training began with: push what training has come to."""

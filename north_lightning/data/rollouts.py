@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from north_lightning.data.batches import move_batch, pack_rollouts, rows_at_once
@@ -192,10 +192,8 @@ class RolloutDataModule(LightningDataModule):
         """Have process 0 ask ``is_due`` while waiting, and every process ``call`` when it is; then waiting goes on."""
         self._interruptions.append((is_due, call))
 
-    def setup(self, stage: str) -> None:
-        trainer = self.trainer
-        if stage != "fit" or trainer is None:
-            return
+    def check_run(self, trainer: Trainer, module: object, data: object) -> None:
+        """``ConfigError`` for numbers of batches, steps and epochs that contradict each other, and for accumulation."""
         if self.num_batches is None:
             self.num_batches = trainer.max_steps
         if self.num_batches < 1:
@@ -210,6 +208,12 @@ class RolloutDataModule(LightningDataModule):
                 "trainer.accumulate_grad_batches: expected 1, because a batch is a whole optimizer step; "
                 f"got {trainer.accumulate_grad_batches}"
             )
+
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        if stage != "fit" or trainer is None:
+            return
+        self.check_run(trainer, None, self)
         self._num_at_once, own = rows_at_once(trainer)
         self._row_of = gather_objects(own)
 

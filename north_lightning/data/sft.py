@@ -136,6 +136,16 @@ class SFTDataModule(LightningDataModule):
         self._loader: SFTLoader | None = None
         self._resume_from: Mapping[str, Any] | None = None
 
+    def check_run(self, trainer: object, module: object, data: object) -> None:
+        """Refuse shares that do not sum to 1, and files that are not there, before any is tokenized."""
+        given = [source.share for source in self.sources.values() if source.share is not None]
+        if given and abs(sum(given) - 1) > 1e-3:
+            raise ConfigError(f"data.sources: expected shares that sum to 1, got {sum(given):g}")
+        for name, source in self.sources.items():
+            if not source.files:
+                raise ConfigError(f"data.sources.{name}.files: expected at least one file, got none")
+        list_files([path for source in self.sources.values() for path in source.files] + self.validation_files)
+
     @property
     def shares(self) -> dict[str, float] | None:
         """The sources' shares of the trainable tokens, summing to 1; None where none are given."""

@@ -5,17 +5,18 @@ In: JSONL files of conversations and the model's config. Out: a tokenizer direct
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 
 from north_lightning.chat import ChatFormat, conversation_texts, mine_phrases, train_tokenizer
+from north_lightning.data.records import list_files
 from north_lightning.data.sources import read_samples
 from north_lightning.durable import replace_folder, unfinished_name
 from north_lightning.errors import ConfigError
 from north_lightning.run_folders import claim
 from north_lightning.types import Fraction, Whole
+from north_lightning.untrusted import read_json
 
 
 def train_tokenizer_command(
@@ -41,8 +42,12 @@ def train_tokenizer_command(
     if not model_config.is_file():
         raise ConfigError(f"model_config: no file '{model_config}'")
     claim("output_dir", [output_dir], overwrite)
-    config = json.loads(model_config.read_text())
-    conversations = [conversation for file in files for conversation in read_samples(file)]
+    config = read_json(model_config, ConfigError)
+    if not isinstance(config.get("vocab_size"), int):
+        raise ConfigError(f"model_config: expected a config.json with a vocab_size, got '{model_config}'")
+    if not files:
+        raise ConfigError("files: expected at least one, got none")
+    conversations = [conversation for file in list_files(files) for conversation in read_samples(file)]
     texts = [text for one in conversations for text in conversation_texts(one.messages, one.tools, reasoning)]
     phrases = mine_phrases(texts, min_fraction=min_fraction, max_phrases=max_phrases)
     unfinished = unfinished_name(output_dir)

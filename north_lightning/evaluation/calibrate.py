@@ -19,7 +19,7 @@ from north_lightning.errors import ConfigError, DataError
 from north_lightning.evaluation.attempts import Attempt
 from north_lightning.evaluation.distribution import distribution, write_distribution
 from north_lightning.evaluation.each import attempt_with_each
-from north_lightning.evaluation.serve import SidecarFactory
+from north_lightning.evaluation.serve import SidecarFactory, check_serving
 from north_lightning.evaluation.summary import by_task
 from north_lightning.rollout.metrics import percentile
 from north_lightning.rollout.settings import RolloutSettings
@@ -56,9 +56,12 @@ def calibrate(
     """
     if not 0 < budget_quantile <= 1:
         raise ConfigError(f"budget_quantile: expected a number above 0, at most 1, got {budget_quantile}")
+    tasks = load_task_sets(task_sets)
+    check_serving([checkpoint], tasks, rollouts, sidecar, output.parent)
+    if output.is_dir():
+        raise ConfigError(f"output: expected a file to write, got the folder '{output}'")
     output.parent.mkdir(parents=True, exist_ok=True)
     logs = output.with_suffix(".attempts.jsonl"), output.with_suffix(".vllm.log")
-    tasks = load_task_sets(task_sets)
     named = {"calibration": checkpoint}
     measured_by = attempt_with_each(named, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed)
     attempts = by_task(measured_by["calibration"])

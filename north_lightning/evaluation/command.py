@@ -16,7 +16,7 @@ from rich.table import Table
 from north_lightning.errors import CheckpointError, ConfigError
 from north_lightning.evaluation.attempts import Attempt
 from north_lightning.evaluation.each import attempt_with_each, attempt_with_servers
-from north_lightning.evaluation.serve import SidecarFactory
+from north_lightning.evaluation.serve import SidecarFactory, check_serving
 from north_lightning.evaluation.statistics import holm
 from north_lightning.evaluation.summary import breakdown, compare, summarise
 from north_lightning.rollout import ChatServer
@@ -75,13 +75,15 @@ def evaluate(
     for name, path in checkpoints.items():
         if not (path / "config.json").exists():
             raise CheckpointError(f"checkpoints.{name}: {path} is not a checkpoint directory (no config.json)")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    logs = output_dir / "attempts.jsonl", output_dir / "vllm.log"
     tasks = load_task_sets(task_sets)
-    results: dict[str, list[Attempt]] = {}
     if checkpoints:
         if sidecar is None:
             raise ConfigError("sidecar: expected a vLLM server to serve the checkpoints, got none")
+        check_serving(list(checkpoints.values()), tasks, rollouts, sidecar, output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    logs = output_dir / "attempts.jsonl", output_dir / "vllm.log"
+    results: dict[str, list[Attempt]] = {}
+    if sidecar is not None and checkpoints:
         results |= attempt_with_each(checkpoints, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed)
     results |= attempt_with_servers(servers, tasks, rollouts, logs[0], num_samples, concurrency, seed)
     repositories = {task.id: str(task.metadata["repository"]) for task in tasks if "repository" in task.metadata}

@@ -7,7 +7,7 @@ weights. A server's start takes half a minute, a push a fraction of a second.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from north_lightning.errors import CheckpointError, ConfigError, TokenizerError
 from north_lightning.rollout.runner import RolloutRunner
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.sampling import SharedMemoryTransport, Sidecar
+from north_lightning.types import Task
 
 SHAPE_KEYS = ("hidden_size", "num_hidden_layers", "num_experts", "vocab_size", "head_dim")
 
@@ -45,19 +46,33 @@ class CheckpointServer:
         self._serving = checkpoint
 
 
-@contextmanager
-def checkpoint_server(
-    checkpoints: list[Path], settings: RolloutSettings, sidecar: SidecarFactory, log: Path
-) -> Iterator[CheckpointServer]:
-    """Start a sidecar on the first of ``checkpoints``; they must share shape and tokenizer."""
+def check_serving(
+    checkpoints: Sequence[Path], tasks: Sequence[Task], settings: RolloutSettings, sidecar: SidecarFactory, folder: Path
+) -> None:
+    """Refuse what cannot be served or attempted; nothing is started or written.
+
+    Raises:
+        NorthError: one that names the key and the remedy.
+    """
     _check_same_shape(checkpoints)
     tokenizer = NorthTokenizer.load(checkpoints[0])
     for other in checkpoints[1:]:
         if NorthTokenizer.load(other).fingerprint != tokenizer.fingerprint:
             raise TokenizerError(f"{other}: its tokenizer.json differs from that of {checkpoints[0]}")
-    starting = sidecar(checkpoints[0], log)
-    settings.check_server(starting.max_model_len)
-    with starting as server:
+    server = sidecar(checkpoints[0], folder / "vllm.log")
+    server.check()
+    settings.check_server(server.max_model_len)
+    settings.prepare(tasks)
+    settings.fitting(tasks, checkpoints[0])
+
+
+@contextmanager
+def checkpoint_server(
+    checkpoints: list[Path], settings: RolloutSettings, sidecar: SidecarFactory, log: Path
+) -> Iterator[CheckpointServer]:
+    """Start a sidecar on the first of ``checkpoints``; they must share shape and tokenizer."""
+    check_serving(checkpoints, [], settings, sidecar, log.parent)
+    with sidecar(checkpoints[0], log) as server:
         # A push takes no longer than the start, which reads the weights too.
         transport = SharedMemoryTransport(server.url, server.start_timeout_s)
         try:
@@ -73,7 +88,7 @@ def _shards(checkpoint: Path) -> list[Path]:
     return shards
 
 
-def _check_same_shape(checkpoints: list[Path]) -> None:
+def _check_same_shape(checkpoints: Sequence[Path]) -> None:
     if not checkpoints:
         raise ConfigError("checkpoints: expected at least one")
     shapes = []

@@ -331,7 +331,7 @@ class FakeSidecar(Sidecar):
         return FakeVLLM(lambda request: random_tokens(request, vocab_size), port=port)
 
     def start(self) -> None:
-        self._check_checkpoint()
+        self.check_checkpoint()
         self.server = self.make_server(self._port or 0)
         self.server.start()
         self._port = self.server._port

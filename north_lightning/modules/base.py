@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
@@ -128,6 +128,7 @@ class NorthModule(LightningModule):
         """Build the model once, and refuse a tokenizer that does not belong to it."""
         if self.model is not None:
             return
+        self.check_run(self.trainer, self, getattr(self.trainer, "datamodule", None))
         strategy = self.trainer.strategy
         if isinstance(strategy, NorthStrategy):
             source = self.checkpoint or self.config_path
@@ -140,7 +141,6 @@ class NorthModule(LightningModule):
         else:
             assert self.config_path is not None
             self.model = NorthModel(NorthConfig.load(self.config_path), self.compute)
-        self._check_tokenizer(self.model.config)
         if self.freeze_router:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(".router." not in f".{name}.")
@@ -193,23 +193,38 @@ class NorthModule(LightningModule):
         is_grouped = isinstance(self.trainer.strategy, NorthStrategy)
         return self.optimizer_factory([{"params": [parameter]}] if is_grouped else [parameter])
 
-    def check_run(self, trainer: Any, module: LightningModule, data: Any) -> None:
-        """Called before a run begins; see ``preflight``."""
-        self.trainer = trainer
-        self.precision()
+    def check_run(self, trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> None:
+        """Refuse a tokenizer that does not belong to the model, other data's tokenizer, and rows that are too long.
 
-    def _check_tokenizer(self, config: NorthConfig) -> None:
-        """The model's tokenizer, and the one the data is encoded with, fit the model and are the same."""
-        data = getattr(self.trainer, "datamodule", None)
+        Raises:
+            CheckpointError, ConfigError, TokenizerError: before anything is built.
+        """
+        if trainer.gradient_clip_val is not None:
+            raise ConfigError("trainer.gradient_clip_val: expected nothing, set model.max_grad_norm instead")
+        if isinstance(trainer, Trainer):
+            self.trainer = trainer
+        self.precision()
+        source = self.checkpoint or self.config_path
+        assert source is not None
+        config = NorthConfig.load(source)
+        if self.checkpoint is not None and not any(self.checkpoint.glob("*.safetensors")):
+            raise CheckpointError(f"model.checkpoint: expected *.safetensors in the folder, found none in '{source}'")
+        if self.adapter is not None and not (self.adapter / "adapter_config.json").is_file():
+            raise CheckpointError(f"model.adapter: expected a folder with an adapter_config.json, got '{self.adapter}'")
         folders = [folder for folder in (self.tokenizer_dir, getattr(data, "tokenizer", None)) if folder is not None]
         tokenizers = [NorthTokenizer.load(folder) for folder in folders]
         self._tokenizer = tokenizers[0] if tokenizers else None
         for tokenizer in tokenizers:
-            tokenizer.check(config.to_hf(), f"the model ({self.checkpoint or self.config_path})")
+            tokenizer.check(config.to_hf(), f"the model ({source})")
             if tokenizer.fingerprint != tokenizers[0].fingerprint:
                 raise TokenizerError(
-                    f"expected one tokenizer for model and data, got '{folders[0]}' and '{folders[1]}'"
+                    f"data.tokenizer: expected the model's ('{folders[0]}'), got another ('{folders[1]}')"
                 )
+        row, longest = getattr(data, "row_tokens", 0), config.max_position_embeddings
+        if row > longest:
+            raise ConfigError(
+                f"data.row_tokens: expected at most the model's max_position_embeddings, {longest}, got {row}"
+            )
 
     def save_hf(self, directory: Path, dtype: str | None = None) -> None:
         """Write the model as a Hugging Face checkpoint, with its tokenizer and the base checkpoint's licenses. Called
@@ -299,11 +314,6 @@ class NorthModule(LightningModule):
         if self.trainer.is_global_zero:
             optimizer = type(self.trainer.optimizers[0]).__name__
             print(f"precision: {self.precision().describe(optimizer)}", flush=True)
-
-    def on_train_start(self) -> None:
-        """Refuse Lightning's clipping, which would be ignored."""
-        if self.trainer.gradient_clip_val is not None:
-            raise ConfigError("trainer.gradient_clip_val: expected nothing, set model.max_grad_norm instead")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip to ``max_grad_norm``; log the norm before that. ``TrainingError`` if it is not finite."""

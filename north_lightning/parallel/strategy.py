@@ -86,6 +86,31 @@ class NorthStrategy(ModelParallelStrategy):
 
     # ---- processes ---------------------------------------------------------------------------------------------------
 
+    def check_run(self, trainer: Trainer, module: Any, data: object) -> None:
+        """``ConfigError`` for sizes that do not make up the processes, or that the model cannot be divided by."""
+        world = trainer.num_devices * trainer.num_nodes
+        others = self._replicate * self._context * self._tensor
+        shard = max(1, world // others) if self._shard == "auto" else self._shard
+        sizes = ParallelSizes(self._replicate, shard, self._context, self._expert, self._tensor)
+        if sizes.world != world:
+            raise ConfigError(
+                f"trainer.strategy: expected replicate x shard x context x tensor = {world} (trainer.devices x "
+                f"num_nodes), got {sizes.replicate} x {sizes.shard} x {sizes.context} x {sizes.tensor} = {sizes.world}"
+            )
+        source = getattr(module, "checkpoint", None) or getattr(module, "config_path", None)
+        config = NorthConfig.load(source) if source is not None else None
+        for size, key in ((sizes.tensor, "num_key_value_heads"), (sizes.expert, "num_experts")):
+            if config is not None and getattr(config, key) % size:
+                name = "expert" if key == "num_experts" else "tensor"
+                raise ConfigError(
+                    f"trainer.strategy.{name}: expected a divisor of {key} ({getattr(config, key)}), got {size}"
+                )
+        if sizes.row > 1 and getattr(getattr(module, "loss", None), "needs_whole_sequences", False):
+            raise ConfigError(
+                "model.loss: expected one that is computed token by token, because several processes share a row "
+                f"(trainer.strategy.context x tensor = {sizes.row}), got {type(module.loss).__name__}"
+            )
+
     def setup_environment(self) -> None:
         """Join the other processes and take a place among them."""
         super().setup_environment()

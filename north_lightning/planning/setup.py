@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from north_lightning.config_files import load_yaml
 from north_lightning.errors import ConfigError
 from north_lightning.model.config import NorthConfig
 from north_lightning.model.files import stored_dtype
@@ -75,7 +76,7 @@ def read_setup(path: Path, num_gpus: int | None = None, shape: Path | None = Non
     """
     if not path.is_file():
         raise ConfigError(f"config: expected a YAML file, got '{path}'")
-    fit = yaml.safe_load(path.read_text(encoding="utf-8"))
+    fit = load_yaml(path.read_text(encoding="utf-8"), str(path))
     model, data, trainer = (_section(fit, name, path) for name in ("model", "data", "trainer"))
     shape = shape or _shape_file(model, path)
     arguments = data.get("init_args", {})

@@ -58,6 +58,10 @@ class ChatServer:
     num_retries: Whole = 3
     extra_body: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"server.url: expected http:// or https://, up to and with /v1, got {self.url!r}")
+
     def headers(self) -> dict[str, str]:
         """Of every request; ``ConfigError`` if the key is not in the environment."""
         if not self.api_key_env:

@@ -5,6 +5,7 @@ In: settings from a config. Out: a ``RolloutRunner`` for a served model. Picklab
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from north_lightning.sampling.pool import SamplerPool
 from north_lightning.sandbox.scratch import delete_stale_scratch
 from north_lightning.tasks import image_of
 from north_lightning.types import Count, Fraction, NotNegative, RootFileSystem, SamplingParams, Task
+
+log = logging.getLogger(__name__)
 
 
 def roots_of(task: Task) -> set[RootFileSystem]:
@@ -120,6 +123,35 @@ class RolloutSettings(AttemptSettings):
     temperature: NotNegative = 1.0
     top_p: Fraction = 1.0
     reasoning: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_turn_tokens > self.max_context_tokens:
+            raise ConfigError(
+                f"rollouts.max_turn_tokens: expected at most max_context_tokens, {self.max_context_tokens}, got "
+                f"{self.max_turn_tokens}"
+            )
+
+    def fitting(self, tasks: Sequence[Task], tokenizer_dir: Path) -> list[Task]:
+        """The tasks whose prompt leaves room for a turn; the others are said once, now and not when their turn comes.
+
+        Raises:
+            ConfigError: an environment is left without tasks.
+        """
+        chat = ChatFormat(NorthTokenizer.load(tokenizer_dir), self.reasoning)
+        prompts = {task.id: self.harnesses[task.environment].prompt(task) for task in tasks}
+        lengths = {name: len(chat.encode_prompt(one.messages, one.tools)) for name, one in prompts.items()}
+        fit = [task for task in tasks if lengths[task.id] < self.max_context_tokens]
+        if len(fit) == len(tasks):
+            return fit
+        longest = max(lengths, key=lambda name: lengths[name])
+        said = (
+            f"rollouts.max_context_tokens: expected more than the prompts of {len(tasks) - len(fit)} of {len(tasks)} "
+            f"tasks, such as {longest} with {lengths[longest]} tokens, got {self.max_context_tokens}"
+        )
+        if {task.environment for task in fit} != {task.environment for task in tasks}:
+            raise ConfigError(f"{said}: raise it, or leave those tasks out of task_sets")
+        log.warning("%s; these tasks are left out", said)
+        return fit
 
     def check_server(self, max_model_len: int) -> None:
         """Refuse a server whose context is too short: it would fail long rollouts only, and bias training to short."""

@@ -10,10 +10,13 @@ The server is reachable from this machine only: its weight-update routes have no
 from __future__ import annotations
 
 import contextlib
+import difflib
+import importlib.util
 import ipaddress
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -41,6 +44,20 @@ from north_lightning.types import Count, Positive
 HOST = "127.0.0.1"
 BACKENDS = {"shared_memory": BACKEND, "nccl": "nccl"}
 """How weights come, and vLLM's name for it."""
+DTYPES = ("auto", "float32", "float16", "bfloat16", "half", "float")
+OWN_ARGUMENTS = {
+    "--model": "the checkpoint is the one that is trained or evaluated",
+    "--port": "a free port is taken",
+    "--dtype": "set the sidecar's dtype instead",
+    "--max-model-len": "set the sidecar's max_model_len instead",
+    "--max-num-seqs": "set the sidecar's max_num_seqs instead",
+    "--kv-cache-memory-bytes": "set the sidecar's kv_cache_gib instead",
+    "--enable-prefix-caching": "set the sidecar's prefix_caching instead",
+    "--weight-transfer-config": "set the sidecar's weight_transfer instead",
+    "--logprobs-mode": "training needs processed_logprobs",
+    "--skip-tokenizer-init": "token ids go in and out",
+}
+"""Arguments of vLLM's server that are chosen here, and what to do instead of giving them."""
 POLL_INTERVAL_S = 0.1
 PROGRESS_INTERVAL_S = 10.0
 MIN_BATCHED_TOKENS = 8192
@@ -85,7 +102,7 @@ class Sidecar:
             grows with the load of each CPU.
         environment: further environment variables of the server, such as ``CUDA_VISIBLE_DEVICES``.
         weight_transfer: ``shared_memory`` for ``SharedMemoryTransport``, ``nccl`` for ``NCCLTransport``.
-        extra_args: further arguments for vLLM's API server, verbatim; they win over the ones chosen here.
+        extra_args: further arguments for vLLM's API server, verbatim; those that ``Sidecar`` chooses are refused.
     """
 
     def __init__(
@@ -123,6 +140,9 @@ class Sidecar:
         self.extra_args = tuple(extra_args)
         self.weight_transfer = weight_transfer
         _refuse_wider_than_loopback(self.extra_args)
+        _refuse_own_arguments(self.extra_args)
+        if dtype not in DTYPES:
+            raise ConfigError(f"sidecar.dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
         self.start_seconds: float | None = None
         self.return_routed_experts = False
         """Whether answers name the experts that were visited where a request asks for them; set it before ``start``."""
@@ -159,7 +179,7 @@ class Sidecar:
         """
         if self._process is not None:
             raise SidecarError(f"the vLLM sidecar is already running at {self.url}")
-        self._check_checkpoint()
+        self.check_checkpoint()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._port = self._port or free_port()
         started = time.monotonic()
@@ -317,7 +337,19 @@ class Sidecar:
             **self.environment,
         }
 
-    def _check_checkpoint(self) -> None:
+    def check(self) -> None:
+        """``ConfigError`` or ``TokenizerError`` if the server could not start as it is set; it is not started."""
+        self.check_checkpoint()
+        options = _options_of_vllm()
+        for argument in self.extra_args:
+            option = argument.split("=", 1)[0].replace("_", "-")
+            if options and option.startswith("--") and not {option, option.replace("--no-", "--")} & options:
+                close = difflib.get_close_matches(option, options, 1)
+                suggestion = f"; did you mean {close[0]}?" if close else ": remove it"
+                raise ConfigError(f"sidecar.extra_args: vLLM's server has no option {option}{suggestion}")
+
+    def check_checkpoint(self) -> None:
+        """``ConfigError`` or ``TokenizerError`` for a checkpoint that this server cannot serve as it is set."""
         config_path = self.model_dir / "config.json"
         if not config_path.is_file():
             raise ConfigError(f"model_dir: expected a checkpoint directory with a config.json, got {self.model_dir}")
@@ -389,6 +421,28 @@ def _refuse_wider_than_loopback(arguments: Sequence[str]) -> None:
                 f"extra_args: expected no --host beyond loopback, got {host}: vLLM's weight-update routes answer "
                 "without --api-key; put a proxy that authenticates in front of the loopback address"
             )
+
+
+def _refuse_own_arguments(arguments: Sequence[str]) -> None:
+    """``ConfigError`` for an argument that would silently win over one of ``Sidecar``'s own."""
+    for argument in arguments:
+        option = argument.split("=", 1)[0].replace("_", "-").replace("--no-", "--")
+        if option in OWN_ARGUMENTS:
+            raise ConfigError(f"sidecar.extra_args: expected no {argument}: {OWN_ARGUMENTS[option]}")
+
+
+def _options_of_vllm() -> set[str]:
+    """The server's options, read from the installed vLLM's source: importing it takes ten seconds. Empty without it."""
+    spec = importlib.util.find_spec("vllm")
+    places = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+    options: set[str] = set()
+    for file in (
+        file for place in places for part in ("engine", "entrypoints") for file in (place / part).rglob("*arg*.py")
+    ):
+        text = file.read_text(encoding="utf-8")
+        options |= {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+):", text, re.MULTILINE)}
+        options |= set(re.findall(r'"(--[\w-]+)"', text))
+    return options
 
 
 def is_loopback(host: str) -> bool:

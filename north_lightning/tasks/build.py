@@ -52,6 +52,8 @@ def build_task_sets(output_dir: Path, sets: list[TaskSetSettings], seed: int = 0
         seed: Another seed, other names.
         overwrite: Move an earlier set aside, to NAME.1, instead of refusing to replace it.
     """
+    if not sets:
+        raise ConfigError("sets: expected at least one, got none")
     names = [one.name for one in sets]
     if len(set(names)) != len(names):
         raise ConfigError(f"sets: names must differ, got {names}")

@@ -239,7 +239,10 @@ def load_tasks(path: Path) -> list[Task]:
 
 def load_task_sets(paths: Iterable[Path]) -> list[Task]:
     """The tasks of several task sets, set after set."""
-    return [task for path in paths for task in load_tasks(path)]
+    tasks = {path: load_tasks(path) for path in paths}
+    if not any(tasks.values()):
+        raise TaskError(f"task_sets: expected at least one task, found none in {list(map(str, tasks)) or 'no set'}")
+    return [task for path in paths for task in tasks[path]]
 
 
 def _listed_task(listing: Path, number: int, line: str) -> Task:

@@ -34,6 +34,7 @@ def preview_data(
     """
     if row < 0 or rows_per_step < 1:
         raise ConfigError(f"expected row at least 0 and rows_per_step at least 1, got {row} and {rows_per_step}")
+    data.check_run(None, None, data)
     data.setup("fit")
     stream = data.make_stream(rows_per_step)
     for _ in range(row // rows_per_step + 1):

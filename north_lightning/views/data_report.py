@@ -44,6 +44,7 @@ def report_data(
         filter_account: The `filter.json` of `data filter`, to show what was dropped before: leaks and duplicates too.
     """
     before = _read_account(filter_account)
+    data.check_run(None, None, data)
     data.setup("fit")
     planned = data.make_stream(rows_per_step).plan_pass()
     summary = summarise(data, planned, rows_per_step)

@@ -30,7 +30,9 @@ class UnableSidecar(AbleSidecar):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run_inputs(tmp_path_factory.mktemp("inputs"))
+    folder = write_run_inputs(tmp_path_factory.mktemp("inputs"))
+    (folder / "config.json").write_text("{}")
+    return folder
 
 
 def make_module(inputs: Path, **settings: object) -> CISPOModule:
