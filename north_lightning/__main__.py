@@ -1,6 +1,10 @@
 """``python -m north_lightning``."""
 
+import os
 import sys
+
+if sys.path[0] == os.getcwd():  # `-m` puts it first; a folder that someone else has filled is not to shadow a package
+    sys.path.append(sys.path.pop(0))
 
 from north_lightning.signals import end_at_once
 

@@ -66,7 +66,7 @@ def _shown(note: str) -> tuple[str, str]:
     """The failing statement of the test, if the note still has it, and the exception's words."""
     try:
         message = str(ast.literal_eval(note))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         message = note
     lines = [line for line in message.splitlines() if line.strip()]
     if any(line.startswith("E ") for line in lines):

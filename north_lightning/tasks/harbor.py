@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from north_lightning.errors import TaskError
+from north_lightning.errors import DataError, TaskError
 from north_lightning.sandbox.trees import copy_tree
 from north_lightning.tasks.check import check_task
 from north_lightning.tasks.git import commit_all
@@ -28,7 +28,7 @@ from north_lightning.tasks.places import collect_hooks, root_of, verifier_enviro
 from north_lightning.tasks.schema import Agent, TaskConfig, Verifier
 from north_lightning.tasks.schema import TaskStep as StepConfig
 from north_lightning.types import Command, Task, TaskStep
-from north_lightning.untrusted import check_name, write_files
+from north_lightning.untrusted import check_name, load_json, read_file, write_files
 
 DOCKERFILE = "FROM debian:12\nWORKDIR /work\nCOPY files/ /work/\n"
 SCHEMA_VERSION = "1.0"
@@ -75,7 +75,11 @@ def solution_steps(task: Task) -> list[tuple[str, dict[str, Any]]]:
     path = task.directory / "solution" / "steps.json"
     if not path.exists():
         raise TaskError(f"{path}: no scripted solution; trajectories can only be recorded from tasks that have one")
-    return [(name, arguments) for name, arguments in json.loads(path.read_text())]
+    try:
+        steps = load_json(read_file(path, task.directory))
+        return [(str(name), dict(arguments)) for name, arguments in steps]
+    except (DataError, TypeError, ValueError) as error:
+        raise TaskError(f"{path}: expected a list of [tool, arguments], got: {error}") from error
 
 
 def write_task(source: TaskSource, parent: Path) -> Path:
@@ -207,6 +211,9 @@ def _text(directory: Path, metadata: Mapping[str, Any], key: str, default: str) 
 
 
 def _max_turns(directory: Path, metadata: Mapping[str, Any]) -> int:
+    rate = metadata.get("pass_rate", 0.0)
+    if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        raise TaskError(f"{directory}/task.toml: [metadata] pass_rate: expected a share, got {rate!r}"[:300])
     value = metadata.get("max_turns", MAX_TURNS)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise TaskError(f"{directory}/task.toml: [metadata] max_turns: expected a number of turns, got {value!r}")

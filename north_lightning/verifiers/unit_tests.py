@@ -217,8 +217,8 @@ class UnitTestVerifier(RewardVerifier):
         self, task: Task, tests: Path, workdir: Path, scratch: Path, sandboxes: SandboxProvider
     ) -> Reward:
         """1 if the log says of every expected test that it passed; a test that it does not name has failed."""
-        expected = [*task.metadata["fail_to_pass"], *task.metadata["pass_to_pass"]]
-        parse = PARSERS.get(task.metadata["log_parser"])
+        expected = [name for key in ("fail_to_pass", "pass_to_pass") for name in task.metadata.get(key) or ()]
+        parse = PARSERS.get(str(task.metadata["log_parser"]))
         if parse is None or not expected:
             raise VerifierError(
                 f"task {task.id}: expected tests and a log_parser of {', '.join(PARSERS)}, got "

@@ -11,6 +11,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -509,6 +510,15 @@ def test_a_class_path_names_a_class_of_its_kind(value: str, world: World) -> Non
     with pytest.raises(SystemExit) as ended:
         main(["tasks", "build", "--config", str(path)])
     assert ended.value.code == 2
+    assert not world.marker.exists()
+
+
+def test_a_folder_that_is_worked_in_shadows_no_package(world: World) -> None:
+    for name in ("yaml", "jsonargparse", "torch", "httpx", "numpy", "lightning", "rich"):
+        (world.target / f"{name}.py").write_text(f"open({str(world.marker)!r}, 'w')\n")
+    command = [sys.executable, "-m", "north_lightning", "tasks", "check", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=world.target)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "0 of 1 ok"), done.stderr
     assert not world.marker.exists()
 
 

@@ -19,7 +19,7 @@ from north_lightning.sandbox.dockerfile import read_dockerfile
 from north_lightning.sandbox.dockerfile_build import _found, _StepFailed, expanded
 from north_lightning.sandbox.layers import ImageSettings
 from north_lightning.tasks.check import check_tasks
-from north_lightning.tasks.harbor import load_task, load_tasks
+from north_lightning.tasks.harbor import load_task, load_tasks, solution_steps
 from north_lightning.types import CommandResult, Rollout, RootFileSystem
 from north_lightning.verifiers import UnitTestVerifier
 
@@ -86,6 +86,9 @@ TOML: dict[str, str] = {
     "a variable without a name": '[verifier]\nenv = {"" = "v"}\n',
     "a NUL in a variable": '[verifier]\nenv = {A = "a\\u0000b"}\n',
     "not UTF-8": "\udcff",
+    "a pass rate that is none": '[metadata]\npass_rate = "high"\n',
+    "a pass rate that is not a number": "[metadata]\npass_rate = nan\n",
+    "turns without end": "[metadata]\nmax_turns = inf\n",
 }
 
 DIRECTORIES: dict[str, Callable[[World], Path]] = {
@@ -128,7 +131,7 @@ def test_a_task_directory_leads_nowhere_and_its_mistake_is_named(name: str, worl
     world.said += str(raised.value)
     assert len(str(raised.value).splitlines()) <= 8
     assert "\x1b" not in str(raised.value)
-    if "family" not in name and "environment with" not in name:  # Harbor has no say in those
+    if "[metadata]" not in TOML.get(name, ""):  # which Harbor does not look at
         with pytest.raises(TaskError):
             check_tasks([root])
 
@@ -151,6 +154,12 @@ def test_a_listing_names_its_line(line: str, world: World) -> None:
     listing.write_bytes(b"\xff\n")
     with pytest.raises(TaskError):
         load_tasks(listing)
+
+
+@pytest.mark.parametrize("steps", ["{", "[3]", '[["bash"]]', '[["bash", 3]]', "[" * 3000, "3", '{"a": 1}'])
+def test_the_steps_of_a_solver_are_tools_and_arguments(steps: str, world: World) -> None:
+    with pytest.raises(TaskError, match="steps.json: expected a list"):
+        solution_steps(load_task(task(world, **{"solution/steps.json": steps})))
 
 
 # ---- secrets -------------------------------------------------------------------------------------------------------
