@@ -201,7 +201,7 @@ def _without_property_patterns(schema: Any) -> Any:
     return {key: _without_property_patterns(value) for key, value in schema.items() if key not in loose}
 
 
-MAX_STEPS = 100_000
+MAX_STEPS = 30_000
 """Keywords that are looked at for one call: references can double what there is to check at every level."""
 MAX_PATTERN_S = 0.2
 _steps: ContextVar[list[int]] = ContextVar("steps")
