@@ -54,6 +54,10 @@ test-full: lint
 mutants: setup
 	$(BIN)/python tests/mutants.py $(ARGS)
 
+# At most eight minutes on one large GPU; needs no setup but torch. PYTHON names the interpreter that has it.
+gpu-check:
+	$(PYTHON) tests/benchmarks/gpu_check.py $(ARGS)
+
 bench: setup
 	@set -e; for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
