@@ -10,7 +10,8 @@ loses nothing beside its share keeps that fraction of the speed it has alone. ``
 sessions are scheduled as groups (``sched_autogroup_enabled``) and every neighbor has a session of its own (``apart``),
 each session is entitled to C / (n + 1) cores, and the trainer to what n neighbors of one core each leave.
 
-The step is measured with threads that wait passively, as the package sets it, and with libgomp's own default.
+The step is measured with threads that wait passively, as the package sets it, with one thread (``--num_threads 1``),
+and with libgomp's own default.
 """
 
 import json
@@ -28,8 +29,8 @@ from typing import Any
 OUTPUT = Path("runs/bench/busy_machine.json")
 MODEL = Path(__file__).parents[2] / "configs" / "quickstart" / "model.json"
 NEIGHBORS = (0, 1, 4, 20)
-SETTLE_S, MEASURE_S = 2.0, float(os.environ.get("MEASURE_S", 12))
-RL_NEIGHBORS, RL_S = 25, float(os.environ.get("RL_S", 100))
+SETTLE_S, MEASURE_S = 2.0, float(os.environ.get("MEASURE_S", 10))
+RL_NEIGHBORS, RL_S = 25, float(os.environ.get("RL_S", 90))
 
 
 @contextmanager
@@ -75,7 +76,8 @@ def measure_sft(environment: dict[str, str], apart: bool = False) -> dict[str, A
     """Tokens a second and CPU cores beside each number of neighbors, and what is kept of the fair share."""
     import torch
 
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0))
+    threads = int(environment.get("OMP_NUM_THREADS", torch.get_num_threads()))
     trainer = subprocess.Popen(
         [sys.executable, __file__, "train_for_ever"],
         env=os.environ | environment,
@@ -120,7 +122,8 @@ def measure_sft(environment: dict[str, str], apart: bool = False) -> dict[str, A
 
 def bench_sft() -> dict[str, Any]:
     results = {}
-    for name, environment in {"passive": {}, "libgomp_default": {"OMP_WAIT_POLICY": ""}}.items():
+    variants = {"passive": {}, "one_thread": {"OMP_NUM_THREADS": "1"}, "libgomp_default": {"OMP_WAIT_POLICY": ""}}
+    for name, environment in variants.items():
         print(f"SFT, threads wait: {name}")
         results[name] = measure_sft(environment)
     if Path("/proc/sys/kernel/sched_autogroup_enabled").read_text().strip() == "1":
