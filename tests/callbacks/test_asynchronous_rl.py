@@ -69,6 +69,8 @@ class Borrowed(WeightTransport):
 class Running:
     """The session's server, dressed as one that the callback starts and stops."""
 
+    can_return_routed_experts = False
+
     def __init__(self, url: str, max_model_len: int) -> None:
         self.url, self.max_model_len = url, max_model_len
         self.environment: dict[str, str] = {}

@@ -28,6 +28,8 @@ from north_lightning.types import NOT_SAMPLED, Reward, Rollout, RolloutGroup, Tu
 class FakeSidecar:
     """Nothing runs; it remembers whether it was started and stopped, and dies when told to."""
 
+    can_return_routed_experts = False
+
     def __init__(self, model_dir: Path, log_path: Path) -> None:
         self.model_dir, self.log_path = model_dir, log_path
         self.url = "http://127.0.0.1:1"
