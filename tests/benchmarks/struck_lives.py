@@ -36,6 +36,8 @@ MARK = "NORTH_LIGHTNING_STRUCK_RUNS"
 PATIENCE_S = 60.0
 CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130, signal.SIGKILL: 137}
 FIRST = "imports, parsing"
+EARLY = 0.2
+"""Share of the strikes that may fall there."""
 
 
 class Moments(Callback):
@@ -118,8 +120,11 @@ class Striker:
 
     def _strike(self, child: int, folder: Path, number: int, longest_s: float) -> bool:
         """Whether the life was still there."""
+        is_early = self._noise.random() < EARLY  # while it parses; else from when it is set up
         until = time.monotonic() + self._noise.uniform(0.0, longest_s)
         while time.monotonic() < until:
+            if not is_early and not (folder / "moment").exists():
+                until = time.monotonic() + self._noise.uniform(0.0, longest_s)
             if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return False
             time.sleep(0.002)
