@@ -35,6 +35,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> None:
         measured = [attempt(task.id, seed, t) for task in tasks for seed, t in enumerate(SOLVED_IN[int(task.id[-1])])]
         return {"calibration": measured}
 
+    monkeypatch.setattr(module, "check_serving", lambda *_: None)
     monkeypatch.setattr(module, "attempt_with_each", all_attempts)
 
 
