@@ -277,3 +277,8 @@ def test_the_minimal_detectable_effect_is_found_four_times_out_of_five(sizes):
         pilots=100 if len(sizes) == 12 else 8,
     )
     assert 0.74 <= found["found"] <= 0.86
+
+
+def test_two_clusters_have_an_interval_that_is_finite_and_wide():
+    low, high = rate_interval([0.2] * 20 + [0.6] * 20, clusters="a" * 20 + "b" * 20)
+    assert 0.0 < low < 0.2 < 0.6 < high < 1.0
