@@ -31,7 +31,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
 from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402
 from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException  # noqa: E402
+from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
 
 import north_lightning.data.sft  # noqa: E402 (here and below: importing a class makes its short name known)
 import north_lightning.synthesis  # noqa: E402, F401
@@ -57,8 +57,21 @@ from north_lightning.run_folders import (  # noqa: E402
 )
 from north_lightning.sandbox.scratch import Scratch  # noqa: E402
 from north_lightning.signals import Ended, end_in_order, exit_code, requeue_slurm_job  # noqa: E402
+from north_lightning.trainer_flags import MonitorCheck, check_flags, complaint  # noqa: E402
 
 PLUGIN_GROUP = "north_lightning.plugins"
+
+ROUTINE = (
+    "GPU available",
+    "TPU available",
+    "💡",
+    "LOCAL_RANK",
+    "`Trainer",
+    "Using default",
+    "Initializing distributed",
+    "-" * 9,
+)
+"""How lines begin that Lightning logs in every run."""
 
 
 class TrainingParser(ExplainingParser, LightningArgumentParser):
@@ -163,6 +176,7 @@ class NorthCLI(LightningCLI):
 
     def before_fit(self) -> None:
         end_in_order()
+        check_flags(self.config[self.subcommand].trainer, self.trainer, self.model, self.datamodule)
         self._check("fit")
         settings = self.config[self.subcommand]
         for callback in self._callbacks(RunLock):
@@ -276,6 +290,7 @@ class NorthCLI(LightningCLI):
             raise ConfigError(f"trainer: {error}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = DurableCheckpointIO()
+        trainer.callbacks.insert(0, MonitorCheck())  # type: ignore[attr-defined]
         return trainer
 
 
@@ -289,9 +304,12 @@ def run_training(arguments: Sequence[str]) -> int:
         plugin.load()
     os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for handler in logging.getLogger("lightning").handlers + logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(lambda record: not record.getMessage().startswith(ROUTINE))
     warnings.filterwarnings("ignore", r"Total length of .* across ranks is zero")  # no validation data: as configured
     warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", r"Using ModelCheckpoint with manual optimization")  # it is for GANs
+    warnings.filterwarnings("ignore", r"You're using the WeightAveraging callback with a model that overrides")
     sys.argv = [sys.argv[0], *arguments]  # Lightning warns when it is given both
     saver = SaveOnTermination(shlex.join(["python", "-m", "north_lightning", *_without_beginning(arguments)]))
     try:
@@ -315,8 +333,10 @@ def run_training(arguments: Sequence[str]) -> int:
         if saver.received is None and not isinstance(ended, SIGTERMException):
             raise
         return exit_code(saver.received or signal.SIGTERM)
-    except MisconfigurationException as error:
-        raise ConfigError(str(error)) from error
+    except Exception as error:
+        if (line := complaint(error)) is not None:
+            raise ConfigError(line) from error
+        raise
     return 0
 
 

@@ -45,6 +45,8 @@ ORDER = [
     "doctor",
     "recipe",
     "preflight",
+    "trainer_flags",
+    "run_loggers",
     "lightning_cli",
     "cli",
     "__main__",

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
 
 from north_lightning.durable import remove_folder, replace_folder, unfinished_name
 from north_lightning.errors import ConfigError
@@ -22,6 +26,8 @@ from north_lightning.types import Count
 
 class HFCheckpoint(Callback):
     """Writes ``directory`` at the end of training, and ``directory/step-N`` on the way if asked to.
+
+    Where a ``WeightAveraging`` callback averages the weights, the averages are written, wherever it stands in the list.
 
     Args:
         directory: Where to; ``checkpoint`` in the run's folder by default.
@@ -60,6 +66,8 @@ class HFCheckpoint(Callback):
         step = trainer.global_step
         if self.every_n_steps and step % self.every_n_steps == 0 and step != self._written_at:
             self._written_at = step
+            for callback in _averaging(trainer):  # this step's weights too; only the first call does anything
+                callback.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)  # type: ignore[arg-type]
             directory = self._directory(trainer)
             self._write(trainer, pl_module, directory / f"step-{step}")
             if self.keep is not None and trainer.is_global_zero:
@@ -93,12 +101,30 @@ class HFCheckpoint(Callback):
             directory.mkdir(parents=True, exist_ok=True)
             _give_back_steps(fresh, directory)  # of a run that was killed between the two
             shutil.rmtree(fresh, ignore_errors=True)
-        pl_module.save_hf(fresh, self.dtype)
+        with _averaged(trainer, pl_module):
+            pl_module.save_hf(fresh, self.dtype)
         if not trainer.is_global_zero:
             return
         if (old := replace_folder(fresh, directory)) is not None:
             _give_back_steps(old, directory)
             shutil.rmtree(old)
+
+
+def _averaging(trainer: Trainer) -> list[WeightAveraging]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _averaged(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """With the averages in place of the weights, as they are while Lightning validates."""
+    for callback in _averaging(trainer):
+        callback.on_validation_epoch_start(trainer, pl_module)
+        rank_zero_info(f"HFCheckpoint writes the averaged weights of {type(callback).__name__}")
+    try:
+        yield
+    finally:
+        for callback in _averaging(trainer):
+            callback.on_validation_epoch_end(trainer, pl_module)
 
 
 def _give_back_steps(old: Path, directory: Path) -> None:

@@ -48,6 +48,7 @@ class SFTLoader:
         world_size: number of ranks that get different rows.
         rank: this one among them.
         num_workers: processes that make batches ahead.
+        repeat: begin every epoch with the first step again.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class SFTLoader:
         world_size: int = 1,
         rank: int = 0,
         num_workers: int = 0,
+        repeat: bool = False,
     ) -> None:
         assert stream.rows_per_step == accumulate * world_size, "the stream was made for another split"
         self._store, self._stream = store, stream
@@ -65,6 +67,7 @@ class SFTLoader:
         self._num_workers = num_workers
         self._rows_per_pass: int | None = None
         self._position = stream.state_dict()  # of the first step of which not all batches were given
+        self._first = self._position if repeat else None
         self._batch = 0  # micro-batches given in this epoch
         self._resumed = False
 
@@ -77,6 +80,7 @@ class SFTLoader:
         length = len(self)
         if not self._resumed or self._batch >= length:
             self._batch = 0
+            self._position = self._first or self._position
         self._resumed = False
         assert self._batch % self._accumulate == 0, "an epoch begins and resumes between optimizer steps"
         positions: deque[dict[str, Any]] = deque()  # after each step that is planned and not completely given

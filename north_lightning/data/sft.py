@@ -186,7 +186,8 @@ class SFTDataModule(LightningDataModule):
         accumulate = 1 if trainer is None else trainer.accumulate_grad_batches
         world_size, rank = rows_at_once(trainer)
         stream = self.make_stream(accumulate * world_size)
-        self._loader = SFTLoader(self.store, stream, accumulate, world_size, rank, self.num_workers)
+        repeat = trainer is not None and trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        self._loader = SFTLoader(self.store, stream, accumulate, world_size, rank, self.num_workers, repeat)
         if self._resume_from is not None:
             self._loader.load_state_dict(self._resume_from)
             self._resume_from = None

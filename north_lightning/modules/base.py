@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
@@ -41,10 +41,14 @@ from north_lightning.model import (
 from north_lightning.model.files import stored_dtype
 from north_lightning.model.precision import BYTES, Precision, canonical, choose_precision
 from north_lightning.modules.resuming import FORMAT, KEY, describe_part, flatten, read_settings, refuse_changes
+from north_lightning.modules.schedule import StepPlateau, scheduler_config
 from north_lightning.parallel import NorthStrategy, clip_grad_norm, parameter_groups
 from north_lightning.types import PackedBatch, Positive, Whole
 
 _ACCUMULATE = "accumulate_grad_batches"
+_AVERAGED = "current_model_state"
+_WEIGHTS = {"state_dict", _AVERAGED}
+"""Where checkpoints hold weights; with a ``WeightAveraging`` the first holds averages, the second what is trained."""
 
 
 def adamw(parameters: Iterable[Any]) -> Optimizer:
@@ -65,7 +69,9 @@ class NorthModule(LightningModule):
         tokenizer: Folder of the tokenizer that belongs to the model, checked against it and released with it; the
             checkpoint's own by default.
         optimizer: Makes the optimizer from the parameters that are trained.
-        lr_scheduler: Makes the schedule, stepped once per optimizer step; constant by default.
+        lr_scheduler: Makes the schedule, stepped once per optimizer step; constant by default. A
+            ``lightning.pytorch.cli.ReduceLROnPlateau`` is stepped when its ``monitor`` is new: after an optimizer step,
+            or after a validation if the name begins with ``val``.
         max_grad_norm: Gradients are scaled down to this total norm.
         freeze_router: Keep the experts' routers as they are.
         lora: Train low-rank adapters and nothing else. Checkpoints then hold the adapters only; a release is the merged
@@ -307,8 +313,12 @@ class NorthModule(LightningModule):
         optimizer = self.optimizer_factory(parameter_groups(self))
         if self.lr_scheduler_factory is None:
             return optimizer
-        schedule = {"scheduler": self.lr_scheduler_factory(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        schedule = self.lr_scheduler_factory(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(schedule, self.automatic_optimization)}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Before Lightning's checkpoints, so that they hold what a schedule has made of the step's metrics."""
+        return [StepPlateau()]
 
     def on_fit_start(self) -> None:
         if self.trainer.is_global_zero:
@@ -335,7 +345,9 @@ class NorthModule(LightningModule):
         }
         checkpoint[KEY] = {"format": FORMAT, "settings": self.settings(), "origin": origin}
         if self.lora is not None:
-            checkpoint["state_dict"] = adapter_state_dict(self)
+            adapters = adapter_state_dict(self).keys()
+            for part in checkpoint.keys() & _WEIGHTS:
+                checkpoint[part] = {name: checkpoint[part][name] for name in adapters}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse settings that the checkpoint was not trained with; adapt the count of finished micro-batches where a
@@ -350,6 +362,9 @@ class NorthModule(LightningModule):
                 f"numbers are the checkpoint's{taken}{more}",
                 flush=True,
             )
+        if self.lora is not None and _AVERAGED in checkpoint:  # a callback that restores whole models
+            for part in _WEIGHTS:
+                checkpoint[part] = self.state_dict() | checkpoint[part]
         now, then = self.trainer.accumulate_grad_batches, checkpoint.get(_ACCUMULATE)
         if then in (None, now) or "loops" not in checkpoint:
             return
@@ -383,9 +398,10 @@ class NorthModule(LightningModule):
         self._recorded |= metrics
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """After all callbacks: hand what was recorded to the loggers, under the number of the step it belongs to."""
+        """After all callbacks, in steps that are logged: hand what was recorded since the last one to the loggers."""
         is_step_complete = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
-        if self._recorded and is_step_complete:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._recorded and is_step_complete and every and self.trainer.global_step % every == 0:
             for logger in self.trainer.loggers:
                 logger.log_metrics(self._recorded, step=self.trainer.global_step - 1)
             self._recorded = {}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import Tensor
 
 from north_lightning.data.batches import rows_at_once
@@ -116,7 +117,7 @@ class CISPOModule(NorthModule):
         optimizer.step()
         optimizer.zero_grad()
         schedule: Any = self.lr_schedulers()
-        if schedule is not None:
+        if schedule is not None and not isinstance(schedule, ReduceLROnPlateau):
             schedule.step()
 
     def _log_step(self, step: RolloutStep, outputs: list[PolicyLossOutputs]) -> None:

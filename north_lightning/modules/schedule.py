@@ -1,11 +1,15 @@
-"""The learning rate over optimizer steps: linear warm-up, then constant or cosine."""
+"""The learning rate over optimizer steps: linear warm-up, then constant or cosine; how other schedules are stepped."""
 
 from __future__ import annotations
 
 import math
+import sys
+from typing import Any
 
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from north_lightning.errors import ConfigError
@@ -52,3 +56,43 @@ class WarmupSchedule(LRScheduler):
             return 1.0
         progress = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
         return self.final_fraction + (1.0 - self.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def scheduler_config(schedule: Any, automatic: bool) -> dict[str, Any]:
+    """How Lightning steps ``schedule``: after each optimizer step; one that looks at a metric never, ``StepPlateau``
+    does."""
+    if isinstance(schedule, ReduceLROnPlateau):
+        never = {"frequency": sys.maxsize, "monitor": schedule.monitor} if automatic else {}
+        return {"scheduler": schedule, **never}
+    if isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
+        raise ConfigError(
+            "model.lr_scheduler: expected lightning.pytorch.cli.ReduceLROnPlateau, which takes the name of a metric as "
+            "monitor, got torch.optim.lr_scheduler.ReduceLROnPlateau"
+        )
+    return {"scheduler": schedule, **({"interval": "step"} if automatic else {})}
+
+
+class StepPlateau(Callback):
+    """Steps a ``ReduceLROnPlateau`` when its metric is new, with automatic and with manual optimization alike."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step != self._step:  # not in the middle of an accumulated step
+            self._step = trainer.global_step
+            _step_plateaus(trainer, after_validation=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            _step_plateaus(trainer, after_validation=True)
+
+
+def _step_plateaus(trainer: Trainer, after_validation: bool) -> None:
+    for config in trainer.lr_scheduler_configs:
+        schedule = config.scheduler
+        if isinstance(schedule, ReduceLROnPlateau) and schedule.monitor.startswith("val") == after_validation:
+            if schedule.monitor not in trainer.callback_metrics:
+                known = ", ".join(sorted(trainer.callback_metrics))
+                raise ConfigError(f"model.lr_scheduler: monitor '{schedule.monitor}' is not logged; logged are {known}")
+            schedule.step(float(trainer.callback_metrics[schedule.monitor]))
