@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import json
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -25,6 +24,7 @@ from north_lightning.doctor import refuse_cuda_torchvision
 refuse_cuda_torchvision()
 
 import torch  # noqa: E402
+import yaml  # noqa: E402
 from jsonargparse.typing import PositiveInt  # noqa: E402
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
@@ -55,6 +55,7 @@ from north_lightning.run_folders import (  # noqa: E402
     step_of,
     write_result,
 )
+from north_lightning.run_loggers import RunLoggers, check_wandb, continue_loggers  # noqa: E402
 from north_lightning.sandbox.scratch import Scratch  # noqa: E402
 from north_lightning.signals import Ended, end_in_order, exit_code, requeue_slurm_job  # noqa: E402
 from north_lightning.trainer_flags import MonitorCheck, check_flags, complaint  # noqa: E402
@@ -79,7 +80,8 @@ class TrainingParser(ExplainingParser, LightningArgumentParser):
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the run's folder when training begins; an earlier, different one is kept."""
+    """Writes ``config.yaml`` into the run's folder when training begins; an earlier, different one is kept. Loggers get
+    it too."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing yet: a run that cannot begin leaves nothing."""
@@ -88,6 +90,9 @@ class RunConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero and (not (folder / CONFIG).exists() or changed_settings(folder, self.text())):
             write_result(folder / CONFIG, self.text())
+        if trainer.is_global_zero and trainer.enable_autolog_hparams:  # type: ignore[attr-defined]
+            for logger in trainer.loggers:
+                logger.log_hyperparams(yaml.safe_load(self.text()))
 
     def text(self) -> str:
         return str(self.parser.dump(self.config, skip_unset=False))
@@ -95,6 +100,8 @@ class RunConfig(SaveConfigCallback):
 
 class NorthCLI(LightningCLI):
     """Chooses model, data and every plug-in from the config; nothing is linked behind the user's back."""
+
+    _continued: Sequence[Any] = ()
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -158,6 +165,8 @@ class NorthCLI(LightningCLI):
             settings.weights_only = True
         if settings.num_threads is not None:
             torch.set_num_threads(settings.num_threads)
+        if settings.get("resume") or settings.ckpt_path:
+            self._continued = continue_loggers(settings.trainer.logger, Path(settings.trainer.default_root_dir or "."))
         if settings.trainer.fast_dev_run:  # a trial run leaves nothing
             end_in_order()
             scratch = Scratch("run")
@@ -177,12 +186,16 @@ class NorthCLI(LightningCLI):
     def before_fit(self) -> None:
         end_in_order()
         check_flags(self.config[self.subcommand].trainer, self.trainer, self.model, self.datamodule)
+        check_wandb(self.config[self.subcommand].trainer.logger)
         self._check("fit")
         settings = self.config[self.subcommand]
         for callback in self._callbacks(RunLock):
             callback.take(self.trainer)
         path = self._begin(settings.resume, settings.ckpt_path, settings.overwrite, bool(settings.weights_only))
         self.config_init[self.subcommand]["ckpt_path"] = None if path is None else str(path)
+        if path is not None:
+            for loggers in self._callbacks(RunLoggers):
+                loggers.read(self.trainer)
 
     def after_fit(self) -> None:
         """Record that the run is complete: all that it writes is written."""
@@ -288,9 +301,12 @@ class NorthCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigError(f"trainer: {error}") from error
+        for logger in self._continued:  # made now; the config stays as it was given
+            logger.version = None
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = DurableCheckpointIO()
-        trainer.callbacks.insert(0, MonitorCheck())  # type: ignore[attr-defined]
+        first = RunLoggers(self.config[self.subcommand].trainer.logger), MonitorCheck()
+        trainer.callbacks[:0] = first  # type: ignore[attr-defined]
         return trainer
 
 
@@ -302,8 +318,6 @@ def run_training(arguments: Sequence[str]) -> int:
     """
     for plugin in entry_points(group=PLUGIN_GROUP):
         plugin.load()
-    os.environ.setdefault("WANDB_MODE", "offline")
-    os.environ.setdefault("WANDB_SILENT", "true")
     for handler in logging.getLogger("lightning").handlers + logging.getLogger("lightning.pytorch").handlers:
         handler.addFilter(lambda record: not record.getMessage().startswith(ROUTINE))
     warnings.filterwarnings("ignore", r"Total length of .* across ranks is zero")  # no validation data: as configured

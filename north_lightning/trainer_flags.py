@@ -245,7 +245,8 @@ def complaint(error: BaseException) -> str | None:
         module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
         settings = isinstance(cause, ValueError | TypeError | RuntimeError | ImportError | NotImplementedError)
         in_lightning = module.startswith(("lightning.", "lightning_utilities."))
-        if isinstance(cause, MisconfigurationException) or (settings and in_lightning):
+        of_wandb = type(cause).__module__.startswith("wandb.")
+        if isinstance(cause, MisconfigurationException) or (settings and in_lightning) or of_wandb:
             return " ".join(str(cause).split())
         cause = cause.__cause__ or cause.__context__
     return None

@@ -81,6 +81,12 @@ class Observer(Callback):
     def __init__(self) -> None:
         self.seen = Seen()
 
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        def note(*_: Any) -> None:
+            self.seen.facts["autocast"] = torch.is_autocast_enabled("cpu")
+
+        pl_module.model.register_forward_pre_hook(note)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         groups = getattr(batch, "groups", None)
         self.seen.rows.append(tuple(batch.token_ids.tolist()) if groups is None else tuple(g.group_id for g in groups))
@@ -91,7 +97,6 @@ class Observer(Callback):
             "deterministic_warns": torch.is_deterministic_algorithms_warn_only_enabled(),
             "benchmark": torch.backends.cudnn.benchmark,
             "dtype": {parameter.dtype for parameter in pl_module.parameters()},
-            "autocast": torch.is_autocast_enabled("cpu"),
         }
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

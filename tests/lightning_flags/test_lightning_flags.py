@@ -19,16 +19,16 @@ from launch import run_processes
 from lightning.pytorch import callbacks as c
 from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.cli import ReduceLROnPlateau
-from safetensors.torch import load_file
 from torch.optim import lr_scheduler as schedules
 
 from north_lightning.callbacks import HFCheckpoint
+from north_lightning.model import load_checkpoint
 
 Expected = str | Callable[[Seen], Any]
 KINDS = ("sft", "rl", "lora")
 FAST = {
     "accumulate 0", "overfit", "val_check_interval", "clip", "precision 16-mixed", "EarlyStopping", "EarlyStopping misspelt",
-    "ModelCheckpoint misspelt", "OneCycleLR", "plateau", "EMA first", "SWA", "log_every_n_steps", "CSV",
+    "ModelCheckpoint misspelt", "OneCycleLR", "plateau", "EMA first", "SWA", "log_every_n_steps",
 }  # fmt: skip
 """Rows of the default run; the others are marked long."""
 
@@ -67,12 +67,6 @@ def repeats_two_rows(seen: Seen) -> bool:
 
 def validates_twice(seen: Seen) -> bool:
     return seen.validated == [2, 4]
-
-
-def averaged(seen: Seen) -> bool:
-    """The release is the average: of two processes' the first's."""
-    released = load_file(next(Path(seen.facts["folder"]).rglob("checkpoint/model.safetensors")))
-    return bool(released) and trains(seen)
 
 
 def schedule(make: Callable[[Any], Any]) -> Flag:
@@ -244,7 +238,7 @@ def table() -> dict[str, Row]:
         "ModelSummary": (lambda: callback(c.ModelSummary(), enable_model_summary=True), prints("Trainable params")),
         "RichModelSummary": (lambda: callback(c.RichModelSummary(), enable_model_summary=True), prints("Trainable params")),
         "LambdaCallback": (lambda: callback(c.LambdaCallback(on_train_start=lambda *_: print("begins"))), prints("begins")),
-        "ThroughputMonitor": (lambda: callback(c.ThroughputMonitor(lambda batch: 1)), logs("batches_per_sec")),
+        "ThroughputMonitor": (lambda: callback(c.ThroughputMonitor(lambda batch: 1)), lambda s: any("|batches" in key or "/batches" in key for line in s.history for key in line)),
         "OneCycleLR": (
             lambda: schedule(lambda o: schedules.OneCycleLR(o, LR, total_steps=4, pct_start=0.5, anneal_strategy="linear")),
             rates(1 / 25, 1.0, 1 - 0.5 * (1 - 1 / 250000) - 0.02 + 0.02, 1 / 250000),
@@ -267,9 +261,6 @@ def table() -> dict[str, Row]:
         ),
         "plateau misspelt": (lambda: schedule(lambda o: ReduceLROnPlateau(o, monitor="train/los")), "'train/los' is not logged"),
         "plateau of torch": (lambda: schedule(lambda o: schedules.ReduceLROnPlateau(o)), "lightning.pytorch.cli.ReduceLROnPlateau"),
-        "CSV": (
-            lambda: Flag(callbacks=lambda _: []), trains,
-        ),
     }  # fmt: skip
     return rows
 
@@ -327,5 +318,62 @@ def test_every_flag_in_two_processes(inputs: Path, tmp_path: Path) -> None:
 
 
 def run_all_rows(inputs: Path, folder: Path) -> dict[str, Seen]:
-    skipped = {"strategy fsdp", "strategy deepspeed", "strategy ddp_spawn", "strategy unknown", "devices 0", "devices -1"}
+    skipped = {
+        "strategy fsdp",
+        "strategy deepspeed",
+        "strategy ddp_spawn",
+        "strategy unknown",
+        "devices 0",
+        "devices -1",
+    }
     return run_all(inputs, folder, {name: row[0]() for name, row in TABLE.items() if name not in skipped})
+
+
+# ---- averaged weights ------------------------------------------------------------------------------------------------
+
+
+class EveryStep(c.Callback):
+    """Keeps the weights after every optimizer step."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.weights.append({name: p.detach().clone() for name, p in pl_module.model.named_parameters()})
+
+
+@pytest.mark.parametrize("first", ["average", "release"])
+def test_averages_are_released_wherever_the_callback_stands(first: str, inputs: Path, tmp_path: Path) -> None:
+    every, average, release = EveryStep(), c.EMAWeightAveraging(decay=0.5), HFCheckpoint(every_n_steps=2)
+    order = [average, release] if first == "average" else [release, average]
+    seen = run("sft", inputs, tmp_path, callback(*order, every))
+    assert not seen.error
+    for folder, count in (("checkpoint", 4), ("checkpoint/step-2", 2)):
+        expected = {name: tensor.clone() for name, tensor in every.weights[0].items()}  # the first update copies
+        for weights in every.weights[1:count]:
+            expected = {name: 0.5 * expected[name] + 0.5 * weights[name] for name in expected}
+        released = dict(load_checkpoint(tmp_path / folder).named_parameters())
+        for name, tensor in expected.items():
+            torch.testing.assert_close(released[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_adapters_and_their_average_are_resumed_to_the_bit(inputs: Path, tmp_path: Path) -> None:
+    def fit(folder: str, ckpt: Path | None = None, **trainer: Any) -> dict[str, torch.Tensor]:
+        saver = c.ModelCheckpoint(every_n_train_steps=2, save_top_k=-1)
+        seen = run("lora", inputs, tmp_path / folder, callback(c.EMAWeightAveraging(decay=0.5), saver, **trainer), ckpt)
+        assert not seen.error
+        return seen.weights
+
+    whole = fit("whole")
+    saved = tmp_path / "whole" / "checkpoints" / "epoch=0-step=2.ckpt"
+    checkpoint = torch.load(saved, weights_only=True)
+    assert all("lora" in name for name in [*checkpoint["state_dict"], *checkpoint["current_model_state"]])
+    resumed = fit("resumed", saved)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_metric_that_only_validation_logs_is_awaited(inputs: Path, tmp_path: Path) -> None:
+    saver = c.ModelCheckpoint(monitor="val/loss", every_n_train_steps=1)
+    seen = run("sft", inputs, tmp_path, callback(saver, val_check_interval=3, limit_val_batches=1))
+    assert not seen.error
+    assert seen.checkpoints() == ["epoch=0-step=3.ckpt"]
