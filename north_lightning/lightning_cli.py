@@ -90,7 +90,7 @@ class RunConfig(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero and (not (folder / CONFIG).exists() or changed_settings(folder, self.text())):
             write_result(folder / CONFIG, self.text())
-        if trainer.is_global_zero and trainer.enable_autolog_hparams:  # type: ignore[attr-defined]
+        if trainer.is_global_zero and trainer.enable_autolog_hparams:
             for logger in trainer.loggers:
                 logger.log_hyperparams(yaml.safe_load(self.text()))
 

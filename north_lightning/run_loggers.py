@@ -104,5 +104,5 @@ class RunLoggers(Callback):
         """What was logged before a checkpoint is on disk with it."""
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.save()
-            if hasattr(experiment := getattr(logger, "experiment", None), "flush"):
-                experiment.flush()
+            if (flush := getattr(getattr(logger, "experiment", None), "flush", None)) is not None:
+                flush()
