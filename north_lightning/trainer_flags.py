@@ -108,9 +108,8 @@ def check_flags(
     if isinstance(module, NorthModule) and not validates(trainer, data):
         _check_without_validation(settings, trainer, module, data)
     if isinstance(data, RolloutDataModule):
-        limit = trainer.limit_train_batches
-        length = limit if isinstance(limit, int) else int(data.num_batches * limit)
-        _check_early_stopping(trainer, min(length, data.num_batches), validates=False)
+        epoch, limit = data.num_batches or max(trainer.max_steps, 1), trainer.limit_train_batches
+        _check_early_stopping(trainer, min(epoch, limit if isinstance(limit, int) else int(epoch * limit)), False)
 
 
 def validates(trainer: Trainer, data: LightningDataModule | None) -> bool:
