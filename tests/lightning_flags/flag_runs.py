@@ -190,7 +190,7 @@ def _parts(kind: str, inputs: Path, flag: Flag) -> tuple[Any, Any, Iterable[Call
 
         transport = FakeTransport()
         return (
-            CISPOModule(loss=CISPOLoss(), **settings),
+            CISPOModule(loss=CISPOLoss(), router_replay=False, **settings),
             RolloutDataModule(Recorded(), 2, 120, num_batches=EPOCH, max_wait_s=20),
             [
                 SidecarCallback(lambda *_: FakeSidecar(), look_every_s=0.01),
