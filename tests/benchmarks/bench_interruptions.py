@@ -81,7 +81,7 @@ def strike_sft(scratch: Path, num_strikes: int, seed: int, until: float, forks: 
     missing = num_runs = 0
     while striker.num_strikes < num_strikes and time.monotonic() < until:
         wanted = min(STRIKES_OF_A_RUN, num_strikes - striker.num_strikes)
-        folder = striker.run(lambda folder: sft_run(inputs, folder), wanted, 0.5 * seconds, lambda folder: None)
+        folder = striker.run(lambda folder: sft_run(inputs, folder), wanted, seconds, lambda folder: None)
         num_runs += 1
         ours = load_file(folder / "run" / "checkpoint" / "model.safetensors")
         assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items()), f"{folder}: other weights"
@@ -201,7 +201,7 @@ def strike_rl(scratch: Path, num_strikes: int, seed: int, until: float, server: 
     num_runs = 0
     while striker.num_strikes < num_strikes and time.monotonic() < until:
         wanted = min(STRIKES_OF_A_RUN, num_strikes - striker.num_strikes)
-        folder = striker.run(lambda folder: rl_run(inputs, server, folder), wanted, 0.5 * seconds, check_ledger)
+        folder = striker.run(lambda folder: rl_run(inputs, server, folder), wanted, seconds, check_ledger)
         check_rollouts(folder)
         num_runs += 1
     return figures(striker) | {"runs": num_runs, "ledgers_not_exact": 0}

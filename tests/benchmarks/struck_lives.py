@@ -28,7 +28,7 @@ import psutil
 import yaml
 from lightning.pytorch import Callback, Trainer
 
-from north_lightning.run_folders import FINISHED
+from north_lightning.run_folders import FINISHED, LOCK
 from north_lightning.signals import end_at_once
 
 MARK = "NORTH_LIGHTNING_STRUCK_RUNS"
@@ -88,6 +88,7 @@ class Striker:
         self.scratch, self.forks = scratch, forks
         self.struck = {name: Counter[str]() for name in ("signal", "moment", "exit_code")}
         self.num_strikes = self.num_runs = 0
+        self.begun_s = 0.0  # until a life is parsed
         self._noise = random.Random(seed)
         (scratch / "tmp").mkdir(exist_ok=True)
         self._shared = set(os.listdir("/dev/shm"))
@@ -95,8 +96,9 @@ class Striker:
     def whole(self, make: Callable[[Path], dict[str, Any]]) -> tuple[Path, float]:
         """A run that nobody strikes, and the seconds it takes."""
         folder = self._folder(make)
-        started = time.monotonic()
+        started, started_at = time.monotonic(), time.time()
         assert self._end(self._begin(folder), folder, None) == 0, _log(folder)
+        self.begun_s = (folder / "run" / LOCK).stat().st_mtime - started_at
         return folder, time.monotonic() - started
 
     def run(
@@ -121,10 +123,11 @@ class Striker:
     def _strike(self, child: int, folder: Path, number: int, longest_s: float) -> bool:
         """Whether the life was still there."""
         is_early = self._noise.random() < EARLY  # while it parses; else from when it is set up
-        until = time.monotonic() + self._noise.uniform(0.0, longest_s)
-        while time.monotonic() < until:
+        delay_s = self._noise.uniform(0.0, self.begun_s if is_early else 0.5 * (longest_s - self.begun_s))
+        until = time.monotonic() + delay_s
+        while time.monotonic() < until or not (is_early or (folder / "moment").exists()):
             if not is_early and not (folder / "moment").exists():
-                until = time.monotonic() + self._noise.uniform(0.0, longest_s)
+                until = time.monotonic() + delay_s
             if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return False
             time.sleep(0.002)
