@@ -77,7 +77,7 @@ POSITIONAL = {"tasks check": "directories", "plugins check": "files"}
 TAKES_TRAINING_CONFIG = ("data report", "data preview")
 """Commands about the ``data`` of a config of ``fit``."""
 
-OTHER_SECTIONS = ("seed_everything", "trainer", "model")
+OTHER_SECTIONS = ("seed_everything", "num_threads", "resume", "overwrite", "trainer", "model")
 """Of a config of ``fit``: what is not data; the seed decides its order."""
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
