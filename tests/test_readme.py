@@ -54,6 +54,7 @@ def small_run(folder: Path) -> dict:
     for settings in (callbacks[0]["init_args"]["sidecar"]["init_args"], callbacks[2]["init_args"]["rollouts"]):
         settings |= {key: 2000 for key in ("max_model_len", "max_context_tokens", "max_turn_tokens") if key in settings}
     fit["model"]["init_args"]["checkpoint"] = str(folder / "start")
+    fit["model"]["init_args"]["lr_scheduler"]["init_args"]["warmup_steps"] = 1
     fit["data"]["init_args"] |= {"num_batches": 2}
     fit["data"]["init_args"]["queue"]["init_args"]["groups_per_batch"] = 1
     return fit

@@ -135,6 +135,7 @@ def test_a_recipe_takes_a_step_and_releases_a_model(
     fit = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     EDITS[name](fit)
     fit["trainer"] |= {"default_root_dir": str(tmp_path / "run"), "max_steps": 1, "logger": False}
+    fit["model"]["init_args"]["lr_scheduler"]["init_args"]["warmup_steps"] = 0  # or the only step had no learning rate
     run_dir = tmp_path / "run"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fit))
     arguments = ["fit", "--config", str(tmp_path / "recipe.yaml")]
