@@ -147,7 +147,7 @@ def test_rollouts_are_sampled_trained_and_sampled_again_from_the_new_weights(
     callbacks = [sidecar, sync, producer, Throughput(), HFCheckpoint(), listeners, accounts, measured]
     started = time.monotonic()
     trainer = quiet_trainer(run_dir, max_steps=STEPS, callbacks=callbacks, logger=JSONLHistory(run_dir))
-    data = RolloutDataModule(queue, GROUPS_PER_BATCH, max_row_tokens=3000, num_batches=STEPS, max_wait_s=200)
+    data = RolloutDataModule(queue, GROUPS_PER_BATCH, max_row_tokens=3000, num_batches=STEPS)
     trainer.fit(module, datamodule=data)
 
     server_port = int(vllm_server.url.rpartition(":")[2])
@@ -244,7 +244,7 @@ def train_on_each(
     module = CISPOModule(
         loss=CISPOLoss(), checkpoint=checkpoint, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3)
     )
-    data = RolloutDataModule(make_queue(), GROUPS_PER_BATCH, 3000, num_batches=3, max_wait_s=200)
+    data = RolloutDataModule(make_queue(), GROUPS_PER_BATCH, 3000, num_batches=3)
     waiting = list(servers)
     sidecars = SidecarCallback(lambda model_dir, log_path: waiting.pop(0), environments=[{}] * len(servers))
     quiet_trainer(

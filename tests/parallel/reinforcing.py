@@ -79,6 +79,7 @@ class FakeSidecar:
     """Nothing runs; the first that is started dies when told to."""
 
     url, vocab_size, started, first_dies = "http://127.0.0.1:1", None, 0, False
+    can_return_routed_experts = False
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -88,9 +89,10 @@ class FakeSidecar:
         if self.error is not None:
             raise self.error
 
-    def check_alive(self) -> None:
+    def check_alive(self) -> str:
         if self.first_dies and self.started == 1:
             raise SidecarError("the vLLM sidecar was killed by SIGKILL")
+        return ""
 
     def stop(self, timeout_s: float = 10.0) -> None: ...
 
