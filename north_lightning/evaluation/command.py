@@ -17,7 +17,7 @@ from north_lightning.errors import CheckpointError, ConfigError
 from north_lightning.evaluation.attempts import Attempt
 from north_lightning.evaluation.each import attempt_with_each, attempt_with_servers
 from north_lightning.evaluation.serve import SidecarFactory, check_serving
-from north_lightning.evaluation.statistics import holm
+from north_lightning.evaluation.statistics import MIN_EVENT_CLUSTERS, holm
 from north_lightning.evaluation.summary import breakdown, compare, summarise
 from north_lightning.rollout import ChatServer
 from north_lightning.rollout.settings import RolloutSettings
@@ -123,6 +123,14 @@ def _print(summary: dict[str, Any]) -> None:
             )
     console = Console()
     console.print(table)
+    for name, row in rows.items():
+        number = row.get("pass@1_event_clusters", MIN_EVENT_CLUSTERS)
+        if number < MIN_EVENT_CLUSTERS:
+            rare = "solved" if row["pass@1"] <= 0.5 else "unsolved"
+            console.print(
+                f"{name}: do not trust the interval of pass@1, the {rare} tasks are in effectively {number:.1f} "
+                f"repositories; {MIN_EVENT_CLUSTERS:g} are needed"
+            )
     for pair, gain in summary["paired"].items():
         low, high = gain["ci95"]
         effect = gain["minimal_detectable_effect"]

@@ -21,6 +21,8 @@ CONFIDENCE, POWER = 0.95, 0.8
 MAX_EXACT_UNITS = 15
 """Up to this number of units, all their halves are looked at; beyond, ``NUM_HALVES`` random ones."""
 NUM_HALVES = 4999
+MIN_EVENT_CLUSTERS = 2.0
+"""With fewer, the interval of a rate in correlated clusters is not to be trusted."""
 NUM_STUDIES = 200
 """Simulated studies behind a minimal detectable effect."""
 
@@ -65,6 +67,10 @@ def rate_interval(rates: Sequence[float], clusters: Sequence[Hashable] | None = 
     place of z. The variance is the jackknife's over clusters (CV3), over its bias under equal correlation within them
     (https://doi.org/10.1162/REST_a_00552); t has ``G* - 1/2`` degrees of freedom: the effective number of clusters
     ``G* = n^2 / sum_g n_g^2`` is small where one repository holds most tasks.
+
+    It is too short where few clusters hold what is solved, or unsolved if that is rarer: 12 repositories of a rate of
+    3% and a correlation of 0.2 within them are covered in 84% of studies; in 78% of those with fewer than
+    ``MIN_EVENT_CLUSTERS`` ``event_clusters``, and in 94% of the others.
     """
     data = _finite("rates", rates)
     if data.min() < 0 or data.max() > 1:
@@ -81,6 +87,13 @@ def rate_interval(rates: Sequence[float], clusters: Sequence[Hashable] | None = 
     z2 = student_t_quantile((1 + CONFIDENCE) / 2, freedom) ** 2 * design_effect / num
     half = math.sqrt(z2 * mean * (1 - mean) + z2 * z2 / 4)
     return max(0.0, (mean + z2 / 2 - half) / (1 + z2)), min(1.0, (mean + z2 / 2 + half) / (1 + z2))
+
+
+def event_clusters(rates: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """Effective number of clusters that hold what is solved, or unsolved if that is rarer; 0 if there is none."""
+    data = _finite("rates", rates)
+    sums, _ = _units(data if data.mean() <= 0.5 else 1 - data, clusters)
+    return float(sums.sum() ** 2 / np.sum(sums**2)) if sums.any() else 0.0
 
 
 def paired_comparison(

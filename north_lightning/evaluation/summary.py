@@ -15,7 +15,7 @@ import numpy as np
 
 from north_lightning.errors import DataError
 from north_lightning.evaluation.attempts import Attempt
-from north_lightning.evaluation.statistics import paired_comparison, pass_at_k, rate_interval
+from north_lightning.evaluation.statistics import event_clusters, paired_comparison, pass_at_k, rate_interval
 
 
 def by_task(attempts: Iterable[Attempt]) -> dict[str, list[Attempt]]:
@@ -32,7 +32,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Metrics of one checkpoint; ``pass@k`` only where every task has at least ``k`` scored attempts.
 
-    ``repositories`` (task id -> name) are the clusters of the 95% intervals ``pass@k_ci95``.
+    ``repositories`` (task id -> name) are the clusters of the 95% intervals ``pass@k_ci95``; with them,
+    ``pass@k_event_clusters`` is the effective number of those that hold what is solved, or unsolved if that is rarer.
     """
     tasks = by_task(attempts)
     if not tasks:
@@ -49,11 +50,12 @@ def summarise(
     def mean(value: Callable[[Attempt], float]) -> float:
         return _mean(_mean(map(value, group)) for group in tasks.values())
 
+    clusters = _clusters(tasks, repositories)
+    has_clusters = len(set(clusters)) < len(clusters)
     turns, concluded = mean(lambda one: one.turns), mean(_concluded)
     return {name: _mean(rates) for name, rates in passed.items()} | {
-        **{
-            f"{name}_ci95": list(rate_interval(rates, _clusters(tasks, repositories))) for name, rates in passed.items()
-        },
+        **{f"{name}_ci95": list(rate_interval(rates, clusters)) for name, rates in passed.items()},
+        **{f"{name}_event_clusters": event_clusters(rates, clusters) for name, rates in passed.items() if has_clusters},
         "mean_reward": mean(lambda one: one.reward or 0.0),
         "invalid_call_rate": mean(lambda one: one.invalid_turns) / max(1e-12, turns),
         "invalid_attempt_rate": mean(lambda one: one.invalid_turns > 0),

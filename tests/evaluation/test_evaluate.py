@@ -16,7 +16,7 @@ from north_lightning.evaluation.attempts import (
     task_digest,
     weights_digest,
 )
-from north_lightning.evaluation.command import _summary
+from north_lightning.evaluation.command import _print, _summary
 from north_lightning.evaluation.evaluate import Served, run_attempts
 from north_lightning.evaluation.summary import breakdown, compare, summarise
 from north_lightning.harnesses import ReActTerminalHarness
@@ -265,6 +265,26 @@ def test_tasks_of_one_repository_are_not_independent():
     widths = [np.ptp(summarise(before, one)["pass@1_ci95"]) for one in (None, repositories)]
     assert widths[1] > 1.5 * widths[0]
     assert compare(before[:3], after[:3])["ci95"] == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("solved", "number", "note"),
+    [
+        ("ab", 2.0, None),
+        ("a", 1.0, "the solved tasks are in effectively 1.0 repositories"),
+        ("abcdefg", 1.0, "the unsolved tasks are in effectively 1.0 repositories"),
+        ("", 0.0, "the solved tasks are in effectively 0.0 repositories"),
+    ],
+)
+def test_an_interval_from_too_few_repositories_is_said_not_to_be_trusted(capsys, solved, number, note):
+    tasks = [f"{name}-{index}" for name in "abcdefgh" for index in range(5)]
+    attempts = [attempt(task, 0, float(task[0] in solved)) for task in tasks]
+    row = summarise(attempts, {task: task[0] for task in tasks})
+    assert row["pass@1_event_clusters"] == pytest.approx(number)
+    _print({"checkpoints": {"base": row, "independent": summarise(attempts)}, "paired": {}})
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("do not trust the interval") == (note is not None)
+    assert note is None or f"base: do not trust the interval of pass@1, {note}; 2 are needed" in printed
 
 
 def test_p_values_are_adjusted_for_the_number_of_comparisons():

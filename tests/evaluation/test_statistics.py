@@ -22,6 +22,7 @@ from north_lightning.evaluation.statistics import (
     _jackknife_bias,
     _jackknife_residuals,
     _units,
+    event_clusters,
     holm,
     paired_comparison,
     pass_at_k,
@@ -282,3 +283,10 @@ def test_the_minimal_detectable_effect_is_found_four_times_out_of_five(sizes):
 def test_two_clusters_have_an_interval_that_is_finite_and_wide():
     low, high = rate_interval([0.2] * 20 + [0.6] * 20, clusters="a" * 20 + "b" * 20)
     assert 0.0 < low < 0.2 < 0.6 < high < 1.0
+
+
+def test_event_clusters_count_equal_clusters_whole_and_a_dominating_one_nearly_alone():
+    assert event_clusters([1, 0, 1, 0, 0, 0, 0, 0], "aabbccdd") == 2.0
+    assert event_clusters([0, 1, 0, 1, 1, 1, 1, 1], "aabbccdd") == 2.0  # the unsolved ones are rarer
+    assert event_clusters([1, 1, 1, 0, 0, 0, 0, 0, 1, 0], "aaabbbbbcc") == 16 / 10
+    assert event_clusters([0, 0, 0], "aab") == 0.0
