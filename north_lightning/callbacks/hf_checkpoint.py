@@ -6,6 +6,7 @@ which hold the optimizer too and from which a run resumes.
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -71,8 +72,8 @@ class HFCheckpoint(Callback):
             directory = self._directory(trainer)
             self._write(trainer, pl_module, directory / f"step-{step}")
             if self.keep is not None and trainer.is_global_zero:
-                earlier = [number for path in directory.glob("step-*") if (number := int(path.name[5:])) <= step]
-                for number in sorted(earlier)[: -self.keep]:
+                names = (re.fullmatch("step-([1-9][0-9]*)", path.name) for path in directory.iterdir())
+                for number in sorted(int(name[1]) for name in names if name and int(name[1]) <= step)[: -self.keep]:
                     remove_folder(directory / f"step-{number}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -42,6 +42,7 @@ class JSONLHistory(Logger):
         self.path = Path(save_dir) / HISTORY
         self._file: TextIO | None = None
         self._line: dict[str, Any] = {}
+        self._begins_at: int | None = None
         self._started = time.monotonic()
 
     @property
@@ -64,27 +65,28 @@ class JSONLHistory(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         if self._line.get("step") != step:
-            self._write_line()
             self._line = {"step": step or 0, "time_s": round(time.monotonic() - self._started, 3)}
+            self._begins_at = None
         self._line |= {key: _number(value) for key, value in metrics.items() if key != "epoch"}
+        self._write_line()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self._write_line()
+        self._line = {}
         if self._file is not None:
             file, self._file = self._file, None
             with suppress(OSError):  # what the disk has no room for was complained of
                 file.close()
 
     def _write_line(self) -> None:
-        """What was logged for one step; complete when another step begins."""
-        if not self._line:
-            return
-        line, self._line = self._line, {}
+        """At once, so that a kill loses nothing; in place of what was logged for the same step before."""
         try:
             if self._file is None:
-                self._file = _continue(self.path, line["step"])
-            self._file.write(json.dumps(line) + "\n")
+                self._file = _continue(self.path, self._line["step"])
+            if self._begins_at is None:
+                self._begins_at = self._file.tell()
+            self._file.truncate(self._begins_at)
+            self._file.write(json.dumps(self._line) + "\n")
             self._file.flush()
         except OSError as error:  # such as a full disk, which does not say where
             raise OSError(error.errno, error.strerror, str(self.path)) from error

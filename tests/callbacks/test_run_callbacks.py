@@ -117,6 +117,24 @@ def test_steps_that_a_kill_has_left_in_an_unfinished_checkpoint_are_taken_back(i
     load_checkpoint(tmp_path / "checkpoint"), load_checkpoint(tmp_path / "checkpoint" / "step-1")
 
 
+def test_only_earlier_steps_of_its_own_are_removed(inputs: Path, tmp_path: Path) -> None:
+    for name in ("step-old", "step-007", "step-7"):
+        (tmp_path / ".checkpoint.writing" / name).mkdir(parents=True)
+    fit(inputs, tmp_path, HFCheckpoint(every_n_steps=1, keep=1), max_steps=3)
+    left = sorted(path.name for path in (tmp_path / "checkpoint").glob("step-*"))
+    assert left == ["step-007", "step-3", "step-7", "step-old"]
+
+
+def test_the_history_has_a_step_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    history = JSONLHistory(tmp_path)
+    for step in range(2):
+        history.log_metrics({"loss": float(step)}, step)
+        history.log_metrics({"lag": 1.0}, step)
+        lines = read_history(tmp_path / "history.jsonl")
+        assert [(line["step"], line["loss"], line["lag"]) for line in lines] == [(n, n, 1.0) for n in range(step + 1)]
+    history.finalize("success")
+
+
 def test_the_history_drops_steps_that_a_resumed_run_repeats(tmp_path: Path) -> None:
     first = JSONLHistory(tmp_path)
     for step in range(5):
