@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ from north_lightning.tasks.terminal import terminal_task  # noqa: E402
 from north_lightning.types import AssistantAction, ToolCall  # noqa: E402
 
 OUTPUT = Path("runs/bench/interruptions.json")
-SHARES = {"sft": 0.45, "rl": 0.35, "imports": 0.16, "vllm": 0.04}
+SHARES = {"sft": 0.46, "rl": 0.4, "imports": 0.1, "vllm": 0.04}
 """Of the strikes."""
 STRIKES_OF_A_RUN = 12
 SFT_STEPS, RL_STEPS, GROUPS_PER_STEP = 12, 5, 2
@@ -72,14 +72,14 @@ def sft_run(inputs: Path, folder: Path) -> dict[str, Any]:
     return config
 
 
-def strike_sft(scratch: Path, num_strikes: int, seed: int, until: float, forks: bool) -> dict[str, Any]:
+def strike_sft(scratch: Path, num_strikes: int, seed: int, forks: bool) -> Iterator[dict[str, Any]]:
     inputs = prepared(scratch, write_run_inputs)
     striker = Striker(scratch, seed, forks)
     whole, seconds = striker.whole(lambda folder: sft_run(inputs, folder))
     expected = load_file(whole / "run" / "checkpoint" / "model.safetensors")
     losses = {line["step"]: line["train/loss"] for line in read_history(whole / "run" / "history.jsonl")}
     missing = num_runs = 0
-    while striker.num_strikes < num_strikes and time.monotonic() < until:
+    while striker.num_strikes < num_strikes:
         wanted = min(STRIKES_OF_A_RUN, num_strikes - striker.num_strikes)
         folder = striker.run(lambda folder: sft_run(inputs, folder), wanted, seconds, lambda folder: None)
         num_runs += 1
@@ -88,11 +88,11 @@ def strike_sft(scratch: Path, num_strikes: int, seed: int, until: float, forks: 
         lines = [line for line in read_history(folder / "run" / "history.jsonl") if "train/loss" in line]
         assert all(losses[line["step"]] == line["train/loss"] for line in lines), f"{folder}: other losses"
         missing += len(losses) - len({line["step"] for line in lines})
-    return figures(striker) | {
-        "runs": num_runs,
-        "runs_bit_identical_to_the_whole_one": num_runs,
-        "steps_without_a_line_in_the_history": missing,
-    }
+        yield figures(striker) | {
+            "runs": num_runs,
+            "runs_bit_identical_to_the_whole_one": num_runs,
+            "steps_without_a_line_in_the_history": missing,
+        }
 
 
 # ---- reinforcement learning ------------------------------------------------------------------------------------------
@@ -163,12 +163,12 @@ def rl_run(inputs: Path, server: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def check_ledger(folder: Path) -> None:
-    """Every group that the newest checkpoint calls trained is in the book up to its step, and no other."""
+def check_ledger(folder: Path) -> bool:
+    """Whether there is a checkpoint. What it calls trained is in the book up to its step, and nothing else is."""
     run = folder / "run"
     newest = newest_checkpoint([run, run / "checkpoints"], quiet=True)
     if newest is None:
-        return
+        return False
     state = torch.load(newest.path, weights_only=True)["RolloutDataModule"]["queue"]
     queue = WindowedFIFOQueue(GROUPS_PER_STEP, max_batches_ahead=1)
     queue.load_state_dict(state)
@@ -179,6 +179,7 @@ def check_ledger(folder: Path) -> None:
     assert sorted(book) == trained, f"{newest}: the book has {sorted(book)}, the ledger {trained}"
     assert len(trained) == GROUPS_PER_STEP * newest.step, f"{newest}: trained {trained}"
     assert not state["dropped"], f"{newest}: dropped {state['dropped']}"
+    return True
 
 
 def check_rollouts(folder: Path) -> None:
@@ -191,20 +192,24 @@ def check_rollouts(folder: Path) -> None:
     assert trained <= {group_id for group_id, _ in keys}, f"{folder}: rollouts lost"
 
 
-def strike_rl(scratch: Path, num_strikes: int, seed: int, until: float, server: str) -> dict[str, Any]:
+def strike_rl(scratch: Path, num_strikes: int, seed: int, server: str) -> Iterator[dict[str, Any]]:
     inputs = prepared(scratch, write_rl_inputs)
     if server == "scripted_vllm.ScriptedSidecar":
         script(inputs)
     striker = Striker(scratch, seed)
     whole, seconds = striker.whole(lambda folder: rl_run(inputs, server, folder))
-    check_ledger(whole)
+    ledgers = [check_ledger(whole)]
     num_runs = 0
-    while striker.num_strikes < num_strikes and time.monotonic() < until:
+
+    def check(folder: Path) -> None:
+        ledgers.append(check_ledger(folder))
+
+    while striker.num_strikes < num_strikes:
         wanted = min(STRIKES_OF_A_RUN, num_strikes - striker.num_strikes)
-        folder = striker.run(lambda folder: rl_run(inputs, server, folder), wanted, seconds, check_ledger)
+        folder = striker.run(lambda folder: rl_run(inputs, server, folder), wanted, seconds, check)
         check_rollouts(folder)
         num_runs += 1
-    return figures(striker) | {"runs": num_runs, "ledgers_not_exact": 0}
+        yield figures(striker) | {"runs": num_runs, "exact_ledgers": sum(ledgers), "ledgers_not_exact": 0}
 
 
 # ---- both ------------------------------------------------------------------------------------------------------------
@@ -227,11 +232,12 @@ def figures(striker: Striker) -> dict[str, Any]:
     return {"strikes": striker.num_strikes, **counts, "left_over": 0}
 
 
-def strike(section: str, scratch: Path, num_strikes: int, seed: int, until: float) -> dict[str, Any]:
+def strike(section: str, scratch: Path, num_strikes: int, seed: int) -> Iterator[dict[str, Any]]:
+    """The figures so far, after every run."""
     if section in ("sft", "imports"):
-        return strike_sft(scratch, num_strikes, seed, until, forks=section == "sft")
+        return strike_sft(scratch, num_strikes, seed, forks=section == "sft")
     server = "scripted_vllm.ScriptedSidecar" if section == "rl" else "north_lightning.sampling.sidecar.Sidecar"
-    return strike_rl(scratch, num_strikes, seed, until, server)
+    return strike_rl(scratch, num_strikes, seed, server)
 
 
 def main() -> None:
@@ -250,19 +256,16 @@ def main() -> None:
         scratch = Path(tempfile.mkdtemp(prefix="struck-"))  # no context: a fork that ends would delete it
         scratch.chmod(0o755)  # users of sandboxes go through it
         share = SHARES[section] / sum(SHARES[name] for name in arguments.sections)
-        result = strike(
-            section,
-            scratch,
-            round(arguments.strikes * share),
-            arguments.seed + number,
-            started + 60 * arguments.minutes,
-        )
+        num_strikes = round(arguments.strikes * share)
+        for result in strike(section, scratch, num_strikes, arguments.seed + number):
+            result["seconds"] = round(time.monotonic() - started)
+            results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+            results[section] = result
+            results["strikes"] = sum(results[name]["strikes"] for name in SHARES if name in results)
+            arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+            if result["seconds"] > 60 * arguments.minutes:
+                break
         shutil.rmtree(scratch)
-        result["seconds"] = round(time.monotonic() - started)
-        results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-        results[section] = result
-        results["strikes"] = sum(results[name]["strikes"] for name in SHARES if name in results)
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
         print(section, json.dumps(result, indent=2), flush=True)
 
 

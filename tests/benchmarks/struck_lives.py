@@ -36,8 +36,17 @@ MARK = "NORTH_LIGHTNING_STRUCK_RUNS"
 PATIENCE_S = 60.0
 CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130, signal.SIGKILL: 137}
 FIRST = "imports, parsing"
-EARLY = 0.2
-"""Share of the strikes that may fall there."""
+BEFORE = "before the first line of north_lightning"
+ENDING = "ending, after another signal"
+SETUP, STARTING, FIRST_PUSH = "tokenizing, loading the model", "server start, restoring", "first push, rollout process"
+STEP, BATCH_END, SAVING = "step", "push, rollouts", "checkpoint write"
+VALIDATION, RELEASE, TEARDOWN = "validation", "release", "teardown"
+AIMED_AT = (SETUP, STARTING, FIRST_PUSH, BATCH_END, SAVING, SAVING, SAVING, VALIDATION, VALIDATION, RELEASE, TEARDOWN)
+LAST = (RELEASE, TEARDOWN)
+"""What waits for another moment strikes here."""
+EARLY, AIMED, TWICE = 0.15, 0.5, 0.25
+"""Shares of the strikes: while a life parses; in a chosen moment, where the others come at any time; followed by
+another while the life ends."""
 
 
 class Moments(Callback):
@@ -54,31 +63,37 @@ class Moments(Callback):
         (self.folder / "moment").write_text(moment)
 
     def setup(self, *_: Any, **__: Any) -> None:
-        self._now("tokenizing, loading the model")
+        self._now(SETUP)
 
     def on_fit_start(self, *_: Any) -> None:
-        self._now("server start, restoring")
+        self._now(STARTING)
 
     def on_train_start(self, *_: Any) -> None:
-        self._now("first push, rollout process")
+        self._now(FIRST_PUSH)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self._now("step")
+        self._now(STEP)
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._now("push, checkpoint, rollouts")
+        self._now(BATCH_END)
         if groups := getattr(batch, "groups", None):
             with (self.folder / "book").open("a") as file:
                 file.write(f"{trainer.global_step} {' '.join(str(group.group_id) for group in groups)}\n")
 
+    def on_save_checkpoint(self, *_: Any) -> None:
+        self._now(SAVING)
+
     def on_validation_start(self, *_: Any) -> None:
-        self._now("validation")
+        self._now(VALIDATION)
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._now(STEP)
 
     def on_train_end(self, *_: Any) -> None:
-        self._now("release")
+        self._now(RELEASE)
 
     def teardown(self, *_: Any, **__: Any) -> None:
-        self._now("teardown")
+        self._now(TEARDOWN)
 
 
 class Striker:
@@ -89,15 +104,18 @@ class Striker:
         self.struck = {name: Counter[str]() for name in ("signal", "moment", "exit_code")}
         self.num_strikes = self.num_runs = 0
         self.begun_s = 0.0  # until a life is parsed
+        self._is_before = False
+        self._numbers: list[signal.Signals] = []
         self._noise = random.Random(seed)
         (scratch / "tmp").mkdir(exist_ok=True)
         self._shared = set(os.listdir("/dev/shm"))
+        self._left_by_kill: set[str] = set()  # until a life has come to its end
 
     def whole(self, make: Callable[[Path], dict[str, Any]]) -> tuple[Path, float]:
         """A run that nobody strikes, and the seconds it takes."""
         folder = self._folder(make)
         started, started_at = time.monotonic(), time.time()
-        assert self._end(self._begin(folder), folder, None) == 0, _log(folder)
+        assert self._end(self._begin(folder), folder, []) == 0, _log(folder)
         self.begun_s = (folder / "run" / LOCK).stat().st_mtime - started_at
         return folder, time.monotonic() - started
 
@@ -110,68 +128,95 @@ class Striker:
         while True:
             (folder / "moment").unlink(missing_ok=True)
             child = self._begin(folder)
-            number = self._noise.choice([*CODES]) if left > 0 else None
-            if number is not None:
-                left -= self._strike(child, folder, number, longest_s)
-            code = self._end(child, folder, number)
+            numbers = self._strike(child, folder, longest_s) if left > 0 else []
+            left -= len(numbers)
+            code = self._end(child, folder, numbers)
             check(folder)
             if code == 0:
                 assert (folder / "run" / FINISHED).is_file(), _log(folder)
+                self._left_by_kill.clear()
                 self._assert_nothing_left(folder)
                 return folder
 
-    def _strike(self, child: int, folder: Path, number: int, longest_s: float) -> bool:
-        """Whether the life was still there."""
-        is_early = self._noise.random() < EARLY  # while it parses; else from when it is set up
-        delay_s = self._noise.uniform(0.0, self.begun_s if is_early else 0.5 * (longest_s - self.begun_s))
+    def _strike(self, child: int, folder: Path, longest_s: float) -> list[int]:
+        """What has struck while the life was there."""
+        kind = self._noise.random()
+        is_early, aim = (
+            kind < (EARLY if self.forks else 1 - EARLY),
+            self._noise.choice(AIMED_AT) if self.forks and kind > 1 - AIMED else None,
+        )
+        longest_s = self.begun_s if is_early else 0.1 if aim else 0.4 * (longest_s - self.begun_s)
+        delay_s = self._noise.uniform(0.0, longest_s)
+        if not is_early:
+            due = (aim, *([] if aim == TEARDOWN else LAST))
+            while not (_moment(folder) in due or (aim is None and _moment(folder) != FIRST)):
+                if _has_ended(child):
+                    return []
+                time.sleep(0.0005)
+        if aim == TEARDOWN:  # which is short
+            delay_s *= 0.1
+        if not self._still_there_after(delay_s, child, folder, LAST if aim is None and not is_early else ()):
+            return []
+        numbers = [self._kill(child, _moment(folder) if _is_ours(child) else BEFORE)]
+        is_twice = numbers[0] != signal.SIGKILL and self._noise.random() < TWICE
+        if is_twice and self._still_there_after(self._noise.uniform(0.0, 0.5), child, folder):
+            numbers.append(self._kill(child, ENDING))
+        return numbers
+
+    def _still_there_after(self, delay_s: float, child: int, folder: Path, or_in: tuple[str, ...] = ()) -> bool:
         until = time.monotonic() + delay_s
-        while time.monotonic() < until or not (is_early or (folder / "moment").exists()):
-            if not is_early and not (folder / "moment").exists():
-                until = time.monotonic() + delay_s
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                return False
+        while not (ended := _has_ended(child)) and time.monotonic() < until and _moment(folder) not in or_in:
             time.sleep(0.002)
-        moment = folder / "moment"
-        self.struck["moment"][moment.read_text() or FIRST if moment.exists() else FIRST] += 1
+        return not ended
+
+    def _kill(self, child: int, moment: str) -> int:
+        self._numbers = self._numbers or self._noise.sample([*CODES], len(CODES))
+        number = self._numbers.pop()
+        self.struck["moment"][moment] += 1
         self.struck["signal"][signal.Signals(number).name] += 1
         self.num_strikes += 1
+        self._is_before = moment == BEFORE
         os.kill(child, number)
-        return True
+        return number
 
-    def _end(self, child: int, folder: Path, number: int | None) -> int:
+    def _end(self, child: int, folder: Path, numbers: list[int]) -> int:
         """The exit code, once nothing that the life has started is there any more."""
         deadline = time.monotonic() + PATIENCE_S
-        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            assert number is None or time.monotonic() < deadline, f"does not end after {number}: {_log(folder)}"
+        while not _has_ended(child):
+            assert not numbers or time.monotonic() < deadline, f"does not end after {numbers}: {_log(folder)}"
             time.sleep(0.01)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        code = 128 - code if code < 0 else code  # a signal before Python has come to our first line, or SIGKILL
-        allowed = (0,) if number is None else (0, CODES[signal.Signals(number)])
-        assert code in allowed, f"signal {number}: exit code {code}\n{_log(folder)}"
-        self.struck["exit_code"][str(code)] += number is not None
+        code = 128 - code if code < 0 else code  # SIGKILL, or a signal before Python has come to our first line
+        allowed = {0, *(CODES[signal.Signals(number)] for number in numbers)}
+        if numbers and self._is_before:
+            allowed |= {128 + numbers[0]}
+        assert code in allowed, f"signals {numbers}: exit code {code}\n{_log(folder)}"
+        self.struck["exit_code"][str(code)] += len(numbers) > 0
         while left := list(self._processes()):
             assert time.monotonic() < deadline, f"still alive: {left}\n{_log(folder)}"
             time.sleep(0.02)
-        if number != signal.SIGKILL:
-            self._assert_nothing_left(folder)
+        if code == 137:
+            self._left_by_kill |= self._left()
+        self._assert_nothing_left(folder)
         return code
 
-    def _assert_nothing_left(self, folder: Path) -> None:
-        """What a SIGKILL leaves, the next life removes."""
+    def _left(self) -> set[str]:
         tmp = self.scratch / "tmp"
-        left = [path for path in tmp.iterdir() if path.name.startswith("north-")]
-        mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(tmp) in line]
-        shared = set(os.listdir("/dev/shm")) - self._shared
-        assert not [*left, *mounts, *shared], f"left over: {left} {mounts} {shared}\n{_log(folder)}"
+        mounts = (line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines() if str(tmp) in line)
+        return {*map(str, tmp.glob("north-*")), *mounts, *(set(os.listdir("/dev/shm")) - self._shared)}
+
+    def _assert_nothing_left(self, folder: Path) -> None:
+        """What a SIGKILL leaves, the next life removes, if it comes that far."""
+        left = self._left() - self._left_by_kill
+        assert not left, f"left over: {left}\n{_log(folder)}"
 
     def _folder(self, make: Callable[[Path], dict[str, Any]]) -> Path:
         folder = self.scratch / f"life{self.num_runs}"
         folder.mkdir()
         self.num_runs += 1
         config = make(folder) | {"resume": "auto", "num_threads": 1}
-        config["trainer"]["callbacks"].append(
-            {"class_path": "struck_lives.Moments", "init_args": {"folder": str(folder)}}
-        )
+        moments = {"class_path": "struck_lives.Moments", "init_args": {"folder": str(folder)}}
+        config["trainer"]["callbacks"].insert(0, moments)
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         return folder
 
@@ -218,6 +263,21 @@ class Striker:
                     yield process
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
+
+
+def _has_ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _is_ours(child: int) -> bool:
+    """Whether our handlers are in place: before, a signal means what the system makes of it."""
+    caught = Path(f"/proc/{child}/status").read_text().split("SigCgt:")[1].split()[0]
+    return bool(int(caught, 16) & 1 << (signal.SIGUSR1 - 1))
+
+
+def _moment(folder: Path) -> str:
+    path = folder / "moment"
+    return path.read_text() or FIRST if path.exists() else FIRST
 
 
 def _log(folder: Path) -> str:
