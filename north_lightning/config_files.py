@@ -41,6 +41,8 @@ def load_yaml(text: str, file: str = "", load: Callable[[str], Any] = yaml.safe_
             raise
         mark = error.problem_mark or error.context_mark
         raise ConfigError(f"{file}:{mark.line + 1 if mark else 1}: not YAML: {_explain(error, text)}") from error
+    if file and tree is None:
+        raise ConfigError(f"{file}: is empty: expected keys; those of fit are the sections model, data and trainer")
     if isinstance(tree, yaml.CollectionNode):
         _check_blocks(tree, file)
         _read.append((file, tree))
@@ -59,6 +61,16 @@ def classes() -> dict[str, tuple[str, str]]:
         for name, bases in CLASS.findall(file.read_text(encoding="utf-8")):
             found[name] = (module, bases)
     return found
+
+
+def set_in_file(*keys: str) -> Any:
+    """The value of the last of ``keys``, or the keys there, in the last file that was read; None where it is not."""
+    node: Any = next((tree for file, tree in reversed(_read) if file), None)
+    for key in keys:
+        items = node.value if isinstance(node, yaml.MappingNode) else ()
+        node = next((value for name, value in items if name.value == key), None)
+    is_block = isinstance(node, yaml.MappingNode)
+    return [name.value for name, _ in node.value] if is_block else getattr(node, "value", None)
 
 
 def place_of(key: str) -> str | None:

@@ -36,13 +36,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 import north_lightning.data.sft  # noqa: E402 (here and below: importing a class makes its short name known)
 import north_lightning.synthesis  # noqa: E402, F401
 from north_lightning.callbacks import HFCheckpoint, JSONLHistory, RandomState, RunLock, SaveOnTermination  # noqa: E402
+from north_lightning.config_files import set_in_file  # noqa: E402
 from north_lightning.durable import replace_text  # noqa: E402
 from north_lightning.errors import CheckpointError, ConfigError  # noqa: E402
 from north_lightning.modules import NorthModule  # noqa: E402, and with it NorthStrategy's short name
 from north_lightning.modules.resuming import flatten  # noqa: E402
 from north_lightning.parallel.single_file import DurableCheckpointIO  # noqa: E402
 from north_lightning.parser import ExplainingParser, check_values  # noqa: E402
-from north_lightning.preflight import check_run  # noqa: E402
+from north_lightning.preflight import PAIRS, check_run  # noqa: E402
 from north_lightning.run_folders import (  # noqa: E402
     CONFIG,
     FINISHED,
@@ -58,7 +59,7 @@ from north_lightning.run_folders import (  # noqa: E402
 from north_lightning.run_loggers import RunLoggers, check_wandb, continue_loggers  # noqa: E402
 from north_lightning.sandbox.scratch import Scratch  # noqa: E402
 from north_lightning.signals import Ended, end_in_order, exit_code, requeue_slurm_job  # noqa: E402
-from north_lightning.trainer_flags import MonitorCheck, check_flags, complaint  # noqa: E402
+from north_lightning.trainer_flags import MonitorCheck, check_flags, complaint, refused_setting  # noqa: E402
 
 PLUGIN_GROUP = "north_lightning.plugins"
 
@@ -77,6 +78,14 @@ ROUTINE = (
 
 class TrainingParser(ExplainingParser, LightningArgumentParser):
     """Lightning's parser, with ``ExplainingParser``'s errors."""
+
+    def _wrong_config(self) -> str | None:
+        """Data of the wrong kind explains why its keys are wrong."""
+        kinds = [str(set_in_file(section, "class_path")).rpartition(".")[2] for section in ("model", "data")]
+        pair = next((of.__name__ for kind, of in PAIRS.items() if kind.__name__ == kinds[0]), kinds[1])
+        if kinds[1] != pair and kinds[1] in (of.__name__ for of in PAIRS.values()):
+            return f"data.class_path: expected {pair}, because model.class_path is {kinds[0]}, got {kinds[1]}"
+        return super()._wrong_config()
 
 
 class RunConfig(SaveConfigCallback):
@@ -285,7 +294,8 @@ class NorthCLI(LightningCLI):
 
     def _check(self, command: str) -> None:
         settings = self.config_init[command]
-        check_run(self.trainer, self.model, self.datamodule, command, settings.get("resume") or self._given_ckpt_path)
+        path = settings.get("resume") or self._given_ckpt_path
+        check_run(self.trainer, self.model, self.datamodule, command, path, bool(settings.get("weights_only", True)))
 
     def before_validate(self) -> None:
         end_in_order()
@@ -299,8 +309,8 @@ class NorthCLI(LightningCLI):
         """With checkpoints that survive a crash, where the config does not choose how they are written."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, TypeError, ValueError) as error:
-            raise ConfigError(f"trainer: {error}") from error
+        except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(refused_setting(self.config[self.subcommand].trainer, error)) from error
         for logger in self._continued:  # made now; the config stays as it was given
             logger.version = None
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:

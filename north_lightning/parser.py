@@ -9,6 +9,7 @@ import difflib
 import importlib
 import inspect
 import math
+import pkgutil
 import re
 import sys
 import typing
@@ -23,7 +24,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 from pydantic import TypeAdapter, ValidationError
 
-from north_lightning.config_files import classes, load_yaml, place_of
+from north_lightning.config_files import classes, load_yaml, place_of, set_in_file
 from north_lightning.errors import ConfigError
 
 # A config names code: classes of the kind that is asked for, no function that runs what it is given (os.system, ...).
@@ -47,12 +48,14 @@ CALLABLE_NOISE = re.compile(
 )
 KEY = re.compile(r'Parser key "([^"]+)":?\s*')
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)':?\s*")
-TYPE_ONLY = re.compile(r"expected (path but|\w+$|collections)|Not of type Path")
+TYPE_ONLY = re.compile(r"expected (path but|\w+$|a number|collections)|Not of type Path")
+NUMBER = re.compile(r"expected a number")
 PLAINER = {
     r"^Expected a ": "expected ",
     r"<class '(?:[\w.]+\.)?(\w+)'>": r"\1",
     r"typing\.Literal\[(.*?)\]": r"one of \1",
     r"\. Got value: ": ", got ",
+    r"^expected (int|float)$": r"expected a number (\1)",
     r"^expected dot import path string: (\w+).*": r"no class is called '\1'",
     r"^Option '([^']+)' is not accepted": r"unknown key '\1'",
     r"^Group '([^']+)' does not accept option '([^']+)'": r"unknown key '\1.\2'",
@@ -100,9 +103,26 @@ class ExplainingParser(ArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        sys.stderr.write(f"error: {explain(message, parser)}\n")
+        try:
+            said = parser._wrong_config() or explain(message, parser)
+        except Exception:  # a mistake must not end in a traceback
+            said = " ".join(message.split())[:400]
+        sys.stderr.write(f"error: {said}\n")
         sys.stderr.write(f"Every key is listed by: {parser.prog.replace(' [options]', '')} --help\n")
         sys.exit(2)
+
+    def _wrong_config(self) -> str | None:
+        """What is said of a config of another command; that is why its keys are unknown."""
+        given, known = set(set_in_file() or ()), {key.split(".")[0] for key in _keys_of(self, True)}
+        if len(given) < 2 or given & known - {"seed", "seed_everything"}:
+            return None
+        from north_lightning.cli import UTILITIES
+
+        for command, (location, _) in UTILITIES.items():
+            with suppress(ImportError):
+                if given <= set(inspect.signature(pkgutil.resolve_name(location)).parameters):
+                    return f"{', '.join(sorted(given))}: keys of the command {command}, not of this one"
+        return "model, data, trainer: keys of the command fit, not of this one" if "trainer" in given else None
 
 
 class NorthParser(ExplainingParser):
@@ -130,7 +150,7 @@ def check_values(value: Any, hint: Any, path: str = "") -> None:
         ConfigError: one that names the key below ``path``.
     """
     if isinstance(value, float) and math.isnan(value):
-        raise ConfigError(f"{path}: expected a number, got nan")
+        raise ConfigError(f"{path}: expected a finite number, got nan")
     if isinstance(value, Path) and re.search(r"\$\{?\w|^~", str(value)):
         raise ConfigError(f"{path}: expected a path as it is, got '{value}': neither variables nor ~ are filled in")
     if isinstance(value, list | tuple):
@@ -161,7 +181,7 @@ def _check_value(value: Any, hint: Any, path: str) -> None:
 
 def _hints_of(class_path: str | None, hint: Any) -> dict[str, Any]:
     """Types of a class's constructor arguments, or of a dataclass's or dictionary's items (``*``)."""
-    of: Any = _import(class_path) if class_path else _without_none(hint)
+    of: Any = _import(str(class_path)) if class_path else _without_none(hint)
     if typing.get_origin(of) in (dict, Mapping):
         return {"*": typing.get_args(of)[1]}
     hints: dict[str, Any] = {}
@@ -182,8 +202,10 @@ def _takes_none(hint: Any) -> bool:
 
 
 def _import(class_path: str) -> Any:
+    """The class; None where there is none."""
     module_name, _, name = class_path.rpartition(".")
-    return getattr(importlib.import_module(module_name), name)
+    with suppress(ImportError, AttributeError, ValueError):
+        return getattr(importlib.import_module(module_name), name)
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
@@ -194,13 +216,15 @@ def explain(message: str, parser: ArgumentParser) -> str:
     """
     path, problems = _read_message(message)
     keys = ".".join(part for is_class, part in path if not is_class)
+    if any(map(NUMBER.match, problems)):  # a text is not a number, rather than no class
+        problems = [problem for problem in problems if not problem.startswith(("no class", "expected path"))]
     particular = [problem for problem in problems if not TYPE_ONLY.match(problem)]
     said = "; or ".join(dict.fromkeys((particular or problems)[:MAX_PROBLEMS])) or "expected another kind of value"
     place = place_of(f"{keys}.{found[1]}".lstrip(".") if (found := UNKNOWN_KEY.search(said)) and found[1] else keys)
     if said.startswith("missing") and path and path[-1][0]:
         said += f" (of {path[-1][1].rpartition('.')[2]})"
-    given = re.findall(r"Given value: (.*)", message)
-    said += f", got {given[-1][:100]}" if given and TYPE_ONLY.match(said) else ""
+    given = re.findall(r"Given value: (.*?)(?=\. Got value: |$)", message, re.MULTILINE)
+    said += f", got {given[0 if NUMBER.match(said) else -1][:100]}" if given and TYPE_ONLY.match(said) else ""
     start = f"{place}: " if place else ""
     return f"{start}{keys}{': ' if keys else ''}{said[:400]}{suggest(said, path, parser)}"
 
@@ -240,8 +264,11 @@ def suggest(said: str, path: list[tuple[bool, str]], parser: ArgumentParser) -> 
         if path and path[-1][0] and "." in meant:
             group, _, meant = meant.rpartition(".")
             path, hint = path[:-1], _hint_at([*path, (False, group)], parser)
+        of = _without_none(hint) if "." in (found[1] or "") else None
         candidates = list(_hints_of(None, hint)) if is_dataclass(_without_none(hint)) else []
-        candidates = candidates or _parameters_of(path[-1][1]) if path and path[-1][0] else _keys_of(parser, True)
+        candidates = candidates or (_parameters_of(of) if inspect.isclass(of) else [])
+        candidates = candidates or _parameters_of(_import(path[-1][1])) if path and path[-1][0] else candidates
+        candidates = candidates or _keys_of(parser, True)
     else:
         return ""
     if close := _closest(meant, candidates):
@@ -299,8 +326,7 @@ def _keys_of(parser: ArgumentParser, with_subcommands: bool) -> list[str]:
     return keys
 
 
-def _parameters_of(class_path: str) -> list[str]:
-    chosen = _import(class_path)
+def _parameters_of(chosen: type) -> list[str]:
     constructors = [vars(base)["__init__"] for base in inspect.getmro(chosen)[:-1] if "__init__" in vars(base)]
     names = dict.fromkeys(name for constructor in constructors for name in inspect.signature(constructor).parameters)
     return [name for name in names if name not in ("self", "args", "kwargs", "params")]

@@ -19,6 +19,7 @@ from north_lightning.callbacks.sampler_metrics import SamplerMetrics
 from north_lightning.data import RolloutDataModule, SFTDataModule
 from north_lightning.errors import ConfigError
 from north_lightning.modules import CISPOModule, NorthModule, SFTModule
+from north_lightning.run_folders import step_of
 from north_lightning.synthesis import SynthesisModule, TaskDataModule
 
 PAIRS: dict[type[LightningModule], type[LightningDataModule]] = {
@@ -30,6 +31,9 @@ PAIRS: dict[type[LightningModule], type[LightningDataModule]] = {
 
 KEYWORDS = ("auto", "best", "last", "hpc")
 """What is taken for ``ckpt_path`` in place of a path."""
+
+SAID_OF = {"learning rate": "lr", "beta": "betas", "epsilon": "eps", "weight_decay": "weight_decay"}
+"""Words of torch's about an optimizer's key."""
 
 RL_CALLBACKS = (SidecarCallback, WeightSyncCallback, RolloutProducerCallback)
 """What RL needs exactly one of each of."""
@@ -43,6 +47,7 @@ def check_run(
     data: LightningDataModule | None,
     command: str,
     ckpt_path: str | None = None,
+    weights_only: bool = True,
 ) -> None:
     """Refuse what cannot work, before ``command`` (fit, validate or predict) begins.
 
@@ -53,8 +58,15 @@ def check_run(
     for folder in (trainer.default_root_dir, getattr(module, "output_dir", None)):
         if folder is not None:
             check_writable(Path(folder), "trainer.default_root_dir" if command == "fit" else "model.output_dir")
-    if ckpt_path is not None and str(ckpt_path) not in KEYWORDS and not Path(ckpt_path).exists():
-        raise ConfigError(f"ckpt_path: expected a checkpoint, '{ckpt_path}' does not exist")
+    if ckpt_path is not None and str(ckpt_path) not in KEYWORDS:
+        if not Path(ckpt_path).exists():
+            raise ConfigError(f"ckpt_path: expected a checkpoint, '{ckpt_path}' does not exist")
+        if (Path(ckpt_path) / "config.json").is_file():
+            raise ConfigError(
+                f"ckpt_path: expected a training checkpoint, got '{ckpt_path}', a Hugging Face checkpoint: set "
+                "model.checkpoint to it"
+            )
+        step_of(Path(ckpt_path), weights_only)
     if command == "validate" and not getattr(data, "validation_files", True):
         raise ConfigError("data.validation_files: expected the files to validate on, got none")
     if command == "fit":
@@ -94,7 +106,8 @@ def check_optimizer(trainer: Trainer, module: NorthModule) -> None:
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"model.optimizer: {error}") from error
+        key = next((f".{key}" for words, key in SAID_OF.items() if words in str(error)), "")
+        raise ConfigError(f"model.optimizer{key}: {error}") from error
     if not 0 < (rate := float(optimizer.param_groups[0]["lr"])) < float("inf"):
         raise ConfigError(f"model.optimizer.lr: expected more than 0, got {rate}")
     if module.lr_scheduler_factory is None:

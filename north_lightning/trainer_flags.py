@@ -231,6 +231,23 @@ def _check_early_stopping(trainer: Trainer, num_batches: int, validates: bool) -
             )
 
 
+EXPECTED = {
+    "strategy": "auto, ddp or NorthStrategy, which cuts the model by itself",
+    "devices": "auto, or a number of at least 1 of those that there are",
+    "accelerator": "auto, cpu, or gpu where there is one",
+}
+
+
+def refused_setting(settings: Mapping[str, Any], error: Exception) -> str:
+    """What Lightning says on making the trainer, with the key that it speaks of and what is expected there."""
+    said = " ".join(str(error).split())
+    given = {key: value for key in EXPECTED if (value := settings.get(key)) not in (None, "auto")}
+    named = [key for key in given if key in said] or [key for key, value in given.items() if f"{value}" in said]
+    if not named:
+        return f"trainer: {said}"
+    return f"trainer.{named[0]}: expected {EXPECTED[named[0]]}, got {given[named[0]]!r}: {said[:200]}"
+
+
 # ---- what Lightning itself complains about ---------------------------------------------------------------------------
 
 

@@ -45,10 +45,6 @@ class HFCheckpoint(Callback):
         keep: Count | None = 2,
         dtype: Literal["float32", "bfloat16"] | None = None,
     ) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ConfigError(f"every_n_steps: expected at least 1, got {every_n_steps}")
-        if keep is not None and keep < 1:
-            raise ConfigError(f"keep: expected at least 1, or null to keep all, got {keep}")
         self.directory = directory
         self.keep = keep
         self._is_complete = False
@@ -56,6 +52,13 @@ class HFCheckpoint(Callback):
         self.dtype = dtype
         self.seconds = 0.0  # spent in writing so far
         self._written_at = -1
+
+    def check_run(self, trainer: Trainer, module: object, data: object) -> None:
+        """``ConfigError`` where another one writes the same folder."""
+        all_of_them = [one for one in trainer.callbacks if isinstance(one, HFCheckpoint)]  # type: ignore[attr-defined]
+        folder = self._directory(trainer)
+        if (count := sum(one._directory(trainer) == folder for one in all_of_them)) > 1:
+            raise ConfigError(f"trainer.callbacks: expected one HFCheckpoint per directory, got {count} for '{folder}'")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero:

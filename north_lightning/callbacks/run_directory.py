@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -33,6 +34,7 @@ class RunLock(Callback):
 
     def __init__(self) -> None:
         self._file: TextIO | None = None
+        self._made: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage in ("fit", "predict") and trainer.is_global_zero:
@@ -43,6 +45,7 @@ class RunLock(Callback):
         if self._file is not None or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir)
+        self._made = None if folder.exists() else folder
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+")
         try:
@@ -63,6 +66,10 @@ class RunLock(Callback):
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """A run that could not begin leaves nothing."""
+        folder = self._made if self._file is not None else None
+        if folder is not None and {path.name for path in folder.iterdir()} <= {LOCK, "loggers.json"}:
+            shutil.rmtree(folder)
         self._release()
 
     def _release(self) -> None:

@@ -114,14 +114,7 @@ class SidecarCallback(Callback):
 
     def check_run(self, trainer: Trainer, module: LightningModule, data: object) -> None:
         """Refuse a model that no server can start from, and a server that cannot serve what the run asks for."""
-        if getattr(module, "checkpoint", None) is None:
-            raise ConfigError(
-                "model.checkpoint: expected a folder, because the sidecar starts from it; got nothing. A model with "
-                "random weights has none: train it first (fit with SFTModule and HFCheckpoint)"
-            )
-        assert isinstance(module, NorthModule)
-        assert module.checkpoint is not None
-        sidecar = self._make(module.checkpoint, Path(trainer.default_root_dir) / "sidecar.log")
+        sidecar = self._make(_checkpoint_of(module), Path(trainer.default_root_dir) / "sidecar.log")
         if isinstance(module, CISPOModule) and module.router_replay and not sidecar.can_return_routed_experts:
             raise ConfigError(
                 "model.router_replay: expected false (or no value, which decides by the server), because this server "
@@ -143,12 +136,12 @@ class SidecarCallback(Callback):
 
     def _start(self, trainer: Trainer, module: NorthModule) -> bool:
         """Start the servers; whether the module replays their routing."""
-        assert module.checkpoint is not None
+        checkpoint = _checkpoint_of(module)
         assert module.model is not None
         replays: bool | None = getattr(module, "router_replay", False)
         for index, environment in enumerate(self.environments):
             name = f"sidecar{index or ''}.log"
-            sidecar = self._make(module.checkpoint, Path(trainer.default_root_dir) / name)
+            sidecar = self._make(checkpoint, Path(trainer.default_root_dir) / name)
             sidecar.vocab_size = module.model.config.vocab_size
             replays = sidecar.can_return_routed_experts if replays is None else replays
             sidecar.return_routed_experts = bool(replays)
@@ -187,6 +180,17 @@ class SidecarCallback(Callback):
     def _watching(self) -> SidecarWatch:
         assert self._watch is not None, "asked before fit has begun, or elsewhere than on process 0"
         return self._watch
+
+
+def _checkpoint_of(module: LightningModule) -> Path:
+    """What servers start from."""
+    assert isinstance(module, NorthModule)
+    if module.checkpoint is None:
+        raise ConfigError(
+            "model.checkpoint: expected a folder, because the sidecar starts from it; got nothing. A model with "
+            "random weights has none: train it first (fit with SFTModule and HFCheckpoint)"
+        )
+    return module.checkpoint
 
 
 def _start_all(sidecars: Sequence[Sidecar]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from north_lightning.data.block_lists import SHIPPED
+from north_lightning.data.block_lists import SHIPPED, load_block_list
 from north_lightning.data.decontamination import all_leaks
 from north_lightning.data.dedup import Duplicate
 from north_lightning.data.filters import SampleFilter, default_filters
@@ -72,6 +72,8 @@ def filter_data(
     for name, source in sources.items():  # before hours of work
         if clash := written & {Path(file).resolve() for file in list_files(source.files)}:
             raise ConfigError(f"output_dir: expected a folder without the files of {name}, got {min(clash)} to replace")
+    for name in block_lists:
+        load_block_list(name)
     claim("output_dir", [*sorted(written), output_dir / "filter.json"], overwrite)
     checks = default_filters() if filters is None else list(filters)
     checks += all_leaks(block_lists) if block_lists else []

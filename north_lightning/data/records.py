@@ -68,7 +68,12 @@ def list_files(patterns: Sequence[Path | str]) -> list[str]:
         except Exception as error:  # an unknown kind, a package that it needs, its server
             raise DataError(f"{pattern}: expected a file of conversations, got: {error}") from error
         if not matches:
-            raise DataError(f"{pattern}: expected a file of conversations, found none")
+            is_content = str(pattern).startswith("{")  # jsonargparse reads a list that is the name of a file from it
+            raise DataError(
+                f"files: expected a list of files, such as [FILE.jsonl], got the content of one: {str(pattern)[:60]}"
+                if is_content
+                else f"{pattern}: expected a file of conversations, found none"
+            )
         local = "file" in system.protocol
         found += [str(pattern)] if "*" not in path else matches if local else map(system.unstrip_protocol, matches)
     return found

@@ -30,6 +30,7 @@ from north_lightning.data.loader import SFTLoader, ValidationLoader
 from north_lightning.data.mixing import Order
 from north_lightning.data.packing import BestFitPacker
 from north_lightning.data.records import list_files
+from north_lightning.data.sources import SampleReader
 from north_lightning.data.store import TokenStore
 from north_lightning.data.stream import StepStream
 from north_lightning.data.tokenised import Account, Tokeniser
@@ -108,14 +109,7 @@ class SFTDataModule(LightningDataModule):
         if not sources or len(given) not in (0, len(sources)):
             missing = sorted(set(sources) - set(given))
             raise ConfigError(f"sources: expected a share for every source or for none; missing for {missing or 'all'}")
-        for name, value in (("row_tokens", row_tokens), ("buffer_samples", buffer_samples)):
-            if value < 1:
-                raise ConfigError(f"{name}: expected at least 1, got {value}")
         for name, source in sources.items():
-            for key in ("share", "max_epochs", "max_samples"):
-                value = getattr(source, key)
-                if value is not None and not 0 < value < float("inf"):
-                    raise ConfigError(f"sources.{name}.{key}: expected more than 0, got {value}")
             if source.max_epochs is not None and not given:
                 raise ConfigError(f"sources.{name}.max_epochs: expected shares beside it; without, a pass is one epoch")
         self.tokenizer = Path(tokenizer)
@@ -144,7 +138,10 @@ class SFTDataModule(LightningDataModule):
         for name, source in self.sources.items():
             if not source.files:
                 raise ConfigError(f"data.sources.{name}.files: expected at least one file, got none")
-        list_files([path for source in self.sources.values() for path in source.files] + self.validation_files)
+            for file in list_files(source.files):
+                if Path(file).is_file():  # a remote one is read once, in its turn
+                    next(iter(SampleReader([file])), None)
+        list_files(self.validation_files)
 
     @property
     def shares(self) -> dict[str, float] | None:
@@ -231,7 +228,10 @@ class SFTDataModule(LightningDataModule):
             numbers = np.sort(numbers[chosen])
         if not len(numbers):
             reasons = {f"{name}/{reason}": count for reason, count in report.dropped.items()}
-            raise DataError(f"source {name}: expected usable samples, found none; dropped: {reasons}")
+            too_long = f"; data.row_tokens: expected more than {self.row_tokens}" if report.dropped["too_long"] else ""
+            raise DataError(
+                f"data.sources.{name}: expected at least one usable sample, found none; dropped: {reasons}{too_long}"
+            )
         report.num_samples = len(numbers)
         report.num_tokens = int(self.store.lengths[numbers].sum())
         report.num_trained_tokens = int(self.store.trained_tokens[numbers].sum())

@@ -63,7 +63,7 @@ def check_serving(
     server.check()
     settings.check_server(server.max_model_len)
     settings.prepare(tasks)
-    settings.fitting(tasks, checkpoints[0])
+    settings.fitting(tasks, checkpoints[0], "attempts at these tasks end at once and count as failed")
 
 
 @contextmanager

@@ -88,6 +88,8 @@ class NorthStrategy(ModelParallelStrategy):
 
     def check_run(self, trainer: Trainer, module: Any, data: object) -> None:
         """``ConfigError`` for sizes that do not make up the processes, or that the model cannot be divided by."""
+        if getattr(module, "lora", None) is not None or getattr(module, "adapter", None) is not None:
+            raise ConfigError("model.lora: expected a model that is whole on every process: leave trainer.strategy out")
         world = trainer.num_devices * trainer.num_nodes
         others = self._replicate * self._context * self._tensor
         shard = max(1, world // others) if self._shard == "auto" else self._shard

@@ -131,7 +131,9 @@ class RolloutSettings(AttemptSettings):
                 f"{self.max_turn_tokens}"
             )
 
-    def fitting(self, tasks: Sequence[Task], tokenizer_dir: Path) -> list[Task]:
+    def fitting(
+        self, tasks: Sequence[Task], tokenizer_dir: Path, consequence: str = "these tasks are left out"
+    ) -> list[Task]:
         """The tasks whose prompt leaves room for a turn; the others are said once, now and not when their turn comes.
 
         Raises:
@@ -150,7 +152,7 @@ class RolloutSettings(AttemptSettings):
         )
         if {task.environment for task in fit} != {task.environment for task in tasks}:
             raise ConfigError(f"{said}: raise it, or leave those tasks out of task_sets")
-        log.warning("%s; these tasks are left out", said)
+        log.warning("%s; %s", said, consequence)
         return fit
 
     def check_server(self, max_model_len: int) -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from north_lightning.chat import NorthTokenizer
 from north_lightning.data.sft import SFTDataModule
-from north_lightning.errors import ConfigError, printable
+from north_lightning.errors import printable
 from north_lightning.types import Count, PackedBatch, Whole
 
 TRAINED, CONTEXT = "bold green", "bright_black"
@@ -32,8 +32,6 @@ def preview_data(
         rows_per_step: Rows of an optimizer step: micro-batches x ranks.
         max_tokens: Of every document, at most so many tokens are shown; null shows all.
     """
-    if row < 0 or rows_per_step < 1:
-        raise ConfigError(f"expected row at least 0 and rows_per_step at least 1, got {row} and {rows_per_step}")
     data.check_run(None, None, data)
     data.setup("fit")
     stream = data.make_stream(rows_per_step)

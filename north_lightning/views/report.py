@@ -35,6 +35,8 @@ def write_report(run_dir: Path) -> None:
     Raises:
         DataError: something the report is made of is missing; says what and which command makes it.
     """
+    if not run_dir.is_dir():
+        raise DataError(f"run_dir: expected the folder of a finished recipe run, '{run_dir}' does not exist")
     timed = run_dir / "stages.json"  # written by the recipe; stages run one by one are not timed
     recorded = json.loads(timed.read_text()) if timed.exists() else {}
     stages = {name: stage for name, stage in recorded.items() if "seconds" in stage}  # finished

@@ -15,7 +15,7 @@ ADAMW = "torch.optim.AdamW"
 # What the command is about, edits of its config (path, value, ...), and what the answer must say.
 MISTAKES: list[tuple[str, tuple[Any, ...], str]] = [
     # values
-    ("sft", ("trainer.max_steps", 0), "trainer.max_steps: expected at least 1"),
+    ("sft", ("trainer.max_steps", 0), "trainer.max_steps: got 0, which trains nothing: expected at least 1"),
     ("sft", ("trainer.max_steps", "many"), "trainer.max_steps: expected int, got many"),
     ("sft", ("trainer.accumulate_grad_batches", 0), "trainer.accumulate_grad_batches: expected at least 1, got 0"),
     ("sft", ("trainer.devices", "two"), "`devices`"),
