@@ -36,7 +36,7 @@ def make_config(inputs: Path, run_dir: Path, **trainer: Any) -> Config:
     config["model"]["init_args"] = {
         "checkpoint": str(inputs / "base"),
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "betas": [0.9, 0.95]}},
-        "lr_scheduler": {"class_path": "WarmupSchedule", "init_args": {"warmup_steps": 3}},
+        "lr_scheduler": {"class_path": "WarmupSchedule", "init_args": {"warmup_steps": 1}},
     }
     return config
 
@@ -92,10 +92,16 @@ REFUSED: dict[str, tuple[Callable[[Config], None], str]] = {
         set_key(*MODEL, "optimizer", value={"class_path": "torch.optim.SGD", "init_args": {"lr": 1e-3}}),
         "optimizer.class_path",
     ),
-    "another warm-up": (set_key(*MODEL, "lr_scheduler", "init_args", "warmup_steps", value=5), "warmup_steps"),
+    "another warm-up": (set_key(*MODEL, "lr_scheduler", "init_args", "warmup_steps", value=2), "warmup_steps"),
     "no schedule": (set_key(*MODEL, "lr_scheduler", value=None), "lr_scheduler.class_path"),
     "another seed": (set_key("seed_everything", value=7), "seed_everything"),
-    "other shares": (set_key(*DATA, "sources", "names", "share", value=0.4), "data.sources.names.share"),
+    "other shares": (
+        lambda config: [
+            set_key(*DATA, "sources", name, "share", value=share)(config)
+            for name, share in (("names", 0.4), ("sums", 0.6))
+        ][-1],
+        "data.sources.names.share",
+    ),
     "longer rows": (set_key(*DATA, "row_tokens", value=300), "data.row_tokens"),
     "another mean": (set_key(*MODEL, "loss_mean", value="conversations"), "model.loss_mean"),
     "a frozen router": (set_key(*MODEL, "freeze_router", value=True), "model.freeze_router"),

@@ -161,7 +161,9 @@ class RolloutProducerCallback(Callback):
             return
         self._tasks = load_task_sets(self.task_sets)
         self.rollouts.prepare(self._tasks)
-        TaskSchedule(self._tasks, self.environment_weights)  # refuses weights of environments that there are not
+        TaskSchedule(
+            self._tasks, self.environment_weights, run_seed(self.seed)
+        )  # refuses weights of environments that there are not
 
     def _start(self, trainer: Trainer, module: LightningModule, data: RolloutDataModule) -> None:
         self.rollouts.check_server(running_sidecar(trainer).max_model_len)
