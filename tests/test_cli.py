@@ -310,7 +310,8 @@ def test_a_second_interrupt_ends_the_run_at_once(inputs: Path, tmp_path: Path) -
     config["trainer"]["callbacks"].append({"class_path": "stuck_callback.Stuck"})
     (tmp_path / "stuck_callback.py").write_text(STUCK)
     process = start("--config", write(config, tmp_path / "run.yaml"), plugins=tmp_path)
-    wait_for_steps(process, run_dir / "history.jsonl", 1)
+    wait_for_steps(process, run_dir / "history.jsonl", 2)
+    time.sleep(1)  # the step that never ends has begun
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=1)

@@ -71,7 +71,7 @@ def keys_of_config(path: Path) -> Iterator[tuple[str, Any, str]]:
     if "trainer" not in config:
         yield from config_keys.leaves(config, command_of(path, config), "")
         return
-    assert config.keys() <= {"seed_everything", "num_threads", "trainer", "model", "data"}
+    assert config.keys() <= {"seed_everything", "num_threads", "resume", "trainer", "model", "data"}
     trainer = config["trainer"]
     for key in ("callbacks", "logger"):
         yield from config_keys.leaves(trainer.get(key) or [], None, f"trainer.{key}")
