@@ -109,7 +109,14 @@ class SFTDataModule(LightningDataModule):
         if not sources or len(given) not in (0, len(sources)):
             missing = sorted(set(sources) - set(given))
             raise ConfigError(f"sources: expected a share for every source or for none; missing for {missing or 'all'}")
+        for name, value in (("row_tokens", row_tokens), ("buffer_samples", buffer_samples)):
+            if value < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {value}")
         for name, source in sources.items():
+            for key in ("share", "max_epochs", "max_samples"):
+                value = getattr(source, key)
+                if value is not None and not 0 < value < float("inf"):
+                    raise ConfigError(f"sources.{name}.{key}: expected more than 0, got {value}")
             if source.max_epochs is not None and not given:
                 raise ConfigError(f"sources.{name}.max_epochs: expected shares beside it; without, a pass is one epoch")
         self.tokenizer = Path(tokenizer)
