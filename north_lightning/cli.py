@@ -100,7 +100,9 @@ def _run(command: str, arguments: list[str]) -> int:
         elif command in TRAINING:
             add_plugins_to_path()
             from north_lightning.lightning_cli import run_training
+            from north_lightning.parser import ExplainingParser
 
+            ExplainingParser.commands = UTILITIES
             return run_training([command, *arguments])
         else:
             raise UnknownCommandError(command)
@@ -184,6 +186,7 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     from north_lightning.parser import NorthParser, check_values
     from north_lightning.seeds import set_run_seed
 
+    ExplainingParser.commands = UTILITIES
     location, description = UTILITIES[command]
     paths, arguments = _leading_paths(arguments) if command in POSITIONAL else ([], arguments)
     module_name, function_name = location.split(":")

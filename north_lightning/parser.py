@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, ClassVar, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
@@ -84,6 +84,9 @@ class ExplainingParser(ArgumentParser):
     """No abbreviations (``--trainer.max_step`` is a mistake, not ``max_steps``), no unknown key that is silently left
     out, and errors with a suggestion."""
 
+    commands: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    """All utility commands, as in ``cli.UTILITIES``."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
@@ -116,9 +119,7 @@ class ExplainingParser(ArgumentParser):
         given, known = set(set_in_file() or ()), {key.split(".")[0] for key in _keys_of(self, True)}
         if len(given) < 2 or given & known - {"seed", "seed_everything"}:
             return None
-        from north_lightning.cli import UTILITIES
-
-        for command, (location, _) in UTILITIES.items():
+        for command, (location, _) in ExplainingParser.commands.items():
             with suppress(ImportError):
                 if given <= set(inspect.signature(pkgutil.resolve_name(location)).parameters):
                     return f"{', '.join(sorted(given))}: keys of the command {command}, not of this one"
