@@ -183,7 +183,7 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     """Parse ``arguments`` against the signature of the command's function and call it."""
     from jsonargparse import ActionConfigFile
 
-    from north_lightning.parser import NorthParser, check_values
+    from north_lightning.parser import ExplainingParser, NorthParser, check_values
     from north_lightning.seeds import set_run_seed
 
     ExplainingParser.commands = UTILITIES
