@@ -70,7 +70,6 @@ def check_run(
     if command == "validate" and not getattr(data, "validation_files", True):
         raise ConfigError("data.validation_files: expected the files to validate on, got none")
     if command == "fit":
-        check_steps(trainer)
         if isinstance(module, NorthModule):
             check_optimizer(trainer, module)
         if isinstance(module, CISPOModule):
@@ -89,14 +88,6 @@ def check_writable(folder: Path, key: str) -> None:
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"{key}: expected a folder that can be written, got '{folder}' ('{there}' is not one)")
-
-
-def check_steps(trainer: Trainer) -> None:
-    if trainer.max_steps == 0 or trainer.max_epochs == 0:
-        raise ConfigError("trainer.max_steps: expected at least 1 step and epoch, or -1 for no limit, got 0")
-    if trainer.accumulate_grad_batches < 1:
-        got = trainer.accumulate_grad_batches
-        raise ConfigError(f"trainer.accumulate_grad_batches: expected at least 1, got {got}")
 
 
 def check_optimizer(trainer: Trainer, module: NorthModule) -> None:

@@ -17,7 +17,7 @@ MISTAKES: list[tuple[str, tuple[Any, ...], str]] = [
     # values
     ("sft", ("trainer.max_steps", 0), "trainer.max_steps: got 0, which trains nothing: expected at least 1"),
     ("sft", ("trainer.max_steps", "many"), "trainer.max_steps: expected int, got many"),
-    ("sft", ("trainer.accumulate_grad_batches", 0), "trainer.accumulate_grad_batches: expected at least 1, got 0"),
+    ("sft", ("trainer.accumulate_grad_batches", 0), "trainer.accumulate_grad_batches: got 0, expected at least 1"),
     ("sft", ("trainer.devices", "two"), "`devices`"),
     ("sft", ("trainer.default_root_dir", "/proc/x"), "trainer.default_root_dir: expected a folder that can be written"),
     ("sft", ("trainer.default_root_dir", "/etc/passwd"), "('/etc/passwd' is not one)"),
@@ -107,7 +107,7 @@ MISTAKES: list[tuple[str, tuple[Any, ...], str]] = [
     ("rl", ("data.groups_per_batch", 3), "data.groups_per_batch: expected the queue's groups_per_batch, 2, got 3"),
     ("rl", ("data.max_row_tokens", 100), "data.max_row_tokens: expected at least rollouts.max_context_tokens"),
     ("rl", ("data.num_batches", 2, "trainer.max_epochs", 1), "trainer.max_steps: expected at most data.num_batches"),
-    ("rl", ("trainer.accumulate_grad_batches", 4), "trainer.accumulate_grad_batches: expected 1"),
+    ("rl", ("trainer.accumulate_grad_batches", 4), "trainer.accumulate_grad_batches: got 4, expected 1"),
     ("predict", ("trainer.devices", 2), "trainer.devices: expected one process, got 2"),
     ("predict", ("model.rollouts.max_context_tokens", 4000), "at most the sidecar's max_model_len, 2048"),
     ("predict", ("data.task_sets", []), "task_sets: expected at least one task"),
