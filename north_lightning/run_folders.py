@@ -22,8 +22,10 @@ from north_lightning.errors import CheckpointError, ConfigError
 from north_lightning.history import HISTORY
 
 LOCK, INTERRUPTED, CONFIG, FINISHED = ".lock", "interrupted.ckpt", "config.yaml", "finished.json"
-SHARDED_REST = "trainer.pt"
-"""Of a sharded checkpoint, a folder: all that is not sharded."""
+LOGGERS = "loggers.json"
+SHARDED_REST, SHARDED_METADATA = "trainer.pt", ".metadata"
+"""In the folder of a sharded checkpoint: everything but weights and moments, and torch's table of contents, which it
+writes last."""
 
 RESULTS = (
     *(CONFIG, FINISHED, HISTORY, "summary.json", "rollouts.jsonl", "time.json"),
@@ -171,8 +173,8 @@ def step_of(path: Path, weights_only: bool = True) -> int:
 
     file = path / SHARDED_REST if path.is_dir() else path
     try:
-        if path.is_dir() and not (path / ".metadata").is_file():
-            raise CheckpointError("no .metadata")
+        if path.is_dir() and not (path / SHARDED_METADATA).is_file():
+            raise CheckpointError(f"no {SHARDED_METADATA}")
         saved = torch.load(file, map_location="cpu", weights_only=weights_only, mmap=True)
         return int(saved["global_step"])
     except Exception as error:  # whatever a damaged file makes of the reader

@@ -20,8 +20,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from north_lightning.durable import replace_text
 from north_lightning.errors import ConfigError
+from north_lightning.run_folders import LOGGERS
 
-LOGGERS = "loggers.json"
 _OFFLINE_MODES = ("offline", "dryrun", "disabled")
 
 

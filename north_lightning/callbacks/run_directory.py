@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from north_lightning.errors import ConfigError, InfrastructureError, NorthError, QueueError
 from north_lightning.parallel import on_process_zero
-from north_lightning.run_folders import INTERRUPTED, LOCK
+from north_lightning.run_folders import INTERRUPTED, LOCK, LOGGERS
 from north_lightning.signals import NUMBERS
 
 
@@ -68,7 +68,7 @@ class RunLock(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """A run that could not begin leaves nothing."""
         folder = self._made if self._file is not None else None
-        if folder is not None and {path.name for path in folder.iterdir()} <= {LOCK, "loggers.json"}:
+        if folder is not None and {path.name for path in folder.iterdir()} <= {LOCK, LOGGERS}:
             shutil.rmtree(folder)
         self._release()
 

@@ -27,9 +27,8 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from north_lightning.durable import flush, remove_folder, replace_folder, unfinished_name
 from north_lightning.errors import CheckpointError
 from north_lightning.parallel.process_zero import on_process_zero
-from north_lightning.parallel.single_file import REST
+from north_lightning.run_folders import SHARDED_METADATA, SHARDED_REST
 
-_METADATA = ".metadata"  # torch writes it last
 _METADATA_CLASSES = {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
@@ -112,9 +111,9 @@ class ShardedCheckpoints:
         """
         self.wait()
         dist.barrier(self._group)
-        if not (folder / _METADATA).is_file() or not (folder / REST).is_file():
+        if not (folder / SHARDED_METADATA).is_file() or not (folder / SHARDED_REST).is_file():
             raise CheckpointError(
-                f"expected a sharded checkpoint, a folder with {_METADATA} and {REST}, got '{folder}'"
+                f"expected a sharded checkpoint, a folder with {SHARDED_METADATA} and {SHARDED_REST}, got '{folder}'"
             )
         load_shards(state, folder, self._group)
 
@@ -146,13 +145,15 @@ class _Reader(dcp.FileSystemReader):
     """Runs no code from the table of contents, and reads no file outside of the folder."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / _METADATA).open("rb") as file:
+        with (Path(self.path) / SHARDED_METADATA).open("rb") as file:
             metadata = _MetadataUnpickler(file).load()
         if not isinstance(metadata, Metadata):
-            raise pickle.UnpicklingError(f"{_METADATA}: expected torch's table of contents")
+            raise pickle.UnpicklingError(f"{SHARDED_METADATA}: expected torch's table of contents")
         for place in (metadata.storage_data or {}).values():
             if Path(place.relative_path).name != str(place.relative_path):
-                raise pickle.UnpicklingError(f"{_METADATA}: a file outside of the folder: {place.relative_path!r}")
+                raise pickle.UnpicklingError(
+                    f"{SHARDED_METADATA}: a file outside of the folder: {place.relative_path!r}"
+                )
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
@@ -163,7 +164,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or (module, name) in _METADATA_CLASSES:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{_METADATA}: refused, because it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"{SHARDED_METADATA}: refused, because it asks for {module}.{name}")
 
 
 class _Planner(dcp.DefaultLoadPlanner):
@@ -178,7 +179,7 @@ def _finish(written: Future[Any], rest: bytes, unfinished: Path, folder: Path) -
     try:
         written.result()
         if dist.get_rank() == 0:  # the last to know that all are done
-            (unfinished / REST).write_bytes(rest)
+            (unfinished / SHARDED_REST).write_bytes(rest)
             for path in [*unfinished.iterdir(), unfinished]:
                 flush(path)
             if (old := replace_folder(unfinished, folder)) is not None:

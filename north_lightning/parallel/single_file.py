@@ -17,9 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from north_lightning.durable import flush, unfinished_name
 from north_lightning.errors import CheckpointError
-
-REST = "trainer.pt"
-"""In the folder of a sharded checkpoint (``checkpoints``): everything but weights and moments."""
+from north_lightning.run_folders import SHARDED_REST
 
 
 def read_checkpoint(path: Path, weights_only: bool | None = True, is_sharded: bool = False) -> dict[str, Any]:
@@ -41,16 +39,18 @@ def read_checkpoint(path: Path, weights_only: bool | None = True, is_sharded: bo
             f"'{path}': expected a folder, as NorthStrategy writes it, got a file of a run without it: leave "
             f"trainer.strategy out, {export}"
         )
-    if path.is_dir() and not (path / REST).is_file():
+    if path.is_dir() and not (path / SHARDED_REST).is_file():
         hint = "; its weights are a beginning: model.checkpoint" if (path / "config.json").is_file() else ""
-        raise CheckpointError(f"'{path}': expected a complete training checkpoint, got a folder without {REST}{hint}")
+        raise CheckpointError(
+            f"'{path}': expected a complete training checkpoint, got a folder without {SHARDED_REST}{hint}"
+        )
     if path.is_dir() and not is_sharded:
         raise CheckpointError(
             f"'{path}': a checkpoint of NorthStrategy: set trainer.strategy: NorthStrategy (one process or "
             f"more), {export}"
         )
     try:
-        content = torch.load(path / REST if is_sharded else path, map_location="cpu", weights_only=weights_only)
+        content = torch.load(path / SHARDED_REST if is_sharded else path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:
         what = "Weights only load failed" in str(error) and "GLOBAL" in str(error)
         reason = "it would run code of its own" if what else "torn, or another kind of file"

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from north_lightning.parallel.checkpoints import ShardedCheckpoints
-from north_lightning.parallel.single_file import REST
+from north_lightning.run_folders import SHARDED_REST as REST
 
 NUM_KILLS = 4
 

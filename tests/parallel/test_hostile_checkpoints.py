@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from north_lightning.errors import CheckpointError
 from north_lightning.parallel.checkpoints import ShardedCheckpoints
-from north_lightning.parallel.single_file import REST, DurableCheckpointIO, read_checkpoint
+from north_lightning.parallel.single_file import DurableCheckpointIO, read_checkpoint
+from north_lightning.run_folders import SHARDED_REST as REST
 
 
 class RunsCode:

@@ -28,7 +28,7 @@ from north_lightning.model.checkpoint import held_part
 from north_lightning.modules import CISPOModule, SFTModule, WarmupSchedule
 from north_lightning.parallel import Layout, NorthStrategy, ParallelSizes, build_model, parallelize
 from north_lightning.parallel.checkpoints import ShardedCheckpoints
-from north_lightning.parallel.single_file import REST
+from north_lightning.run_folders import SHARDED_REST as REST
 from north_lightning.types import Reward, Rollout, RolloutGroup
 
 LAYOUTS = {
