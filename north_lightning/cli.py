@@ -94,15 +94,16 @@ def _run(command: str, arguments: list[str]) -> int:
     try:
         if command in ("-h", "--help"):
             print(overview())
-        elif command in UTILITIES:
+        elif command in UTILITIES or command in TRAINING:
             add_plugins_to_path()
-            run_utility(command, arguments)
-        elif command in TRAINING:
-            add_plugins_to_path()
-            from north_lightning.lightning_cli import run_training
             from north_lightning.parser import ExplainingParser
 
             ExplainingParser.commands = UTILITIES
+            if command in UTILITIES:
+                run_utility(command, arguments)
+                return 0
+            from north_lightning.lightning_cli import run_training
+
             return run_training([command, *arguments])
         else:
             raise UnknownCommandError(command)
@@ -183,10 +184,9 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     """Parse ``arguments`` against the signature of the command's function and call it."""
     from jsonargparse import ActionConfigFile
 
-    from north_lightning.parser import ExplainingParser, NorthParser, check_values
+    from north_lightning.parser import NorthParser, check_values
     from north_lightning.seeds import set_run_seed
 
-    ExplainingParser.commands = UTILITIES
     location, description = UTILITIES[command]
     paths, arguments = _leading_paths(arguments) if command in POSITIONAL else ([], arguments)
     module_name, function_name = location.split(":")
