@@ -78,7 +78,7 @@ TAKES_TRAINING_CONFIG = ("data report", "data preview")
 """Commands about the ``data`` of a config of ``fit``."""
 
 OTHER_SECTIONS = ("seed_everything", "num_threads", "resume", "overwrite", "trainer", "model")
-"""Of a config of ``fit``: what is not data; the seed decides its order."""
+"""Sections of a ``fit`` config that are not data. The seed decides the order of the data."""
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPT = 1, 2, 130
 

@@ -47,7 +47,7 @@ def export_checkpoint(
         base: Checkpoint that training began from, for licenses, and for the weights below adapters. Default: where it
             was then.
         tokenizer: Folder of the tokenizer. Default: where it was then.
-        dtype: Of the weights. Default: the base checkpoint's; without one, as they were trained.
+        dtype: Dtype of the weights. Default: the base checkpoint's; without one, as they were trained.
     """
     if directory.exists():
         raise CheckpointError(f"directory: expected one that does not exist yet, got '{directory}'")

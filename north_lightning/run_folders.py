@@ -177,7 +177,7 @@ def step_of(path: Path, weights_only: bool = True) -> int:
             raise CheckpointError(f"no {SHARDED_METADATA}")
         saved = torch.load(file, map_location="cpu", weights_only=weights_only, mmap=True)
         return int(saved["global_step"])
-    except Exception as error:  # whatever a damaged file makes of the reader
+    except Exception as error:  # the reader raises many kinds for a damaged file
         raise CheckpointError(
             f"resume: expected a complete training checkpoint, got '{path}', which cannot be read "
             f"({type(error).__name__}): give another, or --resume auto"

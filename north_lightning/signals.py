@@ -31,7 +31,7 @@ _LIBC = ctypes.CDLL(None)
 
 
 class Ended(SystemExit):
-    """The command was told to end."""
+    """A signal asks the command to end."""
 
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)

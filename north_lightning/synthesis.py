@@ -83,7 +83,7 @@ class SynthesisModule(LightningModule):
         concurrency: Attempts at a time.
         filters: What drops samples, in order; by default every filter that needs no setting. Identical ones always go.
         source: The label of the samples; a task's environment by default.
-        seed: Of prompt wording and sampling; the run's ``seed_everything`` by default.
+        seed: Seed of prompt wording and sampling; the run's ``seed_everything`` by default.
     """
 
     def __init__(

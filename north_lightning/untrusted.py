@@ -20,7 +20,7 @@ from north_lightning.errors import ConfigError, DataError, NorthError, TaskError
 
 MAX_FILE_BYTES = 16 << 20
 MAX_DEPTH = 128
-"""Of a path, and of nested JSON."""
+"""Largest depth of a path and of nested JSON."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,199}")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

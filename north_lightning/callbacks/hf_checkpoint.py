@@ -34,8 +34,8 @@ class HFCheckpoint(Callback):
         directory: Where to; ``checkpoint`` in the run's folder by default.
         every_n_steps: Also write every so many optimizer steps.
         keep: How many of the newest ``step-N`` are kept; null keeps all.
-        dtype: Of the written weights. Default: what the base checkpoint (``model.checkpoint``) is stored in, so that a
-            bfloat16 model stays one although it is trained in float32; after random weights, what they are in memory.
+        dtype: Dtype of the written weights. Default: that of the base checkpoint (``model.checkpoint``), so that a
+            bfloat16 model stays one although it is trained in float32; after random weights, that in memory.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class RolloutProducerCallback(Callback):
         group_size: Attempts per task; each is the others' baseline.
         max_concurrent_groups: Groups that are sampled at a time.
         environment_weights: Environment -> share of groups. Default: in proportion to the number of tasks.
-        seed: Of task order, prompt wording and sampling; the run's ``seed_everything`` by default.
+        seed: Seed of task order, prompt wording and sampling; the run's ``seed_everything`` by default.
         failures: How much failing infrastructure a run bears.
         keep_rollouts: Append every rollout to ``rollouts.jsonl`` in the run's folder.
         curriculum: How often each task is tried, from how it went. Default: once an epoch.

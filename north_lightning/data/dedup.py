@@ -47,7 +47,7 @@ class Duplicate(ConversationFilter):
         run_words: words in a run.
         num_hashes: of a fingerprint.
         num_bands: the hashes are compared in so many bands; more find more remote relatives.
-        seed: of the hashes; the run's by default.
+        seed: seed of the hashes; the run's by default.
     """
 
     reason = "duplicate"

@@ -63,7 +63,7 @@ def filter_data(
         block_lists: Benchmarks to keep out: shipped lists (swe_bench, swe_bench_pro) or files from `data blocklist`.
         min_similarity: From which similarity on a conversation is a duplicate, of any source; null keeps duplicates.
         variations: Each kept sample is retold by the first of these that knows it and can.
-        seed: Of the variations and of the hashes that find duplicates.
+        seed: Seed of the variations and of the hashes that find duplicates.
         overwrite: Move an earlier result aside, to NAME.1, instead of refusing to replace it.
     """
     if not sources:

@@ -27,7 +27,7 @@ from north_lightning.untrusted import check_depth
 
 PARQUET_BATCH = 64  # rows decoded at a time: trajectories are long
 MAX_RECORD_BYTES = 64 << 20
-"""Of a line, and of 64 rows of parquet in memory."""
+"""Largest size of a line, and of 64 parquet rows in memory."""
 MAX_DOCUMENT_BYTES = 2 << 30
 MAX_RATIO = 250  # of what comes out of a compressed file to what is in it; logs of agents stay below 60
 

@@ -22,7 +22,7 @@ from north_lightning.types import Rollout, Task
 from north_lightning.verifiers.loops import has_loop
 
 FORMAT = 1
-"""Of a recorded attempt; files of another format are not read."""
+"""Version of the format of a recorded attempt. Files of another format are not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def task_digest(task: Task) -> str:
 
 
 def weights_digest(checkpoint: Path) -> str:
-    """Of a checkpoint's safetensors shards, config.json and tokenizer.json: the first 16 hex digits of a SHA-256."""
+    """The first 16 hex digits of a SHA-256 of a checkpoint's safetensors shards, config.json and tokenizer.json."""
     digest = sha256()
     for file in sorted(
         [*checkpoint.glob("*.safetensors"), *checkpoint.glob("config.json"), *checkpoint.glob("tokenizer.json")]

@@ -52,7 +52,7 @@ def calibrate(
         spare_turns: Turns of the budget above what solved attempts took.
         budget_quantile: Which quantile of the turns of a task's solved attempts that is; 1 is the longest.
         concurrency: Attempts at a time.
-        seed: Of prompt wording and sampling.
+        seed: Seed of prompt wording and sampling.
     """
     if not 0 < budget_quantile <= 1:
         raise ConfigError(f"budget_quantile: expected a number above 0, at most 1, got {budget_quantile}")

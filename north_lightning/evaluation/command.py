@@ -59,7 +59,7 @@ def evaluate(
         servers: Name -> an OpenAI-compatible server, asked by chat completions.
         num_samples: Attempts per task, each with its own seed.
         concurrency: Attempts at a time.
-        seed: Of prompt wording and sampling; every checkpoint gets the same.
+        seed: Seed of prompt wording and sampling; every checkpoint gets the same.
         baseline: The checkpoint or server the others are compared with.
     """
     checkpoints, servers = checkpoints or {}, servers or {}

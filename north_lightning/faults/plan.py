@@ -24,7 +24,7 @@ class FaultPlan:
 
     Args:
         folder: Where every fault that has struck leaves an empty file with its name; shared by all processes.
-        seed: Of the draws; the run's by default.
+        seed: Seed of the draws; the run's by default.
         rates: Kind of fault -> share of the calls that it strikes. A kind that is not named never strikes.
         lasting: Share of the faults that last, where a call can fail for ever at all.
     """

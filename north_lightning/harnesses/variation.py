@@ -152,7 +152,7 @@ class VariedHarness(Harness):
 
     Args:
         harness: The harness that acts.
-        seed: Of the presentation; the run's by default.
+        seed: Seed of the presentation; the run's by default.
     """
 
     def __init__(self, harness: Harness, seed: int | None = None) -> None:

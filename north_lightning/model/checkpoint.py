@@ -105,7 +105,7 @@ def named_hf_tensors(model: NorthModel) -> Iterator[tuple[str, Tensor]]:
 def fingerprint(model: NorthModel) -> str:
     """Tells models apart by what they compute: config, and up to 1,024 evenly spaced numbers of every tensor.
 
-    The same for the same numbers in another dtype. Of a model with adapters it is the merged one's.
+    The same for the same numbers in another dtype. A model with adapters has the merged model's fingerprint.
     """
     hf_config = {key: value for key, value in model.config.to_hf().items() if key != "initializer_range"}
     digest = sha256(json.dumps(hf_config, sort_keys=True).encode())

@@ -3,9 +3,9 @@
 In: ``trainer.precision``, the dtype of the base checkpoint, the optimizer's class. Out: a ``Precision``, which training
 follows and ``estimate`` counts with. No torch. Not here: ``NorthStrategy``'s two dtypes, which say it themselves.
 
-The weights that an optimizer works on are float32 unless the config says otherwise, whatever the base checkpoint is
-stored in: an update smaller than 1/512 of a bfloat16 weight is rounded away, and usual learning rates make nearly only
-such updates.
+The weights that an optimizer works on are float32 unless the config says otherwise, also where the base checkpoint is
+stored in bfloat16. An update smaller than 1/512 of a bfloat16 weight is rounded away, and usual learning rates make
+nearly only such updates.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOMENTS: Mapping[str, str | None] = {
 """What an optimizer's moments are stored in, by the name of its class."""
 
 MOMENT_BYTES: Mapping[str, float] = {"none": 0.0, "float32": 8.0, "bfloat16": 4.0, "8-bit": 2.06, "4-bit": 1.06}
-"""Of both moments of a weight. (8-bit: two bytes, and a float32 scale for every 256 entries of each moment.)"""
+"""Bytes of both moments of a weight. (8-bit: two bytes, and a float32 scale for every 256 entries of each moment.)"""
 
 _ALIASES = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
 _MEANING = {

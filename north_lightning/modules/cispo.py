@@ -36,7 +36,7 @@ class CISPOModule(NorthModule):
 
     Args:
         loss: The objective, ``CISPOLoss`` or one of your own.
-        temperature: Of the log-probabilities; the one that rollouts are sampled with, and that by default.
+        temperature: Temperature of the log-probabilities; that of the rollouts, which is the default.
         router_replay: Visit the experts that the sampler visited (R3), so that both compute the same function. Default:
             where the server can return them, which vLLM's CPU build cannot.
         kwargs: As for ``NorthModule``.

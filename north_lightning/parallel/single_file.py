@@ -57,7 +57,7 @@ def read_checkpoint(path: Path, weights_only: bool | None = True, is_sharded: bo
         raise CheckpointError(
             f"'{path}': expected a training checkpoint, got one that cannot be read: {reason}"
         ) from error
-    except Exception as error:  # whatever a torn or foreign file makes of torch's reader
+    except Exception as error:  # torch's reader raises many kinds for a torn or foreign file
         line = (str(error).splitlines() or [""])[0][:200]
         raise CheckpointError(
             f"'{path}': torn, or no training checkpoint ({line}); take an earlier one, or --resume auto, which finds it"

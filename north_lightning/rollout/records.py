@@ -13,7 +13,7 @@ from north_lightning.errors import DataError
 from north_lightning.types import NOT_SAMPLED, Message, Rollout
 
 FORMAT = 1
-"""Of a line; one of another format is not read."""
+"""Version of the format of a line. A line of another format is not read."""
 
 
 def rollout_record(rollout: Rollout) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class SidecarWatch:
 
     @property
     def num_deaths(self) -> int:
-        """Of all servers so far."""
+        """Deaths of all servers so far."""
         return self._num_deaths
 
     def _raise_error(self) -> None:
