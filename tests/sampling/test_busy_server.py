@@ -142,12 +142,12 @@ def test_a_pause_that_is_not_ours_is_reported_with_its_remedy(tmp_path, caplog, 
     assert watch.num_deaths == 0
 
 
-@pytest.mark.parametrize("factor", [1.0, 1000.0])
+@pytest.mark.parametrize("factor", [1e-6, 1000.0])  # the first is over before any server can answer
 def test_a_busy_machine_has_longer_to_start(tmp_path, monkeypatch, factor):
     monkeypatch.setattr("north_lightning.sampling.sidecar.slowdown", lambda: factor)
     (tmp_path / "config.json").write_text(json.dumps({}))
     sidecar = ScriptedSidecar(tmp_path, tmp_path / "log", start_timeout_s=0.06)
-    with pytest.raises(SidecarError, match="generated nothing in") if factor == 1.0 else nullcontext(), sidecar:
+    with pytest.raises(SidecarError, match="generated nothing in") if factor < 1 else nullcontext(), sidecar:
         assert sidecar.start_seconds is not None
 
 
