@@ -191,7 +191,7 @@ def edit(config: dict[str, Any], path: str, value: Any) -> None:
     if key.endswith("+"):
         place[key[:-1]].append(value)
     elif value is ...:
-        del place[key]
+        del place[int(key) if isinstance(place, list) else key]
     else:
         place[int(key) if isinstance(place, list) else key] = value
 
@@ -229,13 +229,16 @@ def run(
     command = {"sft": "fit", "rl": "fit"}.get(kind, kind).split()
     path = out.parent / "config.yaml"
     path.write_text(text)
+    given = ["--config", str(path)]
+    if kind == "estimate":  # its config is one of fit
+        given = [f"--{key}={value}" for key, value in yaml.safe_load(text).items()]
     monkeypatch.setattr(sys, "argv", ["north_lightning"])
     monkeypatch.chdir(out.parent)
     before = {str(one) for one in out.parent.rglob("*")}
     capfd.readouterr()
     with nothing_starts(monkeypatch):
         try:
-            code: int | None = cli.main([*command, "--config", str(path), *arguments])
+            code: int | None = cli.main([*command, *given, *arguments])
         except SystemExit as end:
             code = int(end.code or 0)
         except StartedError:
