@@ -46,8 +46,13 @@ class RunLock(Callback):
             return
         folder = Path(trainer.default_root_dir)
         self._made = None if folder.exists() else folder
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / LOCK).open("a+")
+        except OSError as error:
+            raise ConfigError(
+                f"trainer.default_root_dir: expected a folder that can be written, got '{folder}': {error.strerror}"
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
