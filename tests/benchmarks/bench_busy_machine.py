@@ -30,7 +30,7 @@ OUTPUT = Path("runs/bench/busy_machine.json")
 MODEL = Path(__file__).parents[2] / "configs" / "quickstart" / "model.json"
 NEIGHBORS = (0, 1, 4, 20)
 SETTLE_S, MEASURE_S = 2.0, float(os.environ.get("MEASURE_S", 10))
-RL_NEIGHBORS, RL_S = 25, float(os.environ.get("RL_S", 90))
+RL_NEIGHBORS, RL_S = 40, float(os.environ.get("RL_S", 90))
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def bench_rl() -> dict[str, Any]:
     loads: list[float] = []
 
     class Crowd(Callback):
-        """25 busy processes from the first step on, for ``RL_S``; then training ends."""
+        """Busy processes from the first step on, for ``RL_S``; then training ends."""
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             now = time.monotonic()
@@ -209,7 +209,7 @@ def bench_rl() -> dict[str, Any]:
         producer = RolloutProducerCallback(
             [folder / "tasks" / "terminal", folder / "tasks" / "swe"], rollouts, 4, max_concurrent_groups=4
         )
-        data = RolloutDataModule(WindowedFIFOQueue(2, 1, head_timeout_s=600), 2, 8192, num_batches=100_000)
+        data = RolloutDataModule(WindowedFIFOQueue(2, 1, head_timeout_s=6000), 2, 8192, num_batches=100_000)
         quiet_trainer(
             folder / "run",
             max_steps=100_000,
