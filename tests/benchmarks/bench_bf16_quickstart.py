@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_bf16_quickstart.py [--rl_steps 32] [--num_samples 3]     (25 minutes, two idle cores)
 
-Tasks, data, tokenizer and the first stage are the quickstart's, with its configs, below the current directory. The first
+Tasks, data, tokenizer and first stage are the quickstart's, with its configs, below the current directory. The first
 stage's checkpoint is stored twice, as it was trained and in bfloat16, and each is the base of an arm: SFT stage 2, RL
 (fewer steps than the quickstart's), held-out tasks (fewer attempts). Training holds float32 master weights, as is the
 default; what it writes, and vLLM serves, is bfloat16 in the bfloat16 arm. What is done is not run again. Writes
