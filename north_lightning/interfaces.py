@@ -236,6 +236,9 @@ class Sandbox(ABC):
 class SandboxProvider(ABC):
     """Makes sandboxes. Picklable: it travels to the rollout process."""
 
+    without_effect: ClassVar[Sequence[str]] = ()
+    """Settings that change no attempt's outcome: a recorded attempt is found again under others."""
+
     @property
     def open_limit_s(self) -> float | None:
         """Seconds that this provider itself gives what may come before a sandbox opens; None: not limited here."""

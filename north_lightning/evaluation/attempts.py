@@ -1,13 +1,15 @@
 """The evaluation's memory: one line per attempt, appended as it ends, keyed so that a stopped evaluation goes on.
 
-In: finished rollouts. Out: ``attempts.jsonl``. The key is (checkpoint digest, task digest, harness, settings, seed): a
-result is found again only if exactly the same weights met exactly the same task in exactly the same way.
+In: finished rollouts. Out: ``attempts.jsonl``. The key is (weights, task, harness, settings, seed): what decides how an
+attempt goes. What decides its verdict (``tests``, ``verifier``) is beside the key: where only that has changed, what
+the attempt left is graded again (``evaluate.regrade``).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from north_lightning.errors import DataError
-from north_lightning.interfaces import Harness
+from north_lightning.interfaces import Harness, RewardVerifier
 from north_lightning.rollout.metrics import is_solved, num_invalid_turns
 from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.types import Rollout, Task
@@ -27,7 +29,11 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at one task. ``reward`` is None exactly when ``error`` says what failed outside the model."""
+    """One attempt at one task. ``reward`` is None exactly when ``error`` says what failed outside the model.
+
+    ``weights``, ``task``, ``tests``, ``harness``, ``settings`` and ``verifier`` are digests. ``kept`` names what the
+    attempt left behind (``works``); empty where nothing is kept.
+    """
 
     checkpoint: str
     weights: str
@@ -47,6 +53,9 @@ class Attempt:
     invalid_turns: int = 0
     looped: bool = False
     duration_s: float = 0.0
+    tests: str = ""
+    verifier: str = ""
+    kept: str = ""
     format: int = FORMAT
 
     @property
@@ -54,10 +63,11 @@ class Attempt:
         return (self.weights, self.task, self.harness, self.settings, self.seed)
 
 
-def attempt_of(rollout: Rollout, identity: dict[str, Any]) -> Attempt:
+def attempt_of(rollout: Rollout, identity: dict[str, Any], kept: str = "") -> Attempt:
     """The record of a finished rollout; ``identity`` holds the fields that name it."""
     return Attempt(
         **identity,
+        kept=kept,
         reward=rollout.reward.value if rollout.reward is not None else 0.0,
         solved=is_solved(rollout),
         stop_reason=rollout.stop_reason,
@@ -108,19 +118,50 @@ def drop_torn_line(path: Path) -> None:
 
 
 def task_digest(task: Task) -> str:
-    """Of everything that defines the task: instruction, image, tests, steps, settings; the first 16 hex digits of a
-    SHA-256."""
+    """What an attempt at the task sees: instruction, environment, steps, settings but those of its verifier; the first
+    16 hex digits of a SHA-256."""
     digest = sha256(f"{task.instruction}\0{task.max_turns}\0".encode())
-    for part in ("task.toml", "environment", "tests", "steps"):
-        for path in (task.directory / part, *sorted((task.directory / part).rglob("*"))):
+    settings, _ = _split_settings(task)
+    digest.update(settings)
+    _add_files(digest, task.directory, "environment", "steps")
+    return digest.hexdigest()[:16]
+
+
+def grading_digest(task: Task) -> str:
+    """What the task's verdict is made of: its tests, expected tests and settings of its verifier; as the other."""
+    _, settings = _split_settings(task)
+    digest = sha256(settings)
+    _add_files(digest, task.directory, "tests")
+    return digest.hexdigest()[:16]
+
+
+VERDICT_SETTINGS = ("verifier", "metadata")
+"""Tables of ``task.toml`` that an attempt does not see, but for ``ATTEMPT_METADATA``."""
+ATTEMPT_METADATA = ("environment", "family", "max_turns", "framework")
+
+
+def _split_settings(task: Task) -> tuple[bytes, bytes]:
+    """``task.toml``, as what an attempt depends on and what its verdict depends on."""
+    try:
+        settings = tomllib.loads((task.directory / "task.toml").read_text())
+    except FileNotFoundError:
+        settings = {}
+    metadata = settings.get("metadata", {})
+    verdict = {name: settings.pop(name) for name in VERDICT_SETTINGS if name in settings}
+    settings["metadata"] = {name: metadata[name] for name in ATTEMPT_METADATA if name in metadata}
+    return tuple(json.dumps(part, sort_keys=True, default=str).encode() for part in (settings, verdict))  # type: ignore[return-value]
+
+
+def _add_files(digest: Any, directory: Path, *parts: str) -> None:
+    for part in parts:
+        for path in (directory / part, *sorted((directory / part).rglob("*"))):
             if ".git" in path.parts or not os.path.lexists(path):
                 continue
-            digest.update(f"{path.relative_to(task.directory)}\0".encode())
+            digest.update(f"{path.relative_to(directory)}\0".encode())
             if path.is_symlink():
                 digest.update(str(path.readlink()).encode())
             elif path.is_file():
                 digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def weights_digest(checkpoint: Path) -> str:
@@ -139,19 +180,30 @@ def harness_digest(harness: Harness) -> str:
 
 
 def settings_digest(runner: AttemptRunner) -> str:
-    """Of how a runner samples, limits and scores attempts, harnesses apart; the first 8 hex digits of a SHA-256."""
-    parts = (*runner.sampling, runner.vary_prompts, runner.timeouts)
-    used = (_settings_of(runner.verifier), _settings_of(runner.sandboxes))
-    return sha256(repr((parts, used)).encode()).hexdigest()[:8]
+    """How a runner samples, and where commands run; the first 8 hex digits of a SHA-256. Time limits of stages are not
+    in it: an attempt that meets one is not scored."""
+    parts = (*runner.sampling, runner.vary_prompts)
+    return sha256(repr((parts, _settings_of(runner.sandboxes))).encode()).hexdigest()[:8]
+
+
+def verifier_digest(verifier: RewardVerifier) -> str:
+    """Class and settings of a verifier."""
+    return f"{type(verifier).__name__}-{sha256(repr(_settings_of(verifier)).encode()).hexdigest()[:8]}"
 
 
 def _settings_of(part: object) -> Any:
-    """Class and public attributes of a part chosen in the config, and of the parts within it."""
+    """Class and public attributes of a part chosen in the config, and of the parts within it, but for those that its
+    class calls ``without_effect`` on an attempt's outcome."""
     if isinstance(part, str | int | float | bool | Path | type(None)):
         return part
     if isinstance(part, Mapping):
         return sorted((str(key), _settings_of(value)) for key, value in part.items())
     if isinstance(part, Iterable):
         return [_settings_of(value) for value in part]
-    public = {name: value for name, value in getattr(part, "__dict__", {}).items() if not name.startswith("_")}
+    left_out = getattr(type(part), "without_effect", ())
+    public = {
+        name: value
+        for name, value in getattr(part, "__dict__", {}).items()
+        if not name.startswith("_") and name not in left_out
+    }
     return f"{type(part).__module__}.{type(part).__qualname__}", _settings_of(public)

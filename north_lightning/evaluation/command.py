@@ -1,7 +1,8 @@
 """``python -m north_lightning test``: checkpoints over held-out tasks.
 
 In: named checkpoints and task sets. Out: ``attempts.jsonl`` and ``summary.json`` in the output directory, and a table.
-What was recorded for the same weights and tasks is not run again.
+What was recorded for the same weights and tasks is not run again; what an attempt left is kept in ``works/``, and is
+graded again where only tests or verifier have changed. ``plan.txt`` says what a continued evaluation did about each.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from north_lightning.durable import replace_text
 from north_lightning.errors import CheckpointError, ConfigError
 from north_lightning.evaluation.attempts import Attempt
-from north_lightning.evaluation.each import attempt_with_each, attempt_with_servers
+from north_lightning.evaluation.each import attempt_with_each, attempt_with_servers, plan_each
+from north_lightning.evaluation.evaluate import describe_attempts, describe_plan
 from north_lightning.evaluation.serve import SidecarFactory, check_serving
 from north_lightning.evaluation.statistics import MIN_EVENT_CLUSTERS, holm
 from north_lightning.evaluation.summary import breakdown, compare, summarise
+from north_lightning.evaluation.works import Works
 from north_lightning.rollout import ChatServer
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.run_folders import write_result
@@ -47,6 +51,7 @@ def evaluate(
     concurrency: Count = 64,
     seed: int = 0,
     baseline: str | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Evaluate checkpoints, and models behind OpenAI-compatible servers, with paired comparisons against a baseline.
 
@@ -61,6 +66,7 @@ def evaluate(
         concurrency: Attempts at a time.
         seed: Seed of prompt wording and sampling; every checkpoint gets the same.
         baseline: The checkpoint or server the others are compared with.
+        dry_run: Print what would be done about each attempt (REUSE, REGRADE or RERUN, and why), and do nothing.
     """
     checkpoints, servers = checkpoints or {}, servers or {}
     names = [*checkpoints, *servers]
@@ -80,12 +86,21 @@ def evaluate(
         if sidecar is None:
             raise ConfigError("sidecar: expected a vLLM server to serve the checkpoints, got none")
         check_serving(list(checkpoints.values()), tasks, rollouts, sidecar, output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     logs = output_dir / "attempts.jsonl", output_dir / "vllm.log"
+    works = Works(output_dir / "works")
+    plans = plan_each(checkpoints, servers, tasks, rollouts, logs[0], num_samples, seed, works)
+    if dry_run:
+        print("\n".join(describe_attempts(plans)))
+        return
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if logs[0].exists():
+        replace_text(output_dir / "plan.txt", "\n".join(describe_attempts(plans)) + "\n")
+        for name, plan in plans.items():
+            print("\n".join(f"{name}: {line}" for line in describe_plan(plan)))
     results: dict[str, list[Attempt]] = {}
     if sidecar is not None and checkpoints:
-        results |= attempt_with_each(checkpoints, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed)
-    results |= attempt_with_servers(servers, tasks, rollouts, logs[0], num_samples, concurrency, seed)
+        results |= attempt_with_each(checkpoints, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed, works)
+    results |= attempt_with_servers(servers, tasks, rollouts, logs[0], num_samples, concurrency, seed, works)
     repositories = {task.id: str(task.metadata["repository"]) for task in tasks if "repository" in task.metadata}
     summary = _summary(results, baseline, repositories)
     write_result(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")

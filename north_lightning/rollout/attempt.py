@@ -179,6 +179,8 @@ class AttemptLoop:
         timeouts: Limits of every stage.
         max_same_turns: An attempt that makes so many turns in a row with the same calls and the same results is ended
             with the stop reason ``loop`` and verified as it stands; 0 never ends one.
+        keep: Is given what an attempt left in ``/work``, before that is verified; of a task of several steps, after
+            each.
     """
 
     sandboxes: SandboxProvider
@@ -186,6 +188,7 @@ class AttemptLoop:
     image_of: Callable[[Task], Path]
     timeouts: Timeouts = field(default_factory=Timeouts)
     max_same_turns: int = MAX_SAME_TURNS
+    keep: Callable[[Task, Rollout, Path], None] | None = None
 
     async def run(self, task: Task, harness: Harness, policy: Policy, rollout: Rollout, variation: int) -> None:
         """Fill ``messages``, ``stop_reason``, ``reward`` and ``duration_s`` of ``rollout``.
@@ -231,7 +234,7 @@ class AttemptLoop:
                 workdir = scratch / "work"
                 if await self._work(task, harness, conversation, sandbox, workdir):
                     await clean_up(self.timeouts.close_s, closing, sandbox.close())
-                    rollout.reward = await self._verify(task, rollout, workdir)
+                    rollout.reward = await self.verify(task, rollout, workdir)
                 return
             verdicts: list[Reward] = []
             for number, step in enumerate(task.steps):
@@ -247,7 +250,7 @@ class AttemptLoop:
                     return
                 if number == len(task.steps) - 1:
                     await clean_up(self.timeouts.close_s, closing, sandbox.close())
-                verdicts.append(await self._verify(step.task, rollout, workdir))
+                verdicts.append(await self.verify(step.task, rollout, workdir))
                 if ends_attempt(verdicts[-1], step.min_reward):
                     break
             rollout.reward = reward_of_steps(task, verdicts)
@@ -353,7 +356,10 @@ class AttemptLoop:
             num_calls = sum(len(message.tool_calls) for message in rollout.messages[num_messages:])
             return answer, max(error.num_calls, num_calls)
 
-    async def _verify(self, task: Task, rollout: Rollout, workdir: Path) -> Reward:
+    async def verify(self, task: Task, rollout: Rollout, workdir: Path) -> Reward:
+        """The verdict on what an attempt left in ``workdir``; ``VerifierError`` if there is none."""
+        if self.keep is not None:
+            await asyncio.to_thread(self.keep, task, rollout, workdir)
         name = type(self.verifier).__name__
         verifying = self.verifier.verify(task, rollout, workdir, self.sandboxes)
         limit_s = self.timeouts.of_verifying(task)

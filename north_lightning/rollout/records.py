@@ -4,13 +4,13 @@ said."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from north_lightning.durable import replace_text
 from north_lightning.errors import DataError
-from north_lightning.types import NOT_SAMPLED, Message, Rollout
+from north_lightning.types import NOT_SAMPLED, Message, Rollout, ToolCall, Turn
 
 FORMAT = 1
 """Version of the format of a line. A line of another format is not read."""
@@ -42,6 +42,28 @@ def rollout_record(rollout: Rollout) -> dict[str, Any]:
         ],
         "messages": [_message(message) for message in rollout.messages],
     }
+
+
+def rollout_of(record: Mapping[str, Any]) -> Rollout:
+    """What a verifier may ask of a recorded rollout: identity, messages, turns, and as many tokens, all of them 0."""
+    turns, place = [], 0
+    for turn in record["turns"]:
+        turns.append(Turn(place, place := place + turn["num_tokens"], turn["finish_reason"], turn["error"]))
+    names = ("task_id", "environment", "family", "group_id", "index", "seed", "stop_reason", "duration_s")
+    return Rollout(
+        **{name: record[name] for name in names},
+        token_ids=[0] * place,
+        loss_mask=[True] * place,
+        turns=turns,
+        messages=[_message_of(message) for message in record["messages"]],
+    )
+
+
+def _message_of(record: Mapping[str, Any]) -> Message:
+    calls = tuple(ToolCall(call["id"], call["name"], call["arguments"]) for call in record.get("tool_calls", ()))
+    return Message(
+        record["role"], record.get("content", ""), record.get("reasoning", ""), calls, record.get("tool_call_id")
+    )
 
 
 def append_records(path: Path, rollouts: Iterable[Rollout]) -> None:

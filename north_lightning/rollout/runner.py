@@ -41,6 +41,7 @@ from north_lightning.types import (
     AssistantAction,
     Message,
     Prompt,
+    Reward,
     Rollout,
     RolloutGroup,
     Sample,
@@ -219,6 +220,14 @@ class AttemptRunner(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Release connections."""
+
+    def keep_work(self, keep: Callable[[Task, Rollout, Path], None]) -> None:
+        """From now on, ``keep`` is given what every attempt left in ``/work``, before that is verified."""
+        self._loop = replace(self._loop, keep=keep)
+
+    async def verify(self, task: Task, rollout: Rollout, workdir: Path) -> Reward:
+        """The verdict on what an earlier attempt left; ``VerifierError`` or ``SandboxError`` if there is none."""
+        return await replace(self._loop, keep=None).verify(task, rollout, workdir)
 
     async def run(self, task: Task, group_id: int, index: int, seed: int) -> Rollout:
         """One attempt. The same (seed, group_id, index) asks the sampler with the same seeds.

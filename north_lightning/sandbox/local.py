@@ -60,6 +60,8 @@ class LocalProvider(SandboxProvider):
         first_uid: as root, sandboxes get user ids from here on; nothing else on the machine may use them.
     """
 
+    without_effect = ("max_slots", "root", "first_uid", "engine")
+
     def __init__(
         self,
         memory_bytes: Count = 4096 * MIB,

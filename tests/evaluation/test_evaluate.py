@@ -12,6 +12,7 @@ from north_lightning.evaluation.attempts import (
     Attempt,
     append_attempts,
     attempt_of,
+    grading_digest,
     read_attempts,
     task_digest,
     weights_digest,
@@ -99,8 +100,8 @@ def test_whatever_defines_a_task_of_steps_is_in_its_digest(tasks, name):
     file = tasks[0].directory / name
     digests = {task_digest(tasks[0])}
     file.parent.mkdir(parents=True, exist_ok=True)
-    for text in ("a", "b"):
-        file.write_text(text)
+    for text in ("cpus = 1", "cpus = 2"):
+        file.write_text(f"[environment]\n{text}\n")
         digests.add(task_digest(tasks[0]))
     assert len(digests) == 3
     (tasks[0].directory / "solution").mkdir(exist_ok=True)
@@ -114,9 +115,10 @@ def test_other_weights_and_a_changed_task_are_attempted_anew(tasks, tmp_path):
     other = CoinRunner()
     attempts_of(other, tasks, log, weights="w1")
     assert len(other.asked) == 12
-    before = task_digest(tasks[0])
+    before = task_digest(tasks[0]), grading_digest(tasks[0])
     (tasks[0].directory / "tests" / "test.sh").write_text("echo 1 > /logs/verifier/reward.txt\n")
-    assert task_digest(tasks[0]) != before
+    assert task_digest(tasks[0]) == before[0]
+    assert grading_digest(tasks[0]) != before[1]
     changed = CoinRunner()
     attempts_of(changed, tasks, log)
     assert {task for task, _ in changed.asked} == {tasks[0].id}
