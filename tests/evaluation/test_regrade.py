@@ -267,7 +267,7 @@ class SlowCoins(AttemptRunner):
 
 def lives(tasks: list[Task], folder: Path, num_kills: int, num_samples: int) -> bytes:
     """The report of an evaluation that is killed ``num_kills`` times at random moments, and started again each time."""
-    noise, number = random.Random(num_kills), 0
+    noise, number, log, works = random.Random(num_kills), 0, folder / "attempts.jsonl", Works(folder / "works")
     while True:
         number += 1
         child = os.fork()
@@ -289,10 +289,10 @@ def lives(tasks: list[Task], folder: Path, num_kills: int, num_samples: int) -> 
             os.kill(child, signal.SIGKILL)
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 and number > num_kills:
             break
-    recorded = read_attempts(folder / "attempts.jsonl")
+    recorded = read_attempts(log)
     scored = [one for one in recorded if one.error is None]
     assert len({one.key for one in scored}) == len(scored) == num_samples * len(tasks)
-    assert all(Works(folder / "works").has(one.kept) for one in scored)
+    assert all(works.has(one.kept) for one in scored)
     return json.dumps(summarise(scored, ks=(1, 8))).encode()
 
 
