@@ -65,6 +65,10 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
     "export": ("north_lightning.export:export_checkpoint", "a training checkpoint as a Hugging Face checkpoint"),
     "calibrate": ("north_lightning.evaluation.calibrate:calibrate", "measure pass@k and step budgets before RL"),
     "test": ("north_lightning.evaluation.command:evaluate", "evaluate checkpoints on held-out tasks"),
+    "results": (
+        "north_lightning.evaluation.interchange:write_results",
+        "an evaluation for Inspect, Harbor, SWE-bench and the Hugging Face hub",
+    ),
     "report": ("north_lightning.views.report:write_report", "numbers and curves of a finished run"),
     "estimate": ("north_lightning.planning.command:estimate", "memory and speed of a training config, in advance"),
     "doctor": ("north_lightning.doctor:doctor", "check that this machine can run everything"),

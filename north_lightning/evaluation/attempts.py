@@ -23,6 +23,7 @@ from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.types import Rollout, Task
 from north_lightning.verifiers.loops import has_loop
 
+ATTEMPTS = "attempts.jsonl"
 FORMAT = 1
 """Version of the format of a recorded attempt. Files of another format are not read."""
 

@@ -16,13 +16,13 @@ from rich.table import Table
 
 from north_lightning.durable import replace_text
 from north_lightning.errors import CheckpointError, ConfigError
-from north_lightning.evaluation.attempts import Attempt
+from north_lightning.evaluation.attempts import ATTEMPTS, Attempt
 from north_lightning.evaluation.each import attempt_with_each, attempt_with_servers, plan_each
 from north_lightning.evaluation.evaluate import describe_attempts, describe_plan
 from north_lightning.evaluation.serve import SidecarFactory, check_serving
 from north_lightning.evaluation.statistics import MIN_EVENT_CLUSTERS, holm
 from north_lightning.evaluation.summary import breakdown, compare, summarise
-from north_lightning.evaluation.works import Works
+from north_lightning.evaluation.works import WORKS, Works
 from north_lightning.rollout import ChatServer
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.run_folders import write_result
@@ -86,8 +86,8 @@ def evaluate(
         if sidecar is None:
             raise ConfigError("sidecar: expected a vLLM server to serve the checkpoints, got none")
         check_serving(list(checkpoints.values()), tasks, rollouts, sidecar, output_dir)
-    logs = output_dir / "attempts.jsonl", output_dir / "vllm.log"
-    works = Works(output_dir / "works")
+    logs = output_dir / ATTEMPTS, output_dir / "vllm.log"
+    works = Works(output_dir / WORKS)
     plans = plan_each(checkpoints, servers, tasks, rollouts, logs[0], num_samples, seed, works)
     if dry_run:
         print("\n".join(describe_attempts(plans)))

@@ -26,6 +26,8 @@ from north_lightning.sandbox.layers import BoundedEntry, unpack
 from north_lightning.sandbox.trees import copy_tree, delete_tree
 from north_lightning.types import Rollout, Task
 
+WORKS = "works"
+
 
 class Works:
     """The kept works of one evaluation, in ``folder``."""
