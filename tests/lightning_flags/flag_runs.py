@@ -126,7 +126,7 @@ def run(kind: str, inputs: Path, folder: Path, flag: Flag, ckpt_path: Path | Non
     observer, printed, started = Observer(), io.StringIO(), time.monotonic()
     seen = observer.seen
     handler = logging.StreamHandler(printed)
-    logging.getLogger("lightning").addHandler(handler)
+    logging.getLogger("lightning.pytorch").addHandler(handler)
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -137,14 +137,18 @@ def run(kind: str, inputs: Path, folder: Path, flag: Flag, ckpt_path: Path | Non
             raise
         seen.error = line
     finally:
-        logging.getLogger("lightning").removeHandler(handler)
+        logging.getLogger("lightning.pytorch").removeHandler(handler)
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.benchmark = False
     seen.printed, seen.seconds = printed.getvalue(), time.monotonic() - started
+    _read_folder(seen, folder)
+    return seen
+
+
+def _read_folder(seen: Seen, folder: Path) -> None:
     seen.files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     history = folder / "history.jsonl"
     seen.history = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
-    return seen
 
 
 def _fit(
@@ -217,5 +221,7 @@ def run_all(inputs: Path, folder: Path, flags: Mapping[str, Flag]) -> dict[str, 
     seen = {}
     for name, flag in flags.items():
         seen[name] = run("two", inputs, folder / name, flag)
+        dist.barrier()
+        _read_folder(seen[name], folder / name)  # now that process 0 has written all
         dist.barrier()
     return seen
