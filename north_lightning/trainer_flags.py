@@ -7,6 +7,7 @@ remedy. What is not refused works as Lightning documents it. Contradictions of o
 from __future__ import annotations
 
 import difflib
+import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from north_lightning.data import RolloutDataModule, SFTDataModule
 from north_lightning.errors import ConfigError, NorthError
+from north_lightning.model.precision import PRECISIONS, canonical
 from north_lightning.modules import CISPOModule, NorthModule
 from north_lightning.parallel import NorthStrategy
 
@@ -51,9 +53,9 @@ SETTINGS: dict[str, Rule] = {
         lambda value: isinstance(value, str) and any(word in value for word in ("spawn", "fork", "notebook")),
         "expected processes of their own: use ddp or NorthStrategy",
     ),
-    "precision": (  # of which Lightning makes bf16-mixed on a CPU
-        lambda value: str(value).startswith("16"),
-        "expected one of 32-true, bf16-mixed, bf16-true: North's activations exceed float16",
+    "precision": (  # the value that was given: on a CPU Lightning takes 16-mixed for bf16-mixed
+        lambda value: canonical(value) not in PRECISIONS,
+        f"expected one of {', '.join(PRECISIONS)}: North's activations exceed float16, and float64 gains nothing",
     ),
 }
 
@@ -250,6 +252,10 @@ def refused_setting(settings: Mapping[str, Any], error: Exception) -> str:
 # ---- what Lightning itself complains about ---------------------------------------------------------------------------
 
 
+_IN_A_LIST = re.compile(r"Problem with given class_path '([\w.]+)':\s*(.*?)\n\s*- Expected", re.DOTALL)
+"""What jsonargparse leaves of the error of a class in a list of loggers."""
+
+
 def complaint(error: BaseException) -> str | None:
     """One line, if ``error`` or what it was raised from is raised by Lightning's own code about settings."""
     cause: BaseException | None = error
@@ -264,4 +270,5 @@ def complaint(error: BaseException) -> str | None:
         if isinstance(cause, MisconfigurationException) or (settings and in_lightning) or of_wandb:
             return " ".join(str(cause).split())
         cause = cause.__cause__ or cause.__context__
-    return None
+    found = _IN_A_LIST.search(str(error))
+    return f"{found[1]}: {' '.join(found[2].split())}" if found else None

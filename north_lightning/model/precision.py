@@ -33,11 +33,12 @@ MOMENT_BYTES: Mapping[str, float] = {"none": 0.0, "float32": 8.0, "bfloat16": 4.
 """Bytes of both moments of a weight. (8-bit: two bytes, and a float32 scale for every 256 entries of each moment.)"""
 
 _ALIASES = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
-_MEANING = {
+PRECISIONS = {
     "32-true": ("float32", "float32"),
     "bf16-mixed": ("float32", "bfloat16"),
     "bf16-true": ("bfloat16", "bfloat16"),
 }
+"""Those that a run trains in, by Lightning's name: the dtypes of weights and of matrix products."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ def choose_precision(trainer_precision: object, stored: str | None, has_adapters
         ConfigError: a precision that this package does not train in.
     """
     name = canonical(trainer_precision)
-    if name not in _MEANING:
+    if name not in PRECISIONS:
         raise ConfigError(
-            f"trainer.precision: expected one of {', '.join(_MEANING)}, got {name}; bf16-mixed keeps float32 weights "
+            f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {name}; bf16-mixed keeps float32 weights "
             "and computes in bfloat16, with no loss scale"
         )
-    weights, compute = _MEANING[name]
+    weights, compute = PRECISIONS[name]
     if not has_adapters:
         return Precision(weights, compute)
     base = "bfloat16" if "bfloat16" in (stored, weights) else "float32"

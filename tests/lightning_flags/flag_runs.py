@@ -43,6 +43,7 @@ class Flag:
     """What is set for one run, beside what every run has."""
 
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    """Settings; ``logger`` may be a function of the run's folder."""
     module: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Any = ()
     """Callbacks; or a function of the run's folder that makes them."""
@@ -171,6 +172,8 @@ def _fit(
         **({"strategy": "ddp"} if kind == "two" else {}),
         **flag.trainer,
     }
+    if callable(settings["logger"]):
+        settings["logger"] = settings["logger"](folder)
     module, data, callbacks = _parts(kind, inputs, flag)
     own = list(flag.callbacks(folder)) if callable(flag.callbacks) else list(flag.callbacks)
     defaults = {"enable_checkpointing": False} if settings["enable_checkpointing"] is None else {}

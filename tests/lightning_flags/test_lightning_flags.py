@@ -19,16 +19,17 @@ from launch import run_processes
 from lightning.pytorch import callbacks as c
 from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.optim import lr_scheduler as schedules
 
-from north_lightning.callbacks import HFCheckpoint
+from north_lightning.callbacks import HFCheckpoint, JSONLHistory
 from north_lightning.model import load_checkpoint
 
 Expected = str | Callable[[Seen], Any]
 KINDS = ("sft", "rl", "lora")
 FAST = {
     "accumulate 0", "overfit", "val_check_interval", "clip", "precision 16-mixed", "EarlyStopping", "EarlyStopping misspelt",
-    "ModelCheckpoint misspelt", "OneCycleLR", "plateau", "EMA first", "SWA", "log_every_n_steps",
+    "ModelCheckpoint misspelt", "OneCycleLR too short", "LambdaLR below 0", "plateau", "EMA first", "SWA", "log_every_n_steps",
 }  # fmt: skip
 """Rows of the default run; the others are marked long."""
 
@@ -214,6 +215,14 @@ def table() -> dict[str, Row]:
             saves("epoch=0-step=4.ckpt", "last.ckpt"),
         ),
         "OnExceptionCheckpoint": (lambda: Flag(callbacks=lambda folder: [c.OnExceptionCheckpoint(folder)]), trains),
+        "TensorBoardLogger": (
+            flag(logger=lambda folder: [JSONLHistory(folder), TensorBoardLogger(folder)]),
+            lambda s: trains(s) and sum("events.out.tfevents" in name for name in s.files) == 1,
+        ),
+        "CSVLogger": (
+            flag(logger=lambda folder: [JSONLHistory(folder), CSVLogger(folder)]),
+            lambda s: trains(s) and sum(name.endswith("metrics.csv") for name in s.files) == 1,
+        ),
         "LearningRateMonitor step": (lambda: callback(c.LearningRateMonitor("step")), logs("lr-AdamW")),
         "LearningRateMonitor epoch": (lambda: callback(c.LearningRateMonitor("epoch")), logs("lr-AdamW")),
         "LearningRateMonitor alone": (lambda: callback(c.LearningRateMonitor(), logger=False), "no logger"),
@@ -241,6 +250,24 @@ def table() -> dict[str, Row]:
             lambda: schedule(lambda o: schedules.OneCycleLR(o, LR, total_steps=4, pct_start=0.5, anneal_strategy="linear")),
             rates(1 / 25, 1.0, 1 - 0.5 * (1 - 1 / 250000) - 0.02 + 0.02, 1 / 250000),
         ),
+        "OneCycleLR too short": (lambda: schedule(lambda o: schedules.OneCycleLR(o, LR, total_steps=3)), "OneCycleLR fails after step 4"),
+        "OneCycleLR too short, epochs": (
+            lambda: Flag(trainer=short(max_epochs=1), module={"lr_scheduler": lambda o: schedules.OneCycleLR(o, LR, total_steps=EPOCH - 1)}),
+            f"fails after step {EPOCH} of {EPOCH}: make it longer",
+        ),
+        "OneCycleLR of a sequence": (
+            lambda: schedule(lambda o: schedules.SequentialLR(o, [schedules.ConstantLR(o), schedules.OneCycleLR(o, LR, total_steps=2)], [1])),
+            "SequentialLR fails after step 4",
+        ),
+        "LambdaLR of a list": (lambda: schedule(lambda o: schedules.LambdaLR(o, [1.0, 0.5, 0.1].__getitem__)), "LambdaLR fails after step 3"),
+        "LambdaLR below 0": (lambda: schedule(lambda o: schedules.LambdaLR(o, lambda step: 1 - step / 2)), "LambdaLR: expected rates of at least 0, got -0.0005 for step 3"),
+        "PolynomialLR": (lambda: schedule(lambda o: schedules.PolynomialLR(o, 4)), rates(1, 0.75, 0.5, 0.25)),
+        "PolynomialLR too short": (lambda: schedule(lambda o: schedules.PolynomialLR(o, 2)), "the rate is 0 after step 2"),
+        "SequentialLR": (
+            lambda: schedule(lambda o: schedules.SequentialLR(o, [schedules.ConstantLR(o, 0.5, 2), schedules.StepLR(o, 1)], [2])),
+            rates(0.5, 0.5, 1, 0.1),
+        ),
+        "CosineAnnealingWarmRestarts": (lambda: schedule(lambda o: schedules.CosineAnnealingWarmRestarts(o, 2)), rates(1, 0.5, 1, 0.5)),
         "StepLR": (lambda: schedule(lambda o: schedules.StepLR(o, 2)), rates(1, 1, 0.1, 0.1)),
         "CosineAnnealingLR": (lambda: schedule(lambda o: schedules.CosineAnnealingLR(o, 4)), rates(1, *[0.5 + 0.5 * math.cos(math.pi * i / 4) for i in (1, 2, 3)])),
         "LambdaLR": (lambda: schedule(lambda o: schedules.LambdaLR(o, lambda step: 1 / (1 + step))), rates(1, 1 / 2, 1 / 3, 1 / 4)),
