@@ -35,7 +35,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 import north_lightning.data.sft  # noqa: E402 (here and below: importing a class makes its short name known)
 import north_lightning.synthesis  # noqa: E402, F401
-from north_lightning.callbacks import HFCheckpoint, JSONLHistory, RandomState, RunLock, SaveOnTermination  # noqa: E402
+from north_lightning.callbacks import (  # noqa: E402
+    HFCheckpoint,
+    JSONLHistory,
+    OwedValidation,
+    RandomState,
+    RunLock,
+    SaveOnTermination,
+)
 from north_lightning.config_files import set_in_file  # noqa: E402
 from north_lightning.durable import replace_text  # noqa: E402
 from north_lightning.errors import CheckpointError, ConfigError  # noqa: E402
@@ -348,7 +355,7 @@ def run_training(arguments: Sequence[str]) -> int:
             save_config_callback=RunConfig,
             parser_class=TrainingParser,
             parser_kwargs=_parser_kwargs(),
-            trainer_defaults={"callbacks": [RandomState(), saver, RunLock()]},
+            trainer_defaults={"callbacks": [RandomState(), saver, RunLock(), OwedValidation()]},
         )
     except SystemExit as ended:  # SIGTERMException is one; Lightning makes one of a KeyboardInterrupt
         received = ended.signal if isinstance(ended, Ended) else saver.received

@@ -4,7 +4,7 @@ from north_lightning.callbacks.hf_checkpoint import HFCheckpoint
 from north_lightning.callbacks.history import JSONLHistory, RunSummary, Throughput
 from north_lightning.callbacks.producer import RolloutProducerCallback
 from north_lightning.callbacks.progress import ProgressLine
-from north_lightning.callbacks.run_directory import RandomState, RunLock, SaveOnTermination
+from north_lightning.callbacks.run_directory import OwedValidation, RandomState, RunLock, SaveOnTermination
 from north_lightning.callbacks.sampler_metrics import SamplerMetrics
 from north_lightning.callbacks.sidecar import SidecarCallback
 from north_lightning.callbacks.stopping import StopAtLoss
@@ -14,6 +14,7 @@ from north_lightning.callbacks.weight_sync import WeightSyncCallback
 __all__ = [
     "HFCheckpoint",
     "JSONLHistory",
+    "OwedValidation",
     "ProgressLine",
     "RandomState",
     "RolloutProducerCallback",

@@ -82,7 +82,8 @@ class JSONLHistory(Logger):
         """At once, so that a kill loses nothing; in place of what was logged for the same step before."""
         try:
             if self._file is None:
-                self._file = _continue(self.path, self._line["step"])
+                self._file, same_step = _continue(self.path, self._line["step"])
+                self._line = same_step | self._line
             if self._begins_at is None:
                 self._begins_at = self._file.tell()
             self._file.truncate(self._begins_at)
@@ -92,11 +93,11 @@ class JSONLHistory(Logger):
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
-def _continue(path: Path, step: int) -> TextIO:
-    """``path`` opened behind its last line of a step before ``step``; a torn last line is dropped."""
-    kept = [line for line in read_history(path) if line["step"] < step] if path.exists() else []
-    replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-    return path.open("a")
+def _continue(path: Path, step: int) -> tuple[TextIO, dict[str, Any]]:
+    """``path`` opened behind its last line before ``step``, and the line of ``step``; a torn last line is dropped."""
+    lines = read_history(path) if path.exists() else []
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] < step))
+    return path.open("a"), next((line for line in lines if line["step"] == step), {})
 
 
 def _number(value: Any) -> float | None:

@@ -185,6 +185,61 @@ class SaveOnTermination(Callback):
             raise SIGTERMException
 
 
+class OwedValidation(Callback):
+    """Makes up, in a run that goes on, the validation that its checkpoint was written before: Lightning takes it for
+    done. Where validation, batches or epochs are set otherwise now, it is left out."""
+
+    def __init__(self) -> None:
+        self._owed: list[Any] | None = None
+        self._max_steps: int | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._owed = _rhythm(trainer) if _is_validation_due(trainer) else None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._owed = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"owed": self._owed}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Makes the checkpoint one that was written during the validation, which Lightning begins again."""
+        owed = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("owed")
+        if trainer.state.fn != "fit" or owed is None or owed != _rhythm(trainer):
+            return
+        loops = checkpoint["loops"]["fit_loop"]
+        for counts in (loops["epoch_loop.batch_progress"][which] for which in ("total", "current")):
+            counts["completed"] = counts["processed"]
+        none = dict.fromkeys(("ready", "started", "processed", "completed"), 0)
+        loops["epoch_loop.val_loop.batch_progress"] |= {"current": none, "total": none | {"ready": 1, "started": 1}}
+        if 0 < trainer.max_steps <= checkpoint["global_step"]:  # Lightning does not even begin after the last step
+            self._max_steps = trainer.max_steps
+            trainer.fit_loop.epoch_loop.max_steps = checkpoint["global_step"] + 1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not _is_validation_due(trainer):  # the data is another one
+            self.on_validation_start(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
+
+
+def _rhythm(trainer: Trainer) -> list[Any]:
+    names = "val_check_interval check_val_every_n_epoch limit_val_batches limit_train_batches accumulate_grad_batches"
+    return [getattr(trainer, name) for name in names.split()]
+
+
+def _is_validation_due(trainer: Trainer) -> bool:
+    """Whether Lightning validates after the batch that ends now; False where the clock decides."""
+    loop, interval, epochs = trainer.fit_loop.epoch_loop, trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or interval is None or (epochs and (trainer.current_epoch + 1) % epochs):
+        return False
+    if interval == float("inf"):
+        return loop.batch_progress.is_last_batch
+    return ((loop.batch_idx if epochs else loop.total_batch_idx) + 1) % interval == 0
+
+
 class RandomState(Callback):
     """Puts Python's, NumPy's and torch's random generators into checkpoints: stochastic rounding and the like go on
     after a resume as they would have. Several processes resume with the first one's, as they start with one seed."""
