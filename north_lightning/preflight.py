@@ -19,6 +19,7 @@ from north_lightning.callbacks.sampler_metrics import SamplerMetrics
 from north_lightning.data import RolloutDataModule, SFTDataModule
 from north_lightning.errors import ConfigError
 from north_lightning.modules import CISPOModule, NorthModule, SFTModule
+from north_lightning.modules.schedule import check_rates
 from north_lightning.run_folders import step_of
 from north_lightning.synthesis import SynthesisModule, TaskDataModule
 
@@ -91,7 +92,8 @@ def check_writable(folder: Path, key: str) -> None:
 
 
 def check_optimizer(trainer: Trainer, module: NorthModule) -> None:
-    """Optimizer and schedule can be made, the rate is positive, and the warm-up ends before the training."""
+    """Optimizer and schedule can be made, and the rate is positive; the warm-up ends before the training, the schedule
+    does not."""
     try:
         optimizer = module.optimizer_factory([Parameter(torch.zeros(2, 2))])
     except ConfigError:
@@ -114,6 +116,8 @@ def check_optimizer(trainer: Trainer, module: NorthModule) -> None:
         raise ConfigError(
             f"model.lr_scheduler.warmup_steps: expected fewer than trainer.max_steps, {trainer.max_steps}, got {warmup}"
         )
+    if (trainer.max_epochs or -1) < 0:  # else known when there is data, and checked then
+        check_rates(schedule, trainer.max_steps)
 
 
 def check_pair(module: LightningModule, data: LightningDataModule | None) -> None:

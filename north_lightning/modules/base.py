@@ -41,7 +41,7 @@ from north_lightning.model import (
 from north_lightning.model.files import stored_dtype
 from north_lightning.model.precision import BYTES, Precision, canonical, choose_precision
 from north_lightning.modules.resuming import FORMAT, KEY, describe_part, flatten, read_settings, refuse_changes
-from north_lightning.modules.schedule import StepPlateau, scheduler_config
+from north_lightning.modules.schedule import StepPlateau, check_rates, scheduler_config
 from north_lightning.parallel import NorthStrategy, clip_grad_norm, parameter_groups
 from north_lightning.types import PackedBatch, Positive, Whole
 
@@ -324,6 +324,10 @@ class NorthModule(LightningModule):
         if self.trainer.is_global_zero:
             optimizer = type(self.trainer.optimizers[0]).__name__
             print(f"precision: {self.precision().describe(optimizer)}", flush=True)
+
+    def on_train_start(self) -> None:
+        if self.lr_scheduler_factory is not None:
+            check_rates(self.lr_scheduler_factory(self._sample_optimizer()), self.trainer.estimated_stepping_batches)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip to ``max_grad_norm``; log the norm before that. ``TrainingError`` if it is not finite."""

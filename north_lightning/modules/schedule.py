@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,6 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from north_lightning.errors import ConfigError
 from north_lightning.types import Count, Fraction, Whole
+
+_PROBED_STEPS = 100_000  # 0.3 s
 
 
 class WarmupSchedule(LRScheduler):
@@ -70,6 +73,31 @@ def scheduler_config(schedule: Any, automatic: bool) -> dict[str, Any]:
             "monitor, got torch.optim.lr_scheduler.ReduceLROnPlateau"
         )
     return {"scheduler": schedule, **({"interval": "step"} if automatic else {})}
+
+
+def check_rates(schedule: Any, num_steps: float) -> None:
+    """Step a schedule, which is spent then, to the end of a run; of a long run, a part and the end.
+
+    Raises:
+        ConfigError: it fails, a rate is negative or not finite, or the last steps train nothing.
+    """
+    if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) or not 0 < num_steps < math.inf:
+        return
+    name, end, trained = f"model.lr_scheduler: {type(schedule).__name__}", int(num_steps), 0
+    with warnings.catch_warnings(action="ignore"):  # no optimizer takes these steps
+        for step in range(end) if end <= _PROBED_STEPS else [*range(_PROBED_STEPS), end - 1]:
+            rates = [float(group["lr"]) for group in schedule.optimizer.param_groups]
+            if not all(0 <= rate < math.inf for rate in rates):
+                raise ConfigError(f"{name}: expected rates of at least 0, got {rates[0]:g} for step {step}")
+            trained = step + 1 if any(rates) else trained
+            schedule.last_epoch = step
+            try:
+                schedule.step()
+            except Exception as error:  # a plug-in's may be any
+                said = " ".join(str(error).split())
+                raise ConfigError(f"{name} fails after step {step + 1} of {end}: make it longer ({said})") from error
+    if trained < end - 1:
+        raise ConfigError(f"{name}: the rate is 0 after step {trained} of {end}: make it longer, or train less")
 
 
 class StepPlateau(Callback):
