@@ -56,7 +56,9 @@ def check_wandb(entries: Any) -> None:
             continue
         url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
         try:
-            httpx.get(url, timeout=5)
+            answer = httpx.post(f"{url.rstrip('/')}/graphql", json={"query": "{__typename}"}, timeout=5)
+            if answer.is_server_error or answer.status_code == 404:  # W&B would try again for minutes
+                raise httpx.HTTPError(f"it answers {answer.status_code} {answer.reason_phrase}")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ConfigError(
                 f"trainer.logger: WandbLogger cannot reach {url} ({' '.join(str(error).split())}): set offline: true "

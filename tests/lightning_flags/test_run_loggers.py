@@ -7,13 +7,20 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
+from argparse import Namespace
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_runs import sft_config, write_run_inputs
 from tensorboardX.proto import event_pb2
+
+from north_lightning.errors import ConfigError
+from north_lightning.run_loggers import check_wandb
 
 LOGGERS = ("CSVLogger", "TensorBoardLogger", "WandbLogger")
 WANDB = {"class_path": "lightning.pytorch.loggers.WandbLogger"}
@@ -92,6 +99,39 @@ def test_wandb_out_of_reach_is_one_line_within_seconds(inputs: Path, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("answers", "is_refused"), [(500, True), (503, True), (404, True), (200, False), (401, False)])
+def test_a_server_that_is_not_well_is_refused_at_once(
+    answers: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(answers)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        try:
+            with pytest.raises(ConfigError, match=f"it answers {answers}") if is_refused else nullcontext():
+                check_wandb(Namespace(class_path=WANDB["class_path"], init_args=Namespace(offline=False)))
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.long
+def test_a_server_that_never_answers_is_refused_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        started = time.monotonic()
+        with pytest.raises(ConfigError, match="timed out"):
+            check_wandb(Namespace(class_path=WANDB["class_path"], init_args=Namespace(offline=False)))
+        assert time.monotonic() - started < 15
+
+
+@pytest.mark.long
 def test_a_logger_whose_package_is_missing_is_one_line(inputs: Path, tmp_path: Path) -> None:
     loggers = [logger("CSVLogger", tmp_path / "run"), logger("MLFlowLogger", tmp_path / "run")]
     code, text = fit(inputs, tmp_path / "run", *loggers)
@@ -102,6 +142,7 @@ def test_a_logger_whose_package_is_missing_is_one_line(inputs: Path, tmp_path: P
     assert "Traceback" not in text
 
 
+@pytest.mark.long
 def test_wandb_kept_offline_by_the_environment_is_reported(inputs: Path, tmp_path: Path) -> None:
     code, text = fit(
         inputs,
