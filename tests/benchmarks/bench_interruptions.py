@@ -37,7 +37,7 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from scripted_vllm import play  # noqa: E402
 from small_runs import sft_config, write_run_inputs  # noqa: E402
-from struck_lives import Striker  # noqa: E402
+from struck_lives import IN_RL, IN_SFT, Striker  # noqa: E402
 
 import north_lightning.lightning_cli  # noqa: E402, F401  (lives are forks that have imported it)
 from north_lightning.chat import ChatFormat, NorthTokenizer  # noqa: E402
@@ -50,9 +50,10 @@ from north_lightning.tasks.terminal import terminal_task  # noqa: E402
 from north_lightning.types import AssistantAction, ToolCall  # noqa: E402
 
 OUTPUT = Path("runs/bench/interruptions.json")
-SHARES = {"sft": 0.46, "rl": 0.4, "imports": 0.1, "vllm": 0.04}
+SHARES = {"sft": 0.4, "rl": 0.4, "imports": 0.1, "vllm": 0.1}
 """Of the strikes."""
 STRIKES_OF_A_RUN = 12
+SCRIPTED = "struck_lives.SlowSidecar"
 SFT_STEPS, RL_STEPS, GROUPS_PER_STEP = 12, 5, 2
 
 
@@ -74,7 +75,7 @@ def sft_run(inputs: Path, folder: Path) -> dict[str, Any]:
 
 def strike_sft(scratch: Path, num_strikes: int, seed: int, forks: bool) -> Iterator[dict[str, Any]]:
     inputs = prepared(scratch, write_run_inputs)
-    striker = Striker(scratch, seed, forks)
+    striker = Striker(scratch, seed, IN_SFT, forks)
     whole, seconds = striker.whole(lambda folder: sft_run(inputs, folder))
     expected = load_file(whole / "run" / "checkpoint" / "model.safetensors")
     losses = {line["step"]: line["train/loss"] for line in read_history(whole / "run" / "history.jsonl")}
@@ -100,6 +101,8 @@ def strike_sft(scratch: Path, num_strikes: int, seed: int, forks: bool) -> Itera
 
 def write_rl_inputs(inputs: Path) -> None:
     write_run_inputs(inputs)
+    sizes = json.loads((inputs / "model.json").read_text()) | {"hidden_size": 64, "head_dim": 32}  # vLLM's least
+    (inputs / "model.json").write_text(json.dumps(sizes))
     torch.manual_seed(0)
     model = NorthModel(NorthConfig.load(inputs / "model.json"))
     save_checkpoint(model, inputs / "start", tokenizer_dir=inputs / "tokenizer")
@@ -121,7 +124,7 @@ def rl_run(inputs: Path, server: str, folder: Path) -> dict[str, Any]:
         "harnesses": {"terminal": {"class_path": "north_lightning.harnesses.ReActTerminalHarness"}},
         "verifier": {"class_path": "rl_plugins.FirstTokenIsEven"},
         "sandboxes": {"class_path": "north_lightning.sandbox.BubblewrapProvider"},
-        "max_turn_tokens": 100 if server == "scripted_vllm.ScriptedSidecar" else 8,
+        "max_turn_tokens": 100 if server == SCRIPTED else 8,
         "max_context_tokens": 2000,
         "reasoning": False,
     }
@@ -138,7 +141,10 @@ def rl_run(inputs: Path, server: str, folder: Path) -> dict[str, Any]:
             "logger": {"class_path": "JSONLHistory", "init_args": {"save_dir": str(run)}},
             "callbacks": [
                 {"class_path": "SidecarCallback", "init_args": {"sidecar": sidecar}},
-                {"class_path": "WeightSyncCallback", "init_args": {"every_n_steps": 2}},
+                {
+                    "class_path": "WeightSyncCallback",
+                    "init_args": {"every_n_steps": 2, "transport": {"class_path": "struck_lives.SlowTransport"}},
+                },
                 {"class_path": "RolloutProducerCallback", "init_args": producer},
                 {"class_path": "HFCheckpoint"},
                 keep_checkpoints(1),
@@ -194,9 +200,9 @@ def check_rollouts(folder: Path) -> None:
 
 def strike_rl(scratch: Path, num_strikes: int, seed: int, server: str) -> Iterator[dict[str, Any]]:
     inputs = prepared(scratch, write_rl_inputs)
-    if server == "scripted_vllm.ScriptedSidecar":
+    if server == SCRIPTED:
         script(inputs)
-    striker = Striker(scratch, seed)
+    striker = Striker(scratch, seed, IN_RL)
     whole, seconds = striker.whole(lambda folder: rl_run(inputs, server, folder))
     ledgers = [check_ledger(whole)]
     num_runs = 0
@@ -236,7 +242,7 @@ def strike(section: str, scratch: Path, num_strikes: int, seed: int) -> Iterator
     """The figures so far, after every run."""
     if section in ("sft", "imports"):
         return strike_sft(scratch, num_strikes, seed, forks=section == "sft")
-    server = "scripted_vllm.ScriptedSidecar" if section == "rl" else "north_lightning.sampling.sidecar.Sidecar"
+    server = SCRIPTED if section == "rl" else "north_lightning.sampling.sidecar.Sidecar"
     return strike_rl(scratch, num_strikes, seed, server)
 
 

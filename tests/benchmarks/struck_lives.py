@@ -19,16 +19,20 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
+import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
+from scripted_vllm import ScriptedSidecar
 
 from north_lightning.run_folders import FINISHED, LOCK
+from north_lightning.sampling.transport import SharedMemoryTransport
 from north_lightning.signals import end_at_once
 
 MARK = "NORTH_LIGHTNING_STRUCK_RUNS"
@@ -38,74 +42,111 @@ CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130, signal.SI
 FIRST = "imports, parsing"
 BEFORE = "before the first line of north_lightning"
 ENDING = "ending, after another signal"
-SETUP, STARTING, FIRST_PUSH = "tokenizing, loading the model", "server start, restoring", "first push, rollout process"
-STEP, BATCH_END, SAVING = "step", "push, rollouts", "checkpoint write"
-VALIDATION, RELEASE, TEARDOWN = "validation", "release", "teardown"
-AIMED_AT = (SETUP, STARTING, FIRST_PUSH, BATCH_END, SAVING, SAVING, SAVING, VALIDATION, VALIDATION, RELEASE, TEARDOWN)
+SETUP, STARTING, FIRST_PUSH = "tokenizing, loading the model", "server start, restoring", "rollout process start"
+STEP, STEP_END, PUSH, SAVING = "step", "end of a step", "push", "checkpoint write"
+WAITING, VALIDATION, RELEASE, TEARDOWN = "waiting for rollouts", "validation", "release", "teardown"
+IN_SFT = (SETUP, STARTING, STEP, STEP_END, SAVING, SAVING, VALIDATION, RELEASE, TEARDOWN)
+IN_RL = (SETUP, STARTING, STARTING, FIRST_PUSH, WAITING, STEP, STEP, PUSH, PUSH, SAVING, RELEASE, TEARDOWN)
+"""Moments that strikes are aimed at, in turn."""
+ONCE = (SETUP, STARTING, FIRST_PUSH, RELEASE, TEARDOWN)
 LAST = (RELEASE, TEARDOWN)
 """What waits for another moment strikes here."""
-EARLY, AIMED, TWICE = 0.15, 0.5, 0.25
+EARLY, AIMED, TWICE = 0.1, 0.7, 0.25
 """Shares of the strikes: while a life parses; in a chosen moment, where the others come at any time; followed by
 another while the life ends."""
+TENSOR_S = 0.003
 
 
 class Moments(Callback):
-    """Writes down what a life is doing, and which groups its steps have trained.
+    """Writes down what a life is doing and since when, and which groups its steps have trained.
 
     Args:
-        folder: Where ``moment`` and ``book`` are.
+        folder: Where ``moments`` and ``book`` are.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
-    def _now(self, moment: str) -> None:
-        (self.folder / "moment").write_text(moment)
+    def __init__(self, folder: Path) -> None:
+        Moments.folder = folder
 
     def setup(self, *_: Any, **__: Any) -> None:
-        self._now(SETUP)
+        now(SETUP)
 
     def on_fit_start(self, *_: Any) -> None:
-        self._now(STARTING)
+        now(STARTING)
 
-    def on_train_start(self, *_: Any) -> None:
-        self._now(FIRST_PUSH)
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        now(FIRST_PUSH)
+        if hasattr(data := trainer.datamodule, "add_check"):
+            data.add_check(lambda: now(WAITING))
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self._now(STEP)
+        now(STEP)
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._now(BATCH_END)
+        now(STEP_END)
         if groups := getattr(batch, "groups", None):
             with (self.folder / "book").open("a") as file:
                 file.write(f"{trainer.global_step} {' '.join(str(group.group_id) for group in groups)}\n")
 
     def on_save_checkpoint(self, *_: Any) -> None:
-        self._now(SAVING)
+        now(SAVING)
 
     def on_validation_start(self, *_: Any) -> None:
-        self._now(VALIDATION)
+        now(VALIDATION)
 
     def on_validation_end(self, *_: Any) -> None:
-        self._now(STEP)
+        now(STEP_END)
 
     def on_train_end(self, *_: Any) -> None:
-        self._now(RELEASE)
+        now(RELEASE)
 
     def teardown(self, *_: Any, **__: Any) -> None:
-        self._now(TEARDOWN)
+        now(TEARDOWN)
+
+
+def now(moment: str) -> None:
+    if moment != _moment(Moments.folder):
+        with (Moments.folder / "moments").open("a") as file:
+            file.write(f"{time.monotonic()} {moment}\n")
+
+
+class SlowTransport(SharedMemoryTransport):
+    """A push that takes long enough to be struck."""
+
+    def push(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        before = _moment(Moments.folder)
+        now(PUSH)
+        super().push(self._slowed(tensors), version)
+        now(before)
+
+    def _slowed(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for named in tensors:
+            time.sleep(TENSOR_S)
+            yield named
+
+
+class SlowSidecar(ScriptedSidecar):
+    """A server that plays a script, and takes a while to start."""
+
+    def start(self) -> None:
+        time.sleep(0.3)
+        super().start()
+        time.sleep(0.2)
 
 
 class Striker:
     """Lives in folders of ``scratch``. ``struck`` counts by signal, by moment, and what came of it."""
 
-    def __init__(self, scratch: Path, seed: int, forks: bool = True) -> None:
-        self.scratch, self.forks = scratch, forks
+    def __init__(self, scratch: Path, seed: int, aims: Sequence[str], forks: bool = True) -> None:
+        self.scratch, self.aims, self.forks = scratch, aims, forks
         self.struck = {name: Counter[str]() for name in ("signal", "moment", "exit_code")}
         self.num_strikes = self.num_runs = 0
         self.begun_s = 0.0  # until a life is parsed
+        self.lasts_s: dict[str, float] = {}  # moment -> seconds, where nobody strikes
         self._is_before = False
         self._numbers: list[signal.Signals] = []
+        self._aims: list[str] = []
         self._noise = random.Random(seed)
         (scratch / "tmp").mkdir(exist_ok=True)
         self._shared = set(os.listdir("/dev/shm"))
@@ -116,8 +157,15 @@ class Striker:
         folder = self._folder(make)
         started, started_at = time.monotonic(), time.time()
         assert self._end(self._begin(folder), folder, []) == 0, _log(folder)
+        ended = time.monotonic()
         self.begun_s = (folder / "run" / LOCK).stat().st_mtime - started_at
-        return folder, time.monotonic() - started
+        lines = [line.split(" ", 1) for line in (folder / "moments").read_text().splitlines()]
+        times = [*(float(since) for since, _ in lines), ended]
+        seconds = defaultdict[str, list[float]](list)
+        for (_, moment), since, until in zip(lines, times, times[1:], strict=False):
+            seconds[moment].append(until - since)
+        self.lasts_s = {moment: median(values) for moment, values in seconds.items()}
+        return folder, ended - started
 
     def run(
         self, make: Callable[[Path], dict[str, Any]], num_strikes: int, longest_s: float, check: Callable[[Path], None]
@@ -126,7 +174,7 @@ class Striker:
         folder = self._folder(make)
         left = num_strikes
         while True:
-            (folder / "moment").unlink(missing_ok=True)
+            (folder / "moments").unlink(missing_ok=True)
             child = self._begin(folder)
             numbers = self._strike(child, folder, longest_s) if left > 0 else []
             left -= len(numbers)
@@ -141,21 +189,20 @@ class Striker:
     def _strike(self, child: int, folder: Path, longest_s: float) -> list[int]:
         """What has struck while the life was there."""
         kind = self._noise.random()
-        is_early, aim = (
-            kind < (EARLY if self.forks else 1 - EARLY),
-            self._noise.choice(AIMED_AT) if self.forks and kind > 1 - AIMED else None,
-        )
-        longest_s = self.begun_s if is_early else 0.1 if aim else 0.4 * (longest_s - self.begun_s)
-        delay_s = self._noise.uniform(0.0, longest_s)
-        if not is_early:
-            due = (aim, *([] if aim == TEARDOWN else LAST))
-            while not (_moment(folder) in due or (aim is None and _moment(folder) != FIRST)):
-                if _has_ended(child):
-                    return []
+        is_early = kind < (EARLY if self.forks else 1 - EARLY)
+        aim = self._aim() if self.forks and kind > 1 - AIMED else None
+        if is_early:
+            is_there = self._still_there_after(self._noise.uniform(0.0, self.begun_s), child, folder)
+        else:
+            while _moment(folder) == FIRST and not _has_ended(child):
                 time.sleep(0.0005)
-        if aim == TEARDOWN:  # which is short
-            delay_s *= 0.1
-        if not self._still_there_after(delay_s, child, folder, LAST if aim is None and not is_early else ()):
+            delay_s = 0.0 if aim in ONCE else self._noise.uniform(0.0, 0.4 * (longest_s - self.begun_s))
+            is_there = self._still_there_after(delay_s, child, folder, LAST)
+        if aim:
+            while _moment(folder) not in (aim, *([] if aim == TEARDOWN else LAST)) and not _has_ended(child):
+                time.sleep(0.0005)
+            is_there = self._still_there_after(self._noise.uniform(0.0, self.lasts_s[aim]), child, folder)
+        if not is_there:
             return []
         numbers = [self._kill(child, _moment(folder) if _is_ours(child) else BEFORE)]
         is_twice = numbers[0] != signal.SIGKILL and self._noise.random() < TWICE
@@ -163,10 +210,14 @@ class Striker:
             numbers.append(self._kill(child, ENDING))
         return numbers
 
+    def _aim(self) -> str:
+        self._aims = self._aims or self._noise.sample(self.aims, len(self.aims))
+        return self._aims.pop()
+
     def _still_there_after(self, delay_s: float, child: int, folder: Path, or_in: tuple[str, ...] = ()) -> bool:
         until = time.monotonic() + delay_s
         while not (ended := _has_ended(child)) and time.monotonic() < until and _moment(folder) not in or_in:
-            time.sleep(0.002)
+            time.sleep(0.0005)
         return not ended
 
     def _kill(self, child: int, moment: str) -> int:
@@ -203,7 +254,7 @@ class Striker:
     def _left(self) -> set[str]:
         tmp = self.scratch / "tmp"
         mounts = (line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines() if str(tmp) in line)
-        return {*map(str, tmp.glob("north-*")), *mounts, *(set(os.listdir("/dev/shm")) - self._shared)}
+        return {*map(str, tmp.iterdir()), *mounts, *(set(os.listdir("/dev/shm")) - self._shared)}
 
     def _assert_nothing_left(self, folder: Path) -> None:
         """What a SIGKILL leaves, the next life removes, if it comes that far."""
@@ -276,8 +327,9 @@ def _is_ours(child: int) -> bool:
 
 
 def _moment(folder: Path) -> str:
-    path = folder / "moment"
-    return path.read_text() or FIRST if path.exists() else FIRST
+    path = folder / "moments"
+    lines = path.read_text().split("\n") if path.exists() else []
+    return lines[-2].split(" ", 1)[1] if len(lines) > 1 else FIRST
 
 
 def _log(folder: Path) -> str:
