@@ -14,6 +14,7 @@ import pytest
 import torch
 from full_disk import no_room
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 from small_runs import quiet_trainer, write_run_inputs
 
@@ -86,6 +87,43 @@ def test_a_stopped_recipe_passes_the_signal_on_and_goes_on(tmp_path: Path) -> No
     time.sleep(0.3)
     assert len(os.listdir(unfinished)) == num_files  # nobody writes any more
     assert not (tmp_path / "tasks" / "a").exists()
+
+
+class TerminatedInValidation(Callback):
+    """By SIGTERM, in the last batch of a step's validation."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if trainer.global_step == self.step and batch_idx + 1 == trainer.num_val_batches[0]:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_a_run_that_is_ended_as_its_validation_ends_counts_that_step_once(
+    num_batches: int, inputs: Path, tmp_path: Path
+) -> None:
+    def losses(folder: Path, *callbacks: Callback, resume: Path | None = None) -> dict[int, float]:
+        source = SFTSource([inputs / "sums.jsonl"])
+        data = SFTDataModule(inputs / "tokenizer", {"sums": source}, 128, validation_files=[inputs / "names.jsonl"])
+        torch.manual_seed(0)
+        module = SFTModule(config=inputs / "model.json", tokenizer=inputs / "tokenizer")
+        settings = {"max_steps": 5, "val_check_interval": 2, "limit_val_batches": num_batches}
+        every_step = {"check_val_every_n_epoch": None, "logger": JSONLHistory(folder)}
+        with as_before():
+            trainer = quiet_trainer(folder, callbacks=[*callbacks, SaveOnTermination()], **settings, **every_step)
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        lines = map(json.loads, (folder / "history.jsonl").read_text().splitlines())
+        return {line["step"]: line["train/loss"] for line in lines}
+
+    whole = losses(tmp_path / "whole")
+    with pytest.raises((SystemExit, SIGTERMException)):
+        losses(tmp_path / "run", TerminatedInValidation(2))
+    assert losses(tmp_path / "run", resume=tmp_path / "run" / "interrupted.ckpt") == whole
+    assert sorted(whole) == [0, 1, 2, 3, 4]
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

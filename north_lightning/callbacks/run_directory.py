@@ -101,6 +101,7 @@ class SaveOnTermination(Callback):
         self._tell_lightning: Any = None
         self._first_step = self._step = 0
         self._ready = 0
+        self._validated_step = -1
         self._loops: dict[str, Any] | None = None  # as they were when step ``_step`` was complete
         self._is_rolled_back = False
 
@@ -128,6 +129,9 @@ class SaveOnTermination(Callback):
         if trainer.state.fn == "fit":
             self._agree()
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated_step = trainer.global_step
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         is_told = isinstance(exception, SIGTERMException)
         if trainer.state.fn != "fit" or self._loops is None:
@@ -138,8 +142,9 @@ class SaveOnTermination(Callback):
             release = getattr(trainer.datamodule, "release_outstanding", None)  # type: ignore[attr-defined]
             if release is not None:
                 release()
-        else:  # batches of a step that was not taken are given again
-            self._is_rolled_back = trainer.fit_loop.epoch_loop.batch_progress.current.ready > self._ready
+        else:  # batches of a step that was not taken are given again, and one that was validated is counted once
+            is_under_way = trainer.fit_loop.epoch_loop.batch_progress.current.ready > self._ready
+            self._is_rolled_back = is_under_way or self._validated_step == self._step
         path = Path(trainer.default_root_dir) / INTERRUPTED
         try:
             trainer.save_checkpoint(path)
