@@ -37,7 +37,7 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from scripted_vllm import play  # noqa: E402
 from small_runs import sft_config, write_run_inputs  # noqa: E402
-from struck_lives import IN_RL, IN_SFT, Striker  # noqa: E402
+from struck_lives import IN_RL, IN_SFT, IN_VLLM, Striker  # noqa: E402
 
 import north_lightning.lightning_cli  # noqa: E402, F401  (lives are forks that have imported it)
 from north_lightning.chat import ChatFormat, NorthTokenizer  # noqa: E402
@@ -202,7 +202,7 @@ def strike_rl(scratch: Path, num_strikes: int, seed: int, server: str) -> Iterat
     inputs = prepared(scratch, write_rl_inputs)
     if server == SCRIPTED:
         script(inputs)
-    striker = Striker(scratch, seed, IN_RL)
+    striker = Striker(scratch, seed, IN_RL if server == SCRIPTED else IN_VLLM)
     whole, seconds = striker.whole(lambda folder: rl_run(inputs, server, folder))
     ledgers = [check_ledger(whole)]
     num_runs = 0

@@ -42,11 +42,16 @@ CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130, signal.SI
 FIRST = "imports, parsing"
 BEFORE = "before the first line of north_lightning"
 ENDING = "ending, after another signal"
-SETUP, STARTING, FIRST_PUSH = "tokenizing, loading the model", "server start, restoring", "rollout process start"
+SETUP, STARTING, FIRST_PUSH = (
+    "tokenizing, loading the model",
+    "server start, restoring",
+    "training start, rollout process",
+)
 STEP, STEP_END, PUSH, SAVING = "step", "end of a step", "push", "checkpoint write"
 WAITING, VALIDATION, RELEASE, TEARDOWN = "waiting for rollouts", "validation", "release", "teardown"
 IN_SFT = (SETUP, STARTING, STEP, STEP_END, SAVING, SAVING, VALIDATION, RELEASE, TEARDOWN)
 IN_RL = (SETUP, STARTING, STARTING, FIRST_PUSH, WAITING, STEP, STEP, PUSH, PUSH, SAVING, RELEASE, TEARDOWN)
+IN_VLLM = (*(2 * (STARTING, TEARDOWN, PUSH, STEP)), FIRST_PUSH, WAITING, SAVING, RELEASE)
 """Moments that strikes are aimed at, in turn."""
 ONCE = (SETUP, STARTING, FIRST_PUSH, RELEASE, TEARDOWN)
 LAST = (RELEASE, TEARDOWN)
@@ -140,6 +145,7 @@ class Striker:
 
     def __init__(self, scratch: Path, seed: int, aims: Sequence[str], forks: bool = True) -> None:
         self.scratch, self.aims, self.forks = scratch, aims, forks
+        self.early, self.aimed = (0.0, 1.0) if aims is IN_VLLM else (EARLY if forks else 1 - EARLY, AIMED)
         self.struck = {name: Counter[str]() for name in ("signal", "moment", "exit_code")}
         self.num_strikes = self.num_runs = 0
         self.begun_s = 0.0  # until a life is parsed
@@ -189,8 +195,8 @@ class Striker:
     def _strike(self, child: int, folder: Path, longest_s: float) -> list[int]:
         """What has struck while the life was there."""
         kind = self._noise.random()
-        is_early = kind < (EARLY if self.forks else 1 - EARLY)
-        aim = self._aim() if self.forks and kind > 1 - AIMED else None
+        is_early = kind < self.early
+        aim = self._aim() if self.forks and kind > 1 - self.aimed else None
         if is_early:
             is_there = self._still_there_after(self._noise.uniform(0.0, self.begun_s), child, folder)
         else:
