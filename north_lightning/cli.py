@@ -217,6 +217,9 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
         _check_stages(values["stages"])
     given = {name: value for name, value in values.items() if name in inspect.signature(function).parameters}
     end_in_order()
+    from north_lightning.sandbox.scratch import delete_stale_scratch
+
+    delete_stale_scratch()
     function(**given | ({POSITIONAL[command]: paths} if paths else {}))
 
 

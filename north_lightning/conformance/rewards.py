@@ -11,7 +11,6 @@ import copy
 import os
 import pickle
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from north_lightning.conformance.child import Broken
 from north_lightning.errors import InfrastructureError, NorthError, SandboxError
 from north_lightning.interfaces import RewardVerifier, Sandbox, SandboxProvider
 from north_lightning.sandbox import BubblewrapProvider
+from north_lightning.sandbox.scratch import Scratch
 from north_lightning.tasks import image_of, load_task, solution_steps, write_task
 from north_lightning.tasks.software import software_task
 from north_lightning.tasks.terminal import terminal_task
@@ -48,8 +48,7 @@ class Attempt:
 @contextmanager
 def attempts() -> Iterator[list[Attempt]]:
     """Attempts of every kind, in a directory that is gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with Scratch("task") as root:
         software = load_task(write_task(software_task(0, 0, "train"), root / "tasks"))
         terminal = load_task(write_task(terminal_task(0, 0, "train"), root / "tasks"))
         yield [

@@ -14,7 +14,6 @@ import asyncio
 import json
 import random
 import shlex
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from north_lightning.factory.issues import issue_text
 from north_lightning.factory.mutations import KINDS, Mutation, mutations
 from north_lightning.interfaces import SandboxProvider
 from north_lightning.run_folders import set_contents_aside, write_result
+from north_lightning.sandbox.scratch import Scratch
 from north_lightning.tasks import TaskSource, write_task
 from north_lightning.tasks.git import git, objects_of
 from north_lightning.tasks.harbor import is_written_here, patch_script
@@ -240,8 +240,8 @@ async def _try(repository: Repository, candidate: Candidate, shelf: _Shelf, grad
     if candidate.kind != HISTORY and len(failing) > MAX_FAILING_SHARE * len(stable):
         return "most tests fail"
     source = await asyncio.to_thread(_task_source, repository, candidate, failing, details["notes"])
-    with tempfile.TemporaryDirectory(prefix="north-factory-") as folder:
-        directory = await asyncio.to_thread(write_task, source, Path(folder))
+    with Scratch("task") as folder:
+        directory = await asyncio.to_thread(write_task, source, folder)
         problem = await grader.validate(directory)
     if problem is not None:
         return problem
@@ -296,10 +296,10 @@ HOW_TO_TEST = {
 
 def _patch(broken: Mapping[str, str | None], right: Mapping[str, str | None]) -> str:
     """What ``git apply`` makes of the broken files the right ones."""
-    with tempfile.TemporaryDirectory(prefix="north-factory-") as folder:
+    with Scratch("task") as folder:
         for side, files in (("a", broken), ("b", right)):
-            write_files(Path(folder, side), {path: text for path, text in files.items() if text is not None})
-        return git(Path(folder), "diff", "--no-index", "--no-prefix", "a", "b", may_differ=True).decode()
+            write_files(folder / side, {path: text for path, text in files.items() if text is not None})
+        return git(folder, "diff", "--no-index", "--no-prefix", "a", "b", may_differ=True).decode()
 
 
 def _edits(candidate: Candidate, right: sources.Files, script: str) -> list[tuple[str, dict[str, Any]]]:

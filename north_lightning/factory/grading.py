@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -20,6 +19,7 @@ from typing import Any
 from north_lightning.errors import InfrastructureError
 from north_lightning.factory.sources import Files, is_test
 from north_lightning.interfaces import SandboxProvider
+from north_lightning.sandbox.scratch import Scratch
 from north_lightning.sandbox.trees import copy_tree
 from north_lightning.tasks import image_of, load_task
 from north_lightning.types import Rollout, Task
@@ -76,8 +76,8 @@ class Grader:
     async def run(self, baseline: Baseline, changed: Mapping[str, str | None]) -> Mapping[str, Any]:
         """The verifier's details on the baseline's files with ``changed`` ones (None: deleted); demands ``stable``."""
         files = baseline.files
-        with tempfile.TemporaryDirectory(prefix="north-factory-") as folder:
-            directory, workdir = Path(folder, "task"), Path(folder, "work")
+        with Scratch("task") as folder:
+            directory, workdir = folder / "task", folder / "work"
             await asyncio.to_thread(_write, files, directory / "environment" / "files")
             await asyncio.to_thread(_write, tests_of(files), directory / "tests")
             merged = {path: text for path, text in {**files, **changed}.items() if text is not None}
@@ -89,8 +89,8 @@ class Grader:
     async def validate(self, directory: Path) -> str | None:
         """Whether a written task holds: its solution scores 1 and its untouched state 0, every time; else why not."""
         task = load_task(directory)
-        with tempfile.TemporaryDirectory(prefix="north-factory-") as folder:
-            solved = Path(folder, "solved")
+        with Scratch("task") as folder:
+            solved = folder / "solved"
             sandbox = await self.sandboxes.open(image_of(task))
             try:
                 script = (directory / "solution" / "solve.sh").read_text()
@@ -100,7 +100,7 @@ class Grader:
                 await sandbox.close()
             if result.exit_code:
                 return "the solution does not apply"
-            untouched = Path(folder, "untouched")
+            untouched = folder / "untouched"
             await asyncio.to_thread(copy_tree, image_of(task), untouched)
             for _ in range(self.repeats):
                 if (await self._verify(task, solved))[0] != 1.0:

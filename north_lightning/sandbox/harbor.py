@@ -32,6 +32,7 @@ from north_lightning.sandbox.command import ENVIRONMENT
 from north_lightning.sandbox.executed import FOLDER, ExecutedProcess, start_executed
 from north_lightning.sandbox.layers import BoundedEntry, unpack
 from north_lightning.sandbox.programs import ProgramSandbox
+from north_lightning.sandbox.scratch import Scratch
 from north_lightning.types import CommandResult, Count, Positive, RootFileSystem
 
 log = logging.getLogger(__name__)
@@ -151,18 +152,19 @@ class HarborProvider(SandboxProvider):
         root: RootFileSystem | None = None,
     ) -> HarborSandbox:
         """Start an environment and bring the files there; ``SandboxError`` with Harbor's words if it cannot."""
-        scratch = Path(tempfile.mkdtemp(prefix="north-harbor-"))
+        scratch = Scratch("harbor")
         sandbox = None
         try:
             with _harbor_errors("make an environment"):
-                environment = self._environment(scratch, root)
+                environment = self._environment(scratch.path, root)
             sandbox = HarborSandbox(self, environment, scratch, dict(writable or {}))
             await sandbox.start(image, {**(read_only or {}), **(writable or {})}, root)
         except BaseException:
-            if sandbox is not None:
-                with contextlib.suppress(SandboxError):
-                    await sandbox.close()
-            shutil.rmtree(scratch, ignore_errors=True)
+            if sandbox is None:
+                scratch.delete()
+                raise
+            with contextlib.suppress(SandboxError):
+                await sandbox.close()
             raise
         return sandbox
 
@@ -208,7 +210,7 @@ class HarborSandbox(ProgramSandbox):
     """Made by ``HarborProvider.open``."""
 
     def __init__(
-        self, provider: HarborProvider, environment: Environment, scratch: Path, writable: Mapping[str, Path]
+        self, provider: HarborProvider, environment: Environment, scratch: Scratch, writable: Mapping[str, Path]
     ) -> None:
         super().__init__(provider.max_output_bytes)
         self._provider = provider
@@ -267,7 +269,7 @@ class HarborSandbox(ProgramSandbox):
             with _harbor_errors("stop"):
                 await self._environment.stop(delete=True)
         finally:
-            await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
+            await asyncio.to_thread(self._scratch.delete)
 
     async def _execute(self, script: str, cwd: str | None = "/", user: str | None = None) -> str:
         with _harbor_errors("execute a command"):
@@ -292,7 +294,7 @@ class HarborSandbox(ProgramSandbox):
 
     async def _bring_back(self, inside: str, here: Path) -> None:
         """Files of a writable mount keep their inodes here: whoever holds one open reads what was written inside."""
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+        with tempfile.TemporaryDirectory(dir=self._scratch.path) as folder:
             await self._fetch(f"{inside}/", Path(folder), _MAX_MOUNT_BYTES)
             await asyncio.to_thread(_lay_over, Path(folder), here)
 
@@ -305,7 +307,7 @@ class HarborSandbox(ProgramSandbox):
         size = (await self._execute(script, cwd="/")).split()
         if size[:1] == [] or int(size[0]) > 2 * max_bytes:
             raise TreeTooLargeError(f"{inside} holds more than {max_bytes} bytes")
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+        with tempfile.TemporaryDirectory(dir=self._scratch.path) as folder:
             local = Path(folder, "archive.tar")
             with _harbor_errors(f"download {inside}"):
                 await self._environment.download_file(archive, local)

@@ -18,11 +18,12 @@ from north_lightning.sandbox.trees import delete_tree
 from north_lightning.signals import NUMBERS
 
 LOCK = "lock"
-Kind = Literal["attempt", "verify", "sidecar", "run"]
+Kind = Literal["attempt", "verify", "sidecar", "run", "task", "harbor", "ray"]
 
 
 class Scratch:
-    """A new directory of this process in the system's temporary directory, or in ``parent``, until ``delete``."""
+    """A new directory of this process in the system's temporary directory, or in ``parent``, until ``delete``; or for
+    a ``with`` block."""
 
     def __init__(self, kind: Kind, parent: Path | None = None) -> None:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)  # it is there with its lock, or not at all
@@ -38,6 +39,12 @@ class Scratch:
             delete_tree(self.path)
         finally:
             os.close(self._lock)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.delete()
 
 
 def delete_stale_scratch() -> None:

@@ -8,14 +8,15 @@ not read either, and git sees nothing of this process's environment but ``PATH``
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 from north_lightning.errors import TaskError
+from north_lightning.sandbox.scratch import Scratch
 
 TIMEOUT_S = 600.0
 _ENVIRONMENT = {
@@ -61,11 +62,11 @@ def objects_of(clone: Path) -> Path:
     Raises:
         TaskError: ``clone`` is no repository, or its objects are in another one.
     """
-    return Path(_borrower(clone.resolve()).name)
+    return _borrower(clone.resolve())
 
 
 @cache
-def _borrower(clone: Path) -> tempfile.TemporaryDirectory[str]:
+def _borrower(clone: Path) -> Path:
     found = git(clone, "rev-parse", "--path-format=absolute", "--git-dir", "--git-common-dir").decode().splitlines()
     own, common = (Path(line).resolve() for line in found)
     is_worktree = own.parent.parent == common and _text(own / "gitdir") == str(clone / ".git")
@@ -77,15 +78,17 @@ def _borrower(clone: Path) -> tempfile.TemporaryDirectory[str]:
             f"{clone}: expected a repository that holds its own objects, got one that links to another's; "
             "make a clone of it with git clone --no-local"
         )
-    folder = tempfile.TemporaryDirectory(prefix="north-objects-")
-    ours = Path(folder.name)
+    scratch = Scratch("task")
+    atexit.register(scratch.delete)
+    ours = scratch.path / "objects"
+    ours.mkdir()
     git(ours, "init", "-q", "--bare", "--template=")
     (ours / "info").mkdir()
     (ours / "info" / "attributes").write_text("* -export-ignore -export-subst\n")  # nothing is left out or rewritten
     (ours / "objects" / "info" / "alternates").write_text(f"{objects}\n")
     if (common / "shallow").is_file():
         shutil.copyfile(common / "shallow", ours / "shallow")
-    return folder
+    return ours
 
 
 def head_of(clone: Path) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-import tempfile
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,12 +89,17 @@ def write_task(source: TaskSource, parent: Path) -> Path:
     if destination.is_symlink() or (destination.exists() and not is_written_here(destination)):
         raise TaskError(f"{destination}: expected a task written by this command, or nothing; move it aside")
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=parent) as folder:
-        written = Path(folder, "task")
+    folder = parent / f".writing-{source.name}"
+    shutil.rmtree(folder, ignore_errors=True)  # a killed command's
+    folder.mkdir(0o700)
+    try:
+        written = folder / "task"
         _write_task(source, written)
         if destination.exists():
-            destination.rename(Path(folder, "old"))
+            destination.rename(folder / "old")
         written.rename(destination)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return destination
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from north_lightning.errors import TaskError
 from north_lightning.interfaces import SandboxProvider
+from north_lightning.sandbox.scratch import Scratch
 from north_lightning.tasks.names import NameSource, Split
 from north_lightning.types import Message
 
@@ -84,8 +83,9 @@ async def verify_commands(questions: Sequence[Question], sandboxes: SandboxProvi
     commands = [question for question in questions if question.check]
     for start in range(0, len(commands), CHECKS_PER_SANDBOX):
         batch = commands[start : start + CHECKS_PER_SANDBOX]
-        with TemporaryDirectory() as empty:
-            sandbox = await sandboxes.open(Path(empty))
+        with Scratch("task") as folder:
+            (folder / "empty").mkdir()
+            sandbox = await sandboxes.open(folder / "empty")
             try:
                 result = await sandbox.run("\n".join(map(_check_script, range(len(batch)), batch)), CHECK_TIMEOUT_S)
             finally:

@@ -17,7 +17,6 @@ import os
 import re
 import shlex
 import tarfile
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from typing import Any, Literal
 from north_lightning.data.records import decode, read_records
 from north_lightning.errors import ConfigError, DataError, TaskError
 from north_lightning.sandbox.layers import BoundedEntry, unpack
+from north_lightning.sandbox.scratch import Scratch
 from north_lightning.tasks.git import git, objects_of
 from north_lightning.tasks.harbor import TaskSource, patch_script, write_task
 from north_lightning.tasks.logs import PARSERS
@@ -156,8 +156,8 @@ def write_instance(
     instance: Instance, clone: Path, parent: Path, parser: Parser = "pytest", test_command: str | None = None
 ) -> Path:
     """One task directory under ``parent``; ``TaskError`` if a commit is missing or a patch does not apply."""
-    with tempfile.TemporaryDirectory(prefix="north-row-") as folder:
-        base, graded = Path(folder, "base"), Path(folder, "graded")
+    with Scratch("task") as folder:
+        base, graded = folder / "base", folder / "graded"
         objects = objects_of(clone)
         for tree in (base, graded):
             _export(objects, instance.commit, tree)

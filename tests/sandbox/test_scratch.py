@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from north_lightning.harnesses import ReActTerminalHarness
 from north_lightning.rollout.settings import AttemptSettings
 from north_lightning.sandbox import BubblewrapProvider
-from north_lightning.sandbox.scratch import Scratch, delete_stale_scratch
+from north_lightning.sandbox.scratch import Kind, Scratch, delete_stale_scratch
 from north_lightning.verifiers import UnitTestVerifier
 
 OWNER = """
@@ -61,14 +62,14 @@ def test_the_next_run_deletes_what_a_killed_process_left_and_nothing_of_a_living
 ) -> None:
     killed, living = start_owner(temporary), start_owner(temporary)
     try:
-        assert len(list(temporary.glob("north-*/work/file"))) == 8
+        assert len(list(temporary.glob("north-*/work/file"))) == 2 * len(get_args(Kind))
         delete_stale_scratch()
-        assert len(list(temporary.glob("north-*/work/file"))) == 8
+        assert len(list(temporary.glob("north-*/work/file"))) == 2 * len(get_args(Kind))
         killed.kill()
         killed.wait()
         settings.prepare([])
         left = sorted(path.parent.name.rsplit("-", 1)[0] for path in temporary.glob("north-*/work"))
-        assert left == ["north-attempt", "north-run", "north-sidecar", "north-verify"]
+        assert left == sorted(f"north-{kind}" for kind in get_args(Kind))
     finally:
         living.kill()
         living.wait()

@@ -11,12 +11,12 @@ import secrets
 import shutil
 import signal
 import sys
-import tempfile
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
 from north_lightning.errors import ConfigError, InfrastructureError
+from north_lightning.sandbox.scratch import Scratch
 
 OBJECT_STORE_BYTES = 512 << 20
 NAMESPACE = "north_lightning"
@@ -65,7 +65,7 @@ def _read_token_again() -> None:
 
 
 def _start_own(ray: Any, settings: dict[str, Any]) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="north-ray-"))  # short: the paths of its sockets have a limit
+    folder = Scratch("ray").path  # short: the paths of its sockets have a limit
     # Not atexit, which processes of multiprocessing leave out; they run in this order.
     Finalize(None, ray.shutdown, exitpriority=11)
     Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=10)
