@@ -37,6 +37,7 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from scripted_vllm import play  # noqa: E402
 from small_runs import sft_config, write_run_inputs  # noqa: E402
+from struck_commands import strike_commands, write_rows  # noqa: E402
 from struck_lives import IN_RL, IN_SFT, IN_VLLM, Striker  # noqa: E402
 
 import north_lightning.lightning_cli  # noqa: E402, F401  (lives are forks that have imported it)
@@ -50,8 +51,8 @@ from north_lightning.tasks.terminal import terminal_task  # noqa: E402
 from north_lightning.types import AssistantAction, ToolCall  # noqa: E402
 
 OUTPUT = Path("runs/bench/interruptions.json")
-SHARES = {"sft": 0.4, "rl": 0.4, "imports": 0.1, "vllm": 0.1}
-"""Of the strikes."""
+SHARES = {"sft": 0.4, "rl": 0.4, "imports": 0.1, "vllm": 0.1, "commands": 0.1}
+"""Of the strikes; those of the commands are beside them."""
 STRIKES_OF_A_RUN = 12
 SCRIPTED = "struck_lives.SlowSidecar"
 SFT_STEPS, RL_STEPS, GROUPS_PER_STEP = 12, 5, 2
@@ -119,8 +120,8 @@ def script(inputs: Path) -> None:
     play([chat.encode_action(turn) for turn in turns])
 
 
-def rl_run(inputs: Path, server: str, folder: Path) -> dict[str, Any]:
-    rollouts = {
+def attempts(server: str) -> dict[str, Any]:
+    return {
         "harnesses": {"terminal": {"class_path": "north_lightning.harnesses.ReActTerminalHarness"}},
         "verifier": {"class_path": "rl_plugins.FirstTokenIsEven"},
         "sandboxes": {"class_path": "north_lightning.sandbox.BubblewrapProvider"},
@@ -128,6 +129,10 @@ def rl_run(inputs: Path, server: str, folder: Path) -> dict[str, Any]:
         "max_context_tokens": 2000,
         "reasoning": False,
     }
+
+
+def rl_run(inputs: Path, server: str, folder: Path) -> dict[str, Any]:
+    rollouts = attempts(server)
     producer = {"task_sets": [str(inputs / "tasks")], "rollouts": rollouts, "group_size": 2, "max_concurrent_groups": 2}
     sidecar = {"class_path": server, "init_args": {"max_model_len": 2000}}
     run = folder / "run"
@@ -218,7 +223,18 @@ def strike_rl(scratch: Path, num_strikes: int, seed: int, server: str) -> Iterat
         yield figures(striker) | {"runs": num_runs, "exact_ledgers": sum(ledgers), "ledgers_not_exact": 0}
 
 
-# ---- both ------------------------------------------------------------------------------------------------------------
+# ---- other commands --------------------------------------------------------------------------------------------------
+
+
+def strike_others(scratch: Path, num_strikes: int, seed: int) -> Iterator[dict[str, Any]]:
+    inputs = prepared(scratch, lambda inputs: (write_rl_inputs(inputs), write_rows(inputs)))
+    script(inputs)
+    striker = Striker(scratch, seed, ())
+    for struck in strike_commands(striker, inputs, num_strikes, sft_config(inputs, inputs / "run"), attempts(SCRIPTED)):
+        yield figures(striker) | {"commands": struck}
+
+
+# ---- all -------------------------------------------------------------------------------------------------------------
 
 
 def prepared(scratch: Path, write: Callable[[Path], object]) -> Path:
@@ -242,6 +258,8 @@ def strike(section: str, scratch: Path, num_strikes: int, seed: int) -> Iterator
     """The figures so far, after every run."""
     if section in ("sft", "imports"):
         return strike_sft(scratch, num_strikes, seed, forks=section == "sft")
+    if section == "commands":
+        return strike_others(scratch, num_strikes, seed)
     server = SCRIPTED if section == "rl" else "north_lightning.sampling.sidecar.Sidecar"
     return strike_rl(scratch, num_strikes, seed, server)
 

@@ -192,6 +192,20 @@ class Striker:
                 self._assert_nothing_left(folder)
                 return folder
 
+    def command(self, folder: Path, words: Sequence[str]) -> float:
+        """Seconds of a command that nobody strikes."""
+        started = time.monotonic()
+        assert self._end(self._begin(folder, words), folder, []) == 0, _log(folder)
+        self._left_by_kill.clear()
+        self._assert_nothing_left(folder)
+        return time.monotonic() - started
+
+    def struck_command(self, folder: Path, words: Sequence[str], name: str, seconds: float) -> int:
+        """Exit code of a command that is struck once, if it is still there then."""
+        child = self._begin(folder, words)
+        is_there = self._still_there_after(self._noise.uniform(0.0, seconds), child, folder)
+        return self._end(child, folder, [self._kill(child, name if _is_ours(child) else BEFORE)] if is_there else [])
+
     def _strike(self, child: int, folder: Path, longest_s: float) -> list[int]:
         """What has struck while the life was there."""
         kind = self._noise.random()
@@ -267,18 +281,22 @@ class Striker:
         left = self._left() - self._left_by_kill
         assert not left, f"left over: {left}\n{_log(folder)}"
 
-    def _folder(self, make: Callable[[Path], dict[str, Any]]) -> Path:
+    def folder(self) -> Path:
         folder = self.scratch / f"life{self.num_runs}"
         folder.mkdir()
         self.num_runs += 1
+        return folder
+
+    def _folder(self, make: Callable[[Path], dict[str, Any]]) -> Path:
+        folder = self.folder()
         config = make(folder) | {"resume": "auto", "num_threads": 1}
         moments = {"class_path": "struck_lives.Moments", "init_args": {"folder": str(folder)}}
         config["trainer"]["callbacks"].insert(0, moments)
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         return folder
 
-    def _begin(self, folder: Path) -> int:
-        arguments = ["fit", "--config", str(folder / "config.yaml")]
+    def _begin(self, folder: Path, words: Sequence[str] = ()) -> int:
+        arguments = [*(words or ("fit", "--config", str(folder / "config.yaml")))]
         environment = {MARK: str(self.scratch), "TMPDIR": str(self.scratch / "tmp"), "OMP_NUM_THREADS": "1"}
         if not self.forks:
             path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
