@@ -17,6 +17,7 @@ from rich.table import Table
 from north_lightning.durable import replace_text
 from north_lightning.errors import CheckpointError, ConfigError
 from north_lightning.evaluation.attempts import ATTEMPTS, Attempt
+from north_lightning.evaluation.controls import check_controls, run_controls
 from north_lightning.evaluation.each import attempt_with_each, attempt_with_servers, plan_each
 from north_lightning.evaluation.evaluate import describe_attempts, describe_plan
 from north_lightning.evaluation.serve import SidecarFactory, check_serving
@@ -29,6 +30,7 @@ from north_lightning.run_folders import write_result
 from north_lightning.tasks import load_task_sets
 from north_lightning.types import Count
 
+MAX_FAILED_SHARE = 0.02
 TABLE_ROWS = (
     "pass@1",
     "pass@8",
@@ -51,6 +53,8 @@ def evaluate(
     concurrency: Count = 64,
     seed: int = 0,
     baseline: str | None = None,
+    controls: bool = False,
+    exceptions: list[str] | None = None,
     dry_run: bool = False,
 ) -> None:
     """Evaluate checkpoints, and models behind OpenAI-compatible servers, with paired comparisons against a baseline.
@@ -66,6 +70,9 @@ def evaluate(
         concurrency: Attempts at a time.
         seed: Seed of prompt wording and sampling; every checkpoint gets the same.
         baseline: The checkpoint or server the others are compared with.
+        controls: Run every task's own solution, and an attempt that does nothing, before the first evaluation; refuse
+            tasks whose solution does not score 1 or that score 1 untouched.
+        exceptions: Ids of tasks that may fail the controls; the summary names them.
         dry_run: Print what would be done about each attempt (REUSE, REGRADE or RERUN, and why), and do nothing.
     """
     checkpoints, servers = checkpoints or {}, servers or {}
@@ -76,6 +83,8 @@ def evaluate(
         rollouts.check_without_checkpoint()
         if sidecar is not None:
             raise ConfigError("sidecar: expected checkpoints for it to serve, got none: leave it out")
+    if exceptions and not controls:
+        raise ConfigError("exceptions: expected controls that they may fail, got controls: false")
     if baseline is not None and baseline not in names:
         raise ConfigError(f"baseline: expected one of {', '.join(names)}, got {baseline!r}")
     for name, path in checkpoints.items():
@@ -97,12 +106,16 @@ def evaluate(
         replace_text(output_dir / "plan.txt", "\n".join(describe_attempts(plans)) + "\n")
         for name, plan in plans.items():
             print("\n".join(f"{name}: {line}" for line in describe_plan(plan)))
+    checked = None
+    if controls:
+        found = run_controls(tasks, rollouts, output_dir / "controls.json", concurrency)
+        checked = check_controls(found, exceptions or [])
     results: dict[str, list[Attempt]] = {}
     if sidecar is not None and checkpoints:
         results |= attempt_with_each(checkpoints, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed, works)
     results |= attempt_with_servers(servers, tasks, rollouts, logs[0], num_samples, concurrency, seed, works)
     repositories = {task.id: str(task.metadata["repository"]) for task in tasks if "repository" in task.metadata}
-    summary = _summary(results, baseline, repositories)
+    summary = _summary(results, baseline, repositories) | {"controls": checked}
     write_result(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     _print(summary)
 
@@ -139,6 +152,12 @@ def _print(summary: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     for name, row in rows.items():
+        failed = row["num_errors"] / (row["num_errors"] + row["num_attempts"])
+        if failed > MAX_FAILED_SHARE:
+            console.print(
+                f"{name}: {failed:.1%} of the attempts failed outside the model, and are in no number above (expected: "
+                f"at most {MAX_FAILED_SHARE:.0%}); the same command tries them again"
+            )
         number = row.get("pass@1_event_clusters", MIN_EVENT_CLUSTERS)
         if number < MIN_EVENT_CLUSTERS:
             rare = "solved" if row["pass@1"] <= 0.5 else "unsolved"

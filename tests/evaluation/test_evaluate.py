@@ -289,6 +289,14 @@ def test_an_interval_from_too_few_repositories_is_said_not_to_be_trusted(capsys,
     assert note is None or f"base: do not trust the interval of pass@1, {note}; 2 are needed" in printed
 
 
+@pytest.mark.parametrize(("num_errors", "is_said"), [(2, False), (3, True)])
+def test_too_many_attempts_that_failed_outside_the_model_raise_an_alarm(capsys, num_errors, is_said):
+    row = summarise([attempt("a", seed, 1.0) for seed in range(100)]) | {"num_errors": num_errors}
+    _print({"checkpoints": {"base": row}, "paired": {}})
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ("base: 2.9% of the attempts failed outside the model" in printed) == is_said
+
+
 def test_p_values_are_adjusted_for_the_number_of_comparisons():
     results = {"base": [], "one": [], "two": []}
     for index in range(40):
