@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -99,8 +100,15 @@ def head_of(clone: Path) -> str:
 def commit_all(directory: Path) -> None:
     """Make ``directory``, which holds no ``.git``, a repository with one commit of everything in it."""
     git(directory, "init", "-q", "-b", "main", "--template=")
-    git(directory, "add", "-A")
+    git(directory, "add", "-A", "--force")  # a repository may hold files that it ignores
     git(directory, "commit", "-q", "-m", "initial")
+
+
+def without_binary(patch: str, with_content: bool = False) -> str:
+    """``patch`` without binary files: all of them, or those whose content it does not bring."""
+    marks = r"Binary files .* differ$" if with_content else r"(Binary files .* differ|GIT binary patch)$"
+    sections = re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE)
+    return "".join(one for one in sections if not re.search(f"^{marks}", one, re.MULTILINE))
 
 
 def _text(path: Path) -> str:

@@ -31,6 +31,10 @@ from north_lightning.types import Command, Task, TaskStep
 from north_lightning.untrusted import check_name, load_json, read_file, write_files
 
 DOCKERFILE = "FROM debian:12\nWORKDIR /work\nCOPY files/ /work/\n"
+IMAGE_DOCKERFILE = """FROM {0}
+WORKDIR {1}
+RUN rm -rf .git && git init -q && git add -A && git -c user.name=north -c user.email=north@localhost commit -qm initial
+"""
 SCHEMA_VERSION = "1.0"
 MAX_TURNS = 100
 _HEADER = f'schema_version = "{SCHEMA_VERSION}"\n\n[task]\nname = "north/'
@@ -58,7 +62,10 @@ class TaskSource:
     links: Mapping[str, str] = field(default_factory=dict)  # path -> target
     directories: tuple[str, ...] = ()  # empty directories
     base: Path | None = None  # a directory that the files are laid over
+    image: tuple[str, str] | None = None  # what takes the place of the files, and the repository's place in it
     git: bool = False  # commit the files to a fresh repository
+    agent_timeout_s: float = 600.0
+    verifier_timeout_s: float = 60.0
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -115,7 +122,21 @@ def is_written_here(directory: Path) -> bool:
 
 
 def _write_task(source: TaskSource, root: Path) -> None:
-    image = root / "environment" / "files"
+    if source.image is None:
+        _write_files(source, root / "environment" / "files")
+    write_files(root / "tests", source.tests, "tests")
+    metadata = {"environment": source.environment, "family": source.family, "max_turns": source.max_turns}
+    own = {
+        "environment/Dockerfile": DOCKERFILE if source.image is None else IMAGE_DOCKERFILE.format(*source.image),
+        "instruction.md": source.instruction + "\n",
+        "solution/solve.sh": source.solve_script,
+        "solution/steps.json": json.dumps(source.steps),
+        "task.toml": _toml(source, {**metadata, **source.metadata}),
+    }
+    write_files(root, own, "task")
+
+
+def _write_files(source: TaskSource, image: Path) -> None:
     image.mkdir(parents=True)
     if source.base is not None:
         copy_tree(source.base, image)
@@ -126,16 +147,6 @@ def _write_task(source: TaskSource, root: Path) -> None:
         (image / path).symlink_to(target)
     if source.git:
         commit_all(image)
-    write_files(root / "tests", source.tests, "tests")
-    metadata = {"environment": source.environment, "family": source.family, "max_turns": source.max_turns}
-    own = {
-        "environment/Dockerfile": DOCKERFILE,
-        "instruction.md": source.instruction + "\n",
-        "solution/solve.sh": source.solve_script,
-        "solution/steps.json": json.dumps(source.steps),
-        "task.toml": _toml(source.name, {**metadata, **source.metadata}),
-    }
-    write_files(root, own, "task")
 
 
 def patch_script(patch: str, options: str = "") -> str:
@@ -276,11 +287,17 @@ def _lines(path: Path) -> list[str]:
         raise TaskError(f"{path}: expected a .jsonl listing, got: {error}") from error
 
 
-def _toml(name: str, metadata: Mapping[str, Any]) -> str:
+def _toml(source: TaskSource, metadata: Mapping[str, Any]) -> str:
     # JSON strings, numbers and lists of strings are also TOML values.
     values = {key: json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") for key, value in metadata.items()}
     rows = "\n".join(f"{key} = {value}" for key, value in values.items())
+    workdir = own = ""
+    if source.image is not None:  # the tests run in the image as it is, the attempt in the one of the Dockerfile
+        image, place = map(json.dumps, source.image)
+        workdir = f"workdir = {place}\n"
+        own = f'environment_mode = "separate"\n\n[verifier.environment]\ndocker_image = {image}\nworkdir = {place}\n'
     return (
-        f'{_HEADER}{name}"\n\n[metadata]\n{rows}\n\n'
-        "[environment]\nallow_internet = false\n\n[agent]\ntimeout_sec = 600\n\n[verifier]\ntimeout_sec = 60\n"
+        f'{_HEADER}{source.name}"\n\n[metadata]\n{rows}\n\n'
+        f"[environment]\nallow_internet = false\n{workdir}\n[agent]\ntimeout_sec = {source.agent_timeout_s:g}\n\n"
+        f"[verifier]\ntimeout_sec = {source.verifier_timeout_s:g}\n{own}"
     )

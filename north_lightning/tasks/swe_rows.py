@@ -1,114 +1,104 @@
 """Rows of SWE-bench, SWE-bench Pro, SWE-smith and R2E-Gym as tasks: ``python -m north_lightning tasks import``.
 
-In: rows (JSON Lines or parquet) and a local clone of every repository they name. Out: Harbor task directories. The
-repository is exported at the row's base commit and committed anew, so that neither a later commit nor a remote, tag or
-reflog is there to look the answer up in. The tests of the row are beside the task, not in it. Every expected test is
-demanded by name: the verifier reads the test framework's log (``logs``), and what it does not name has failed.
-
-An image with the repository's dependencies is the user's to bring: the rows name one, nothing is pulled here.
+In: rows (JSON Lines, JSON or parquet). Out: Harbor task directories (``swe_tasks``). Rows of SWE-bench and of SWE-bench
+Pro are graded as the benchmark's own harness does it (``verifiers.official``). Of the others, the verifier reads the
+test framework's log (``logs``), and a test that it does not name has failed.
 """
 
 from __future__ import annotations
 
 import ast
-import io
+import hashlib
 import json
-import os
-import re
-import shlex
-import tarfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from north_lightning.data.records import decode, read_records
 from north_lightning.errors import ConfigError, DataError, TaskError
-from north_lightning.sandbox.layers import BoundedEntry, unpack
-from north_lightning.sandbox.scratch import Scratch
-from north_lightning.tasks.git import git, objects_of
-from north_lightning.tasks.harbor import TaskSource, patch_script, write_task
-from north_lightning.tasks.logs import PARSERS
-from north_lightning.untrusted import check_commit, check_name, parts_of, read_file
+from north_lightning.tasks import swe_bench
+from north_lightning.tasks.swe_tasks import PRO, PRO_SCRIPT, SWE_BENCH, Instance, Parser, write_instance
+from north_lightning.untrusted import check_name, parts_of
 
-Parser = Literal["pytest", "unittest"]
-
-MAX_TURNS = 100
-COMMANDS = {
-    "pytest": "python -m pytest -rA --tb=short -p no:cacheprovider {places}",
-    "unittest": "python3 -m unittest -v {places}",
-}
-_UNITTEST_ID = re.compile(r"(\w+) \(([\w.]+)\)")
-
-
-@dataclass(frozen=True)
-class Instance:
-    """One row, whichever benchmark it is of.
-
-    ``bug_patch`` makes the broken state of ``commit`` and is undone; otherwise ``solution`` repairs ``commit``.
-    ``tests`` are files as text, beside what ``test_patch`` changes.
-    """
-
-    id: str
-    benchmark: str
-    repository: str  # owner/name
-    commit: str
-    statement: str
-    fail_to_pass: list[str]
-    pass_to_pass: list[str]
-    solution: str | None = None
-    bug_patch: str | None = None
-    test_patch: str = ""
-    tests: Mapping[str, str] | None = None
+PRO_IMAGES = "jefzda/sweap-images"
+_LOG_PARSERS = {"pytest": "parse_log_pytest", "unittest": "parse_log_django"}  # SWE-bench's, of these frameworks
+_KINDS = ("pass_and_fail", "fail_only")
 
 
 def import_rows(
     rows: list[Path],
-    clones: dict[str, Path],
     output_dir: Path,
+    clones: dict[str, Path] | None = None,
+    run_scripts: Path | None = None,
     parser: Parser = "pytest",
     test_command: str | None = None,
+    sha256: list[str] | None = None,
 ) -> None:
     """Write one task per row.
 
     Args:
-        rows: JSON Lines or parquet files.
-        clones: owner/name -> a local clone that holds the rows' commits.
+        rows: JSON Lines, JSON or parquet files.
         output_dir: Where the task directories are written.
-        parser: Whose log the tests print.
-        test_command: Runs the tests, in place of the framework's own; {places} stands for the expected tests' files.
+        clones: owner/name -> a local clone that holds the rows' commits. Left out, tasks begin with the images that the
+            rows name; the machine that runs them must have these.
+        run_scripts: SWE-bench Pro's folder of this name: ``<instance_id>/run_script.sh`` and ``parser.py``.
+        parser: Whose log the tests print, for rows that do not say.
+        test_command: The command that runs the tests, for rows that do not say, in place of the framework's own;
+            {places} stands for the expected tests' files.
+        sha256: SHA-256 of each file of ``rows``, in hexadecimal; a file with another one is refused.
     """
+    _check_digests(rows, sha256)
     seen: set[str] = set()
     for where, content in read_records(rows):
         try:
-            instance = read_row(decode(content))
-            if instance.repository not in clones:
-                raise TaskError(f"clones: expected a clone of {instance.repository}, got {', '.join(clones) or 'none'}")
+            instance = read_row(decode(content), run_scripts, parser, test_command)
+            clone = (clones or {}).get(instance.repository)
+            if clone is None and (clones or instance.image is None):
+                known = ", ".join(clones or ()) or "none"
+                raise TaskError(f"clones: expected a clone of {instance.repository}, got {known}")
             if instance.id in seen:
                 raise DataError(f"instance_id: expected one row of {instance.id}, got another")
             seen.add(instance.id)
-            write_instance(instance, clones[instance.repository], output_dir, parser, test_command)
+            write_instance(instance, clone, output_dir, parser, test_command)
         except (DataError, TaskError) as error:
             raise type(error)(f"{where}: {error}") from error
     print(f"{output_dir}: {len(seen)} tasks")
 
 
-def read_row(row: Mapping[str, Any]) -> Instance:
+def _check_digests(rows: Sequence[Path], expected: Sequence[str] | None) -> None:
+    """Print the SHA-256 of each file, to be given the next time; ``DataError`` for another one than expected."""
+    if expected is not None and len(expected) != len(rows):
+        raise ConfigError(f"sha256: expected one for each of {len(rows)} files of rows, got {len(expected)}")
+    for number, path in enumerate(rows):
+        digest = None
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            print(f"{path}: sha256 {digest}")
+        if expected is not None and digest != expected[number].strip().lower():
+            raise DataError(
+                f"sha256: {path}: expected {expected[number]}, got {digest or 'no local file'}: "
+                "get the version of the data that was meant, or leave sha256 out"
+            )
+
+
+def read_row(
+    row: Mapping[str, Any],
+    run_scripts: Path | None = None,
+    parser: Parser = "pytest",
+    test_command: str | None = None,
+) -> Instance:
     """A row of any of the four benchmarks; ``DataError`` names the column that is missing or wrong."""
     if "expected_output_json" in row:
         return _r2e(row)
     smith = str(row.get("repo", "")).startswith("swesmith/")
     lower = "fail_to_pass" in row
     fail, keep = ("fail_to_pass", "pass_to_pass") if lower else ("FAIL_TO_PASS", "PASS_TO_PASS")
-    statement = _text(row, "problem_statement")
-    for more in ("requirements", "interface"):  # of SWE-bench Pro
-        if row.get(more):
-            statement += f"\n\n{more.capitalize()}:\n{row[more]}"
     common = partial(
         Instance,
         id=check_name(_text(row, "instance_id"), "instance_id", DataError),
-        statement=statement,
+        statement=_text(row, "problem_statement"),
         fail_to_pass=_names(row, fail),
         pass_to_pass=_names(row, keep),
     )
@@ -118,13 +108,74 @@ def read_row(row: Mapping[str, Any]) -> Instance:
         mirror, _, commit = _text(row, "repo").removeprefix("swesmith/").rpartition(".")
         repository = mirror.replace("__", "/", 1)
         return common(benchmark="swe_smith", repository=repository, commit=commit, bug_patch=_text(row, "patch"))
-    return common(
-        benchmark="swe_bench_pro" if lower else "swe_bench",
+    common = partial(
+        common,
         repository=_text(row, "repo"),
         commit=_text(row, "base_commit"),
         solution=_text(row, "patch"),
         test_patch=_text(row, "test_patch") if row.get("test_patch") else "",
     )
+    if lower:
+        return common(benchmark=PRO, **_pro(row, run_scripts))
+    return common(benchmark=SWE_BENCH, **_swe_bench(row, parser, test_command))
+
+
+def _swe_bench(row: Mapping[str, Any], parser: Parser, test_command: str | None) -> dict[str, Any]:
+    """A row of SWE-bench 5 says how it is run and graded; for an older one, the package knows a repository's parser."""
+    known = swe_bench.known()
+    name, repository = row["instance_id"], row["repo"]
+    log_parser, kind = known["repositories"].get(repository.lower(), (_LOG_PARSERS[parser], _KINDS[0]))
+    grading = {
+        "grader": SWE_BENCH,
+        "instance_id": name,
+        "image": row.get("image") or f"swebench/sweb.eval.x86_64.{name.lower().replace('__', '_1776_')}:latest",
+        "repo": repository,
+        "version": str(row.get("version") or ""),
+        "FAIL_TO_PASS": _names(row, "FAIL_TO_PASS"),
+        "PASS_TO_PASS": _names(row, "PASS_TO_PASS"),
+        "log_parser": row.get("log_parser") or log_parser,
+        "eval_type": str(row.get("eval_type") or kind).lower(),
+    }
+    for column, allowed in (("log_parser", known["parsers"]), ("eval_type", _KINDS)):
+        if grading[column] not in allowed:
+            raise DataError(f"{column}: expected one of {', '.join(allowed)}, got {row[column]!r}"[:2000])
+    scripts = {}
+    if row.get("eval_script"):
+        scripts["eval.sh"] = swe_bench.with_exit_code(_text(row, "eval_script"))
+    elif test_command is None and repository.lower() in known["repositories"] and "pytest" not in log_parser:
+        raise DataError(
+            f"eval_script: expected the column of SWE-bench 5, or a test_command for tests that {log_parser} reads, "
+            "got neither"
+        )
+    return {"image": str(grading["image"]), "grading": grading, "scripts": scripts}
+
+
+def _pro(row: Mapping[str, Any], run_scripts: Path | None) -> dict[str, Any]:
+    """The statement has all three parts, empty ones too; the tests' scripts ship beside the rows."""
+    name = row["instance_id"]
+    files = ",".join(_names(row, "selected_test_files_to_run"))
+    scripts = {"test.sh": PRO_SCRIPT % files}
+    for file in ("run_script.sh", "parser.py"):
+        try:
+            scripts[file] = ((run_scripts or Path("run_scripts")) / name / file).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"run_scripts: expected SWE-bench Pro's folder of this name, with {name}/{file}, got {run_scripts}"
+            ) from error
+    scripts["set_up.sh"] = str(row.get("before_repo_set_cmd") or "").strip().split("\n")[-1]
+    requirements, interface = (row.get(column) or "" for column in ("requirements", "interface"))
+    tag = row.get("dockerhub_tag")
+    return {
+        "statement": f"{row['problem_statement']}\n\nRequirements:\n{requirements}\n\n"
+        f"New interfaces introduced:\n{interface}",
+        "image": row.get("image") or (f"{PRO_IMAGES}:{tag}" if tag else None),
+        "grading": {
+            "grader": PRO,
+            "FAIL_TO_PASS": _names(row, "fail_to_pass"),
+            "PASS_TO_PASS": _names(row, "pass_to_pass"),
+        },
+        "scripts": scripts,
+    }
 
 
 def _r2e(row: Mapping[str, Any]) -> Instance:
@@ -150,107 +201,6 @@ def _r2e(row: Mapping[str, Any]) -> Instance:
             for name, code in zip(names, codes, strict=True)
         },
     )
-
-
-def write_instance(
-    instance: Instance, clone: Path, parent: Path, parser: Parser = "pytest", test_command: str | None = None
-) -> Path:
-    """One task directory under ``parent``; ``TaskError`` if a commit is missing or a patch does not apply."""
-    with Scratch("task") as folder:
-        base, graded = folder / "base", folder / "graded"
-        objects = objects_of(clone)
-        for tree in (base, graded):
-            _export(objects, instance.commit, tree)
-            if instance.bug_patch:
-                _apply(tree, instance.bug_patch, "patch")
-        tests = dict(instance.tests or {})
-        if instance.test_patch:
-            _apply(graded, instance.test_patch, "test_patch")
-            for path in _changed(graded, instance.test_patch):
-                if os.path.lexists(graded / path) and not (graded / path).is_dir():
-                    tests[path] = _test_file(graded, path)
-        solution = instance.bug_patch or instance.solution or _repair(objects, instance)
-        solve = patch_script(solution, "--reverse " if instance.bug_patch else "")
-        ids = [*instance.fail_to_pass, *instance.pass_to_pass]
-        places = " ".join(map(shlex.quote, _places(ids, parser, tests)))
-        command = (test_command or COMMANDS[parser]).format(places=places)
-        source = TaskSource(
-            name=instance.id,
-            environment="swe",
-            family=instance.benchmark,
-            instruction=instance.statement.strip(),
-            files={},
-            base=base,
-            tests={**{f"files/{path}": text for path, text in tests.items()}, "test.sh": TEST_SCRIPT % command},
-            solve_script=solve,
-            steps=(("bash", {"command": solve}), ("submit", {}), ("submit", {})),
-            max_turns=MAX_TURNS,
-            git=True,
-            metadata={
-                "repository": instance.repository,
-                "fail_to_pass": instance.fail_to_pass,
-                "pass_to_pass": instance.pass_to_pass,
-                "log_parser": parser,
-            },
-        )
-        return write_task(source, parent)
-
-
-# For the verifier here, which reads the log. The tests of the row replace whatever the attempt made of them.
-TEST_SCRIPT = """cd /work || exit 1
-[ -d /tests/files ] && cp -r /tests/files/. .
-%s >/tmp/log 2>&1 </dev/null
-tail -c 900000 /tmp/log > /logs/verifier/log
-"""
-
-
-def _places(ids: list[str], parser: Parser, tests: Mapping[str, str]) -> list[str]:
-    """What to run: the files (or classes) of the expected tests; every test file where ids name none."""
-    if parser == "unittest":
-        found = [match[2] for one in ids if (match := _UNITTEST_ID.fullmatch(one))]
-    else:
-        found = [one.partition("::")[0] for one in ids if "::" in one]
-    return list(dict.fromkeys(found)) or [path for path in tests if path.endswith(".py")]
-
-
-def _export(objects: Path, commit: str, directory: Path) -> None:
-    check_commit(commit.removesuffix("~1"), "base_commit")
-    archive = git(objects, "archive", "--format=tar", commit)
-    directory.mkdir()
-    try:
-        with tarfile.open(fileobj=io.BytesIO(archive), tarinfo=BoundedEntry) as tar:
-            for member in tar:
-                parts_of(member.name, commit)
-            unpack(tar, directory)
-    except (ConfigError, tarfile.TarError, OSError) as error:
-        raise TaskError(f"{commit}: {error}") from error
-
-
-def _repair(objects: Path, instance: Instance) -> str:
-    """What the commit after the base changed, tests apart."""
-    repairing = instance.commit.removesuffix("~1")
-    changed = git(objects, "diff", instance.commit, repairing, "--", ".", ":!*test*")
-    return changed.decode(errors="surrogateescape")
-
-
-def _test_file(tree: Path, path: str) -> str:
-    """A file that ``test_patch`` made or changed; a link that it made leads nowhere but to the tree."""
-    try:
-        return read_file(tree / path, tree).decode()
-    except (UnicodeDecodeError, OSError) as error:
-        raise TaskError(f"test_patch: {path}: expected a text file, got: {error}") from error
-
-
-def _apply(tree: Path, patch: str, what: str) -> None:
-    try:
-        git(tree, "apply", "--whitespace=nowarn", "-", stdin=patch if patch.endswith("\n") else f"{patch}\n")
-    except TaskError as error:
-        raise TaskError(f"{what} does not apply: {error}") from error
-
-
-def _changed(tree: Path, patch: str) -> list[str]:
-    rows = git(tree, "apply", "--numstat", "-z", "--reverse", "-", stdin=f"{patch}\n").decode().split("\0")
-    return [row.split("\t")[2] for row in rows if row]
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -283,6 +233,3 @@ def _names(row: Mapping[str, Any], column: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise DataError(f"{column}: expected a list of test names, got {value!r}"[:300])
     return value
-
-
-assert COMMANDS.keys() == PARSERS.keys()

@@ -13,7 +13,8 @@ Where a task has its verifier in an environment of its own, that is as the task 
 of the attempt put in place of what is there; one that is missing is left out, as in Harbor.
 
 **Rows of benchmarks** (``tasks.swe_rows``) bring a test command of their own framework; its log is read, and every
-expected test must be in it as passed. As in the benchmarks themselves, code under test can print such a log.
+expected test must be in it as passed. As in the benchmarks themselves, code under test can print such a log. Rows of
+SWE-bench and SWE-bench Pro are graded by what these grade with (``official``).
 
 **Software tasks** are judged here, not in the sandbox: every expected test id gets a secret, the runner inside hands
 back the secret of each test that passed, and a missing one is a failure. ``unittest_runner`` and ``pytest_runner`` say
@@ -39,7 +40,6 @@ import re
 import secrets
 import shlex
 import shutil
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -62,6 +62,7 @@ from north_lightning.types import (
 )
 from north_lightning.verifiers.frameworks import PYTEST, Framework, framework_of
 from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
+from north_lightning.verifiers.official import check_official, read_untrusted, verify_official
 
 END = "-"
 VARIABLES = ".variables"
@@ -113,6 +114,9 @@ class UnitTestVerifier(RewardVerifier):
         scratch = Scratch("verify")
         try:
             tests = await asyncio.to_thread(tests_of, task, scratch.path)
+            if "grader" in task.metadata:
+                logs, limit_s = make_writable(scratch.path / "logs"), self.limit_s(task)
+                return await verify_official(task, tests, workdir, logs, sandboxes, limit_s)
             if "log_parser" in task.metadata:
                 return await self._verify_by_log(task, tests, workdir, scratch.path, sandboxes)
             if task.environment == "swe":
@@ -123,6 +127,8 @@ class UnitTestVerifier(RewardVerifier):
 
     def check_task(self, task: Task) -> None:
         self._variables(task)
+        if "grader" in task.metadata:
+            check_official(task)
 
     def _variables(self, task: Task) -> tuple[dict[str, str], list[str]]:
         """What is set for ``task``'s tests, and those of its values that come from this process's environment."""
@@ -418,16 +424,5 @@ def only_reward(numbers: Mapping[str, float], task_id: str) -> float:
 
 
 def read_regular_file(path: Path) -> str:
-    """Text of a file that untrusted code may have placed; links and special files are a ``VerifierError``."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise VerifierError(f"{path.name}: expected a regular file: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise VerifierError(f"{path.name}: expected a regular file")
-        return os.read(descriptor, MAX_REPORT_BYTES).decode(errors="replace")
-    finally:
-        os.close(descriptor)
+    """The beginning of a file that untrusted code may have placed, as text."""
+    return (read_untrusted(path, MAX_REPORT_BYTES, cut=True) or b"").decode(errors="replace")

@@ -54,7 +54,7 @@ def imported(world: World, clone: Path, *rows: dict[str, Any] | str, repository:
     earlier.mkdir(exist_ok=True)
     (earlier / "kept.txt").write_text("kept")
     try:
-        import_rows([file], {repository: clone}, tasks)
+        import_rows([file], tasks, {repository: clone})
     except Exception as error:
         world.said += str(error)
         raise

@@ -62,7 +62,9 @@ def rows(clone: Path) -> dict[str, dict[str, Any]]:
         | {"FAIL_TO_PASS": json.dumps(FAIL), "PASS_TO_PASS": json.dumps(KEEP)},
         "swe_bench_pro": common
         | {"repo": "a/n", "base_commit": before, "patch": code, "test_patch": tests, "requirements": "Twice as much."}
-        | {"fail_to_pass": repr(FAIL), "pass_to_pass": repr(KEEP)},
+        | {"fail_to_pass": repr(FAIL), "pass_to_pass": repr(KEEP), "interface": ""}
+        | {"selected_test_files_to_run": "['tests.test_number']"}
+        | {"before_repo_set_cmd": f"git reset --hard {before}\ngit checkout {after} -- tests/test_number.py"},
         "swe_smith": common
         | {"repo": f"swesmith/a__n.{after[:8]}", "patch": git(clone, "diff", after, before, "--", "number.py")}
         | {"FAIL_TO_PASS": FAIL, "PASS_TO_PASS": KEEP},
@@ -84,11 +86,32 @@ def graded(task: Task, workdir: Path) -> Reward:
     return asyncio.run(UnitTestVerifier(20).verify(task, rollout, workdir, BubblewrapProvider()))
 
 
+# Python 3.11 prints the method again in the brackets; rows name it as older ones did.
+OLD_NAMES = r"python3 -m unittest -v {places} 2>&1 | sed -E 's/\.test_\w+\)/)/'"
+RUN_SCRIPT = "cd /app\n" + OLD_NAMES.replace("{places}", '"$@"')
+PARSER = """import json, sys
+words = {"ok": "PASSED", "FAIL": "FAILED"}
+lines = [line.rstrip().split(" ... ") for line in open(sys.argv[1]) if " ... " in line]
+tests = [{"name": name, "status": words.get(word, "ERROR")} for name, word in lines]
+json.dump({"tests": tests}, open(sys.argv[3], "w"))
+"""
+
+
+def run_scripts(folder: Path, name: str, run_script: str = RUN_SCRIPT, parser: str = PARSER) -> Path:
+    """SWE-bench Pro's folder of this name, for one row."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / "run_script.sh").write_text(run_script)
+    (folder / name / "parser.py").write_text(parser)
+    return folder
+
+
 def task_of(benchmark: str, clone: Path, parent: Path) -> Task:
     row = rows(clone)[benchmark]
+    scripts = run_scripts(parent / "run_scripts", "a__n-1")
     if benchmark == "r2e_gym":  # its tests are files of its own, named without their module
         row["expected_output_json"] = row["expected_output_json"].replace("tests.test_number", "r2e_tests.test_1")
-    return load_task(write_instance(read_row(row), clone, parent, "unittest"))
+    command = OLD_NAMES if benchmark == "swe_bench" else None
+    return load_task(write_instance(read_row(row, scripts, "unittest"), clone, parent, "unittest", command))
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
@@ -98,7 +121,8 @@ def test_a_row_becomes_a_task_whose_solution_passes(benchmark: str, clone: Path,
     image = task.directory / "environment" / "files"
     assert (task.family, task.metadata["repository"]) == (benchmark, "a/n")
     assert task.instruction.startswith("double is wrong.")
-    assert ("Twice as much." in task.instruction) == (benchmark == "swe_bench_pro")
+    if benchmark == "swe_bench_pro":
+        assert task.instruction == "double is wrong.\n\nRequirements:\nTwice as much.\n\nNew interfaces introduced:"
     assert (image / "number.py").read_text() == WRONG
     assert (image / "logo.png").read_bytes() == b"\x89PNG\0"
     assert ("test_three" in (image / "tests" / "test_number.py").read_text()) == (benchmark == "swe_smith")
@@ -123,19 +147,23 @@ def _png(image: Path) -> str:
     return git(image, "rev-parse", "HEAD:logo.png").strip()
 
 
-def test_a_test_that_is_not_reported_has_failed(clone: Path, tmp_path: Path) -> None:
-    task = task_of("swe_bench", clone, tmp_path)
+@pytest.mark.parametrize("benchmark", ["swe_bench", "swe_bench_pro"])
+def test_a_test_that_is_not_reported_has_failed(benchmark: str, clone: Path, tmp_path: Path) -> None:
+    task = task_of(benchmark, clone, tmp_path)
     solved = tmp_path / "solved"
     subprocess.run(["cp", "-r", task.directory / "environment" / "files", solved], check=True)
     (solved / "number.py").write_text(RIGHT)
     # The attempt's own tests, without the one that fails, are not those that are run.
     (solved / "tests" / "test_number.py").write_text("")
     assert graded(task, solved).value == 1.0
-    test = task.directory / "tests" / "files" / "tests" / "test_number.py"
-    test.write_text(test.read_text().replace("test_two", "untested_two"))
+    patch = task.directory / "tests" / "test.patch"
+    patch.write_text(patch.read_text().replace("def test_three", "def untested_three"))
     reward = graded(task, solved)
-    assert (reward.value, reward.details["failed"]) == (0.0, KEEP)
+    assert (reward.value, reward.details["failed"]) == (0.0, FAIL)
     (task.directory / "tests" / "test.sh").write_text("true\n")
+    if benchmark == "swe_bench_pro":  # as its own harness judges it
+        assert graded(task, solved).value == 0.0
+        return
     with pytest.raises(VerifierError, match="wrote no /logs/verifier/log"):
         graded(task, solved)
 
@@ -144,12 +172,12 @@ def test_the_command_reads_rows_of_any_kind(clone: Path, tmp_path: Path) -> None
     file = tmp_path / "rows.jsonl"
     some = [rows(clone)[name] | {"instance_id": f"a__n-{name}"} for name in ("swe_bench", "swe_smith")]
     file.write_text("".join(json.dumps(row) + "\n" for row in some))
-    import_rows([file], {"a/n": clone}, tmp_path / "tasks")
+    import_rows([file], tmp_path / "tasks", {"a/n": clone})
     tasks = load_tasks(tmp_path / "tasks")
     assert [task.family for task in tasks] == ["swe_bench", "swe_smith"]
-    assert "-m pytest -rA" in (tasks[0].directory / "tests" / "test.sh").read_text()
-    with pytest.raises(TaskError, match=r"rows.jsonl:1: clones: expected a clone of a/n, got none"):
-        import_rows([file], {}, tmp_path / "tasks")
+    assert "-m pytest -rA" in (tasks[0].directory / "tests" / "eval.sh").read_text()
+    with pytest.raises(TaskError, match=r"rows.jsonl:2: clones: expected a clone of a/n, got none"):
+        import_rows([file], tmp_path / "more")
 
 
 @pytest.mark.parametrize(
