@@ -155,8 +155,11 @@ def read_untrusted(path: Path, max_bytes: int, cut: bool = False) -> bytes | Non
         raise
     except OSError as error:
         raise VerifierError(f"{path.name}: expected a regular file: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise VerifierError(f"{path.name}: expected a regular file")
-        content = file.read(max_bytes + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
     return content[:max_bytes] if cut or len(content) <= max_bytes else None
