@@ -1,6 +1,6 @@
-"""Asynchronous RL measured: the queue under 1,000,000 random steps, replayed rollout times, sync against async, kills.
+"""Asynchronous RL measured: the queue under 1,000,000 random steps, replayed rollout times, sync against async.
 
-    python tests/benchmarks/bench_rl.py [queue] [replay] [samplers] [ray] [kills_sft] [kills_rl]    (all: 30 minutes)
+    python tests/benchmarks/bench_rl.py [queue] [replay] [samplers] [ray]    (all: 20 minutes)
 
 Writes runs/bench/rl.json, each section as it is done, and runs/bench/rl_replay.png. ``replay`` and ``samplers`` run on
 a virtual clock: their seconds are virtual, their order, ages and admissions are the real queue's.
@@ -10,7 +10,6 @@ import json
 import logging
 import random
 import sys
-import tempfile
 import time
 import warnings
 from functools import partial
@@ -22,7 +21,6 @@ from hypothesis.stateful import run_state_machine_as_test
 
 sys.path.extend([str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "rollout")])
 from queue_machine import QueueAgainstListModel
-from rl_kills import kill_rl, kill_sft
 from rl_replay import Clock, Replay, Simulation, Trace, heavy_tailed_trace
 
 from north_lightning.rollout import WindowedFIFOQueue
@@ -195,25 +193,11 @@ def long_rollout(index: int, num_tokens: int = 131072) -> Rollout:
     return rollout
 
 
-def bench_kills_sft() -> dict:
-    """500 kills of supervised fine-tuning: every killed run ends with the bits of an uninterrupted one."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return kill_sft(Path(scratch), num_kills=500, num_steps=120)
-
-
-def bench_kills_rl() -> dict:
-    """200 kills of RL (fake sampler and sandbox, real producer, queue, trainer): the ledger is exact after each."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return kill_rl(Path(scratch), num_kills=200, num_steps=60)
-
-
 SECTIONS = {
     "queue": bench_queue,
     "replay": bench_replay,
     "samplers": bench_samplers,
     "ray": bench_ray,
-    "kills_sft": bench_kills_sft,
-    "kills_rl": bench_kills_rl,
 }
 
 

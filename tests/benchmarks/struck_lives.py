@@ -257,6 +257,7 @@ class Striker:
             assert not numbers or time.monotonic() < deadline, f"does not end after {numbers}: {_log(folder)}"
             time.sleep(0.01)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        deadline = time.monotonic() + PATIENCE_S
         code = 128 - code if code < 0 else code  # SIGKILL, or a signal before Python has come to our first line
         allowed = {0, *(CODES[signal.Signals(number)] for number in numbers)}
         if numbers and self._is_before:
