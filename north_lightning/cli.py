@@ -49,6 +49,11 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
         "north_lightning.tasks.swe_rows:import_rows",
         "rows of SWE-bench, SWE-bench Pro, SWE-smith or R2E-Gym as tasks",
     ),
+    "tasks live_code_bench": (
+        "north_lightning.tasks.live_code_bench:import_live_code_bench",
+        "rows of LiveCodeBench as tasks, of a range of contest dates",
+    ),
+    "tasks scicode": ("north_lightning.tasks.scicode:import_scicode", "problems of SciCode as tasks"),
     "plugins check": (
         "north_lightning.conformance.command:check_plugins",
         "FILE...: does a reward, loss or queue keep its interface's promises",

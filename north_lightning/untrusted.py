@@ -8,11 +8,13 @@ bounded size. Not here: what the content means.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import pickletools
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -82,8 +84,8 @@ def open_directory(root: Path, parts: list[str] | tuple[str, ...], make: bool = 
     return folder
 
 
-def write_files(directory: Path, files: Mapping[str, str], key: str = "files") -> None:
-    """Write texts at relative paths below ``directory``, made if missing; no link is followed and nothing replaced.
+def write_files(directory: Path, files: Mapping[str, str | bytes], key: str = "files") -> None:
+    """Write content at relative paths below ``directory``, made if missing; no link is followed and nothing replaced.
 
     Raises:
         TaskError: a path that leads out, through a link or a file, or to what is there already.
@@ -95,7 +97,7 @@ def write_files(directory: Path, files: Mapping[str, str], key: str = "files") -
             folder = open_directory(directory, above)
             try:
                 with os.fdopen(os.open(name, NEW_FILE, 0o644, dir_fd=folder), "wb") as file:
-                    file.write(text.encode())
+                    file.write(text if isinstance(text, bytes) else text.encode())
             finally:
                 os.close(folder)
         except (BlockedPathError, FileExistsError, UnicodeEncodeError) as error:
@@ -157,6 +159,36 @@ def read_json(path: Path, error: type[NorthError]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise error(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def load_pickled_text(data: bytes) -> str:
+    """The one text in a pickle that holds nothing else. Nothing is unpickled: its instructions are read, and any that
+    could do more than make a text is a ``DataError``."""
+    texts = []
+    try:
+        for instruction, argument, _ in pickletools.genops(data):
+            if instruction.name in ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"):
+                texts.append(argument)
+            elif instruction.name not in ("PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT", "STOP"):
+                raise ValueError(f"the instruction {instruction.name}")
+    except Exception as error:  # whatever a damaged pickle makes the reader raise
+        raise DataError(f"expected a pickle of one text, got: {error}") from error
+    if len(texts) != 1 or not isinstance(texts[0], str):
+        raise DataError(f"expected a pickle of one text, got {len(texts)}")
+    return texts[0]
+
+
+def check_digests(files: Sequence[Path], expected: Sequence[str] | None, key: str = "sha256") -> list[str]:
+    """The SHA-256 of every file, in hexadecimal; ``DataError`` if they are not as ``expected``."""
+    found = []
+    for file in files:
+        with file.open("rb") as opened:
+            found.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    if expected is not None and [digest.lower() for digest in expected] != found:
+        raise DataError(
+            f"{key}: expected {', '.join(expected)}, got {', '.join(found)}: these are not the pinned files"
+        )
+    return found
 
 
 def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:

@@ -79,7 +79,9 @@ def list_files(patterns: Sequence[Path | str]) -> list[str]:
     return found
 
 
-def read_records(files: Sequence[Path | str], shard: Shard | None = None) -> Iterator[Record]:
+def read_records(
+    files: Sequence[Path | str], shard: Shard | None = None, max_record_bytes: int = MAX_RECORD_BYTES
+) -> Iterator[Record]:
     """The records of ``files`` that belong to ``shard``; empty lines count for nothing.
 
     Raises:
@@ -89,7 +91,8 @@ def read_records(files: Sequence[Path | str], shard: Shard | None = None) -> Ite
     number = 0
     for file in list_files(files):
         try:
-            for record in _read_parquet(file) if file.endswith(".parquet") else _read_json(file):
+            reading = _read_parquet if file.endswith(".parquet") else _read_json
+            for record in reading(file, max_record_bytes):
                 if shard.holds(number):
                     yield record
                 number += 1
@@ -114,13 +117,21 @@ def decode(content: bytes | Mapping[str, Any]) -> Mapping[str, Any]:
     return content
 
 
+def text_of(record: Mapping[str, Any], column: str) -> str:
+    """A text in a record; ``DataError`` if it is missing or blank."""
+    value = record.get(column)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{column}: expected text, got {value!r}"[:300])
+    return value
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise DataError(f"$: expected strict JSON, got {name}")
 
 
-def _read_json(file: str) -> Iterator[Record]:
+def _read_json(file: str, max_record_bytes: int) -> Iterator[Record]:
     opened = fsspec.open(file, "rb", compression="infer")
-    left = MAX_RECORD_BYTES + MAX_RATIO * (opened.fs.size(opened.path) or MAX_DOCUMENT_BYTES)
+    left = max_record_bytes + MAX_RATIO * (opened.fs.size(opened.path) or MAX_DOCUMENT_BYTES)
     with opened as compressed:
         lines = io.BufferedReader(compressed, 1 << 20)
         if ".json" in Path(file).suffixes:
@@ -130,11 +141,11 @@ def _read_json(file: str) -> Iterator[Record]:
             yield from _split_document(file, text)
             return
         number = 0
-        while line := lines.readline(MAX_RECORD_BYTES + 1):
+        while line := lines.readline(max_record_bytes + 1):
             number += 1
             left -= max(len(line), 64)  # short lines take time, if no memory
-            if len(line) > MAX_RECORD_BYTES:
-                raise DataError(f"{file}:{number}: expected a record of at most {MAX_RECORD_BYTES} bytes, got more")
+            if len(line) > max_record_bytes:
+                raise DataError(f"{file}:{number}: expected a record of at most {max_record_bytes} bytes, got more")
             if left < 0:
                 raise DataError(f"{file}:{number}: expected a file that grows at most {MAX_RATIO} times, got more")
             if line.strip():
@@ -153,7 +164,7 @@ def _split_document(file: str, text: bytes) -> Iterator[Record]:
         yield file, text
 
 
-def _read_parquet(file: str) -> Iterator[Record]:
+def _read_parquet(file: str, max_record_bytes: int) -> Iterator[Record]:
     import pyarrow
     from pyarrow import parquet  # slow to import, and most data is JSON Lines
 
@@ -161,8 +172,8 @@ def _read_parquet(file: str) -> Iterator[Record]:
     with fsspec.open(file, "rb") as opened:
         try:
             for batch in parquet.ParquetFile(opened).iter_batches(PARQUET_BATCH):
-                if batch.nbytes > PARQUET_BATCH * MAX_RECORD_BYTES:
-                    raise DataError(f"{file}:{number + 1}: expected rows of at most {MAX_RECORD_BYTES} bytes, got more")
+                if batch.nbytes > PARQUET_BATCH * max_record_bytes:
+                    raise DataError(f"{file}:{number + 1}: expected rows of at most {max_record_bytes} bytes, got more")
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{file}:{number}", {key: _as_json(value) for key, value in row.items()}

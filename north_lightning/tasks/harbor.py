@@ -11,9 +11,11 @@ A *task set* is a directory of task directories, or a JSONL file whose lines nam
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -39,6 +41,8 @@ SCHEMA_VERSION = "1.0"
 MAX_TURNS = 100
 _HEADER = f'schema_version = "{SCHEMA_VERSION}"\n\n[task]\nname = "north/'
 """How a ``task.toml`` begins that was written here, and so the mark of a directory that may be replaced."""
+NO_TEST_SCRIPT = "echo 'graded by north_lightning alone' >&2; exit 1\n"
+"""``test.sh`` of tasks whose ``[metadata]`` names a ``grader``."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -55,7 +59,7 @@ class TaskSource:
     family: str
     instruction: str
     files: Mapping[str, str]
-    tests: Mapping[str, str]  # path under tests/ -> text; must hold test.sh
+    tests: Mapping[str, str | bytes]  # path under tests/ -> content; must hold test.sh
     solve_script: str
     steps: tuple[tuple[str, Mapping[str, Any]], ...]  # (tool name, arguments)
     max_turns: int
@@ -156,6 +160,14 @@ def patch_script(patch: str, options: str = "") -> str:
         end += "_"
     newline = "" if patch.endswith("\n") else "\n"
     return f"cd /work && git apply {options}--whitespace=nowarn - <<'{end}'\n{patch}{newline}{end}\n"
+
+
+def files_script(files: Mapping[str, str]) -> str:
+    """A shell script that writes texts at paths below ``/work``, to the byte."""
+    return "cd /work\n" + "".join(
+        f"base64 -d > {shlex.quote(path)} <<'END'\n{base64.encodebytes(text.encode()).decode()}END\n"
+        for path, text in files.items()
+    )
 
 
 def load_task(directory: Path) -> Task:

@@ -16,6 +16,7 @@ from north_lightning.errors import ConfigError, VerifierError
 from north_lightning.types import Task
 
 GRADER = "/grader"
+PACKAGES = "/grader/packages"
 FOR_AGENTS = "/opt/pytest"
 """Where an attempt finds pytest: ``PYTHONPATH=/opt/pytest python3 -m pytest``."""
 

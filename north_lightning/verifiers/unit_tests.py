@@ -16,6 +16,9 @@ of the attempt put in place of what is there; one that is missing is left out, a
 expected test must be in it as passed. As in the benchmarks themselves, code under test can print such a log. Rows of
 SWE-bench and SWE-bench Pro are graded by what these grade with (``official``).
 
+**Single answers** (``tasks.live_code_bench``, ``tasks.scicode``) are graded as their benchmark's own grader does. What
+a LiveCodeBench test expects never enters the sandbox; of SciCode, a step is what a software test is.
+
 **Software tasks** are judged here, not in the sandbox: every expected test id gets a secret, the runner inside hands
 back the secret of each test that passed, and a missing one is a failure. ``unittest_runner`` and ``pytest_runner`` say
 how they keep them, ``graded_tree`` what of the attempt is graded at all.
@@ -60,7 +63,8 @@ from north_lightning.types import (
     Task,
     VerifierEnvironment,
 )
-from north_lightning.verifiers.frameworks import PYTEST, Framework, framework_of
+from north_lightning.verifiers import live_code_bench
+from north_lightning.verifiers.frameworks import GRADER, PACKAGES, PYTEST, Framework, framework_of
 from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
 from north_lightning.verifiers.official import check_official, read_untrusted, verify_official
 
@@ -68,6 +72,12 @@ END = "-"
 VARIABLES = ".variables"
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\}")
 """Alone in a value, as in Harbor."""
+
+LIVE_CODE_BENCH = "live_code_bench"
+ANSWER_PACKAGES = {LIVE_CODE_BENCH: ("numpy",), "scicode": ("numpy", "scipy", "sympy", "h5py", "matplotlib")}
+SCICODE_MOUNTS = {
+    f"{GRADER}/{name}": Path(__file__).with_name(name) for name in ("scicode_runner.py", "unittest_runner.py")
+}
 
 MAX_REPORT_BYTES = 1_000_000
 MAX_OUTPUT_CHARS = 2_000
@@ -95,6 +105,8 @@ class UnitTestVerifier(RewardVerifier):
         variables: Names of this process's environment variables that tasks may ask for (``${NAME}`` in their
             ``[verifier] env``); a task that asks for another one, and has no default for it, is refused. Tests, and so
             the attempt's own code in them, can read the values; rewards and records do not show them.
+        packages: Directory of the packages that single answers may import, made for ``python`` with ``pip install
+            --target``: numpy for LiveCodeBench; numpy, scipy, sympy, h5py and matplotlib for SciCode.
     """
 
     def __init__(
@@ -103,11 +115,13 @@ class UnitTestVerifier(RewardVerifier):
         python: str = "/usr/bin/python3",
         max_snapshot_mib: Count = 256,
         variables: list[str] | None = None,
+        packages: Path | None = None,
     ) -> None:
         self.timeout_s = timeout_s
         self.python = python
         self.max_snapshot_mib = max_snapshot_mib
         self.variables = variables or []
+        self.packages = packages
 
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
         """``VerifierError`` or ``SandboxError`` if the tests could not be run; any other outcome is a ``Reward``."""
@@ -115,6 +129,8 @@ class UnitTestVerifier(RewardVerifier):
         try:
             tests = await asyncio.to_thread(tests_of, task, scratch.path)
             if "grader" in task.metadata:
+                if "answer_files" in task.metadata:
+                    return await self._verify_answers(task, tests, workdir, scratch.path, sandboxes)
                 logs, limit_s = make_writable(scratch.path / "logs"), self.limit_s(task)
                 return await verify_official(task, tests, workdir, logs, sandboxes, limit_s)
             if "log_parser" in task.metadata:
@@ -127,8 +143,19 @@ class UnitTestVerifier(RewardVerifier):
 
     def check_task(self, task: Task) -> None:
         self._variables(task)
-        if "grader" in task.metadata:
+        if "answer_files" in task.metadata:
+            self._check_packages(task)
+        elif "grader" in task.metadata:
             check_official(task)
+
+    def _check_packages(self, task: Task) -> None:
+        needed = ANSWER_PACKAGES[task.metadata["grader"]]
+        missing = [name for name in needed if self.packages is None or not (self.packages / name).is_dir()]
+        if missing:
+            raise ConfigError(
+                f"verifier.packages: expected a directory with {', '.join(missing)} for task {task.id}, got "
+                f"{self.packages}: {self.python} -m pip install --target DIR {' '.join(needed)}"
+            )
 
     def _variables(self, task: Task) -> tuple[dict[str, str], list[str]]:
         """What is set for ``task``'s tests, and those of its values that come from this process's environment."""
@@ -216,6 +243,44 @@ class UnitTestVerifier(RewardVerifier):
             within = f" within {self.limit_s(task):g} s" if result.timed_out else ""
             details["reason"] = f"the tests did not run to their end{within}"
         return Reward(float(orderly and not details["failed"]), details)
+
+    # ---- single answers --------------------------------------------------------------------------------------------
+
+    async def _verify_answers(
+        self, task: Task, tests: Path, workdir: Path, scratch: Path, sandboxes: SandboxProvider
+    ) -> Reward:
+        files = task.metadata["answer_files"]
+        if task.metadata["grader"] == LIVE_CODE_BENCH:
+            answer = await asyncio.to_thread(read_untrusted, workdir / files[0], MAX_REPORT_BYTES)
+            code = (answer or b"").decode(errors="replace")  # none if the attempt ended before it
+            cases = json.loads(await asyncio.to_thread((tests / "tests.json").read_bytes))
+            return await live_code_bench.grade(cases, code, image_of(task), sandboxes, self.python, self.packages)
+        logs = make_writable(scratch / "logs")
+        await asyncio.to_thread(shutil.copyfile, tests / "targets.h5", logs / "targets.h5")
+        (logs / "targets.h5").chmod(0o666)
+        steps = [name.removesuffix(".py") for name in files]
+        mounts = {"/tests/problem.json": tests / "problem.json", **SCICODE_MOUNTS}
+        mounts |= {PACKAGES: self.packages} if self.packages else {}
+        with Exchange(logs, steps) as exchange:
+            result = await self._run(
+                task, sandboxes, workdir, mounts, logs,
+                f"cd /work && exec {self.python} -I -B {GRADER}/scicode_runner.py </dev/null",
+            )  # fmt: skip
+            if not exchange.was_taken():
+                raise VerifierError(
+                    f"task {task.id}: the runner of SciCode did not start (exit code {result.exit_code}): "
+                    f"{result.output[-MAX_OUTPUT_CHARS:]}"
+                )
+            passed, _, notes = exchange.read()
+        details = {
+            "output": result.output[-MAX_OUTPUT_CHARS:],
+            "passed": [step for step in steps if step in passed],
+            "failed": [step for step in steps if step not in passed],
+            "notes": notes,
+            "extraction": task.metadata["extraction"],
+        }
+        numbers = {"reward": len(passed) / len(steps), "steps_passed": float(len(passed)), "steps": float(len(steps))}
+        return Reward(numbers["reward"], details, len(passed) == len(steps), numbers)
 
     # ---- benchmark rows: expected tests by name, in a test framework's log -----------------------------------------
 
