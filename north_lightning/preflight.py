@@ -14,7 +14,13 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.nn import Parameter
 
-from north_lightning.callbacks import RolloutProducerCallback, SidecarCallback, TimeAccounts, WeightSyncCallback
+from north_lightning.callbacks import (
+    OnlineEvaluation,
+    RolloutProducerCallback,
+    SidecarCallback,
+    TimeAccounts,
+    WeightSyncCallback,
+)
 from north_lightning.callbacks.sampler_metrics import SamplerMetrics
 from north_lightning.data import RolloutDataModule, SFTDataModule
 from north_lightning.errors import ConfigError
@@ -39,7 +45,7 @@ SAID_OF = {"learning rate": "lr", "beta": "betas", "epsilon": "eps", "weight_dec
 RL_CALLBACKS = (SidecarCallback, WeightSyncCallback, RolloutProducerCallback)
 """What RL needs exactly one of each of."""
 
-ONLY_IN_RL = (*RL_CALLBACKS, SamplerMetrics, TimeAccounts)
+ONLY_IN_RL = (*RL_CALLBACKS, OnlineEvaluation, SamplerMetrics, TimeAccounts)
 
 
 def check_run(

@@ -2,6 +2,7 @@
 
 from north_lightning.callbacks.hf_checkpoint import HFCheckpoint
 from north_lightning.callbacks.history import JSONLHistory, RunSummary, Throughput
+from north_lightning.callbacks.online_evaluation import OnlineEvaluation
 from north_lightning.callbacks.producer import RolloutProducerCallback
 from north_lightning.callbacks.progress import ProgressLine
 from north_lightning.callbacks.run_directory import OwedValidation, RandomState, RunLock, SaveOnTermination
@@ -14,6 +15,7 @@ from north_lightning.callbacks.weight_sync import WeightSyncCallback
 __all__ = [
     "HFCheckpoint",
     "JSONLHistory",
+    "OnlineEvaluation",
     "OwedValidation",
     "ProgressLine",
     "RandomState",

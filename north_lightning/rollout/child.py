@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing.connection
 import os
 import pickle
 import signal
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 
 from north_lightning.errors import InfrastructureError, NorthError, PromptTooLongError, SandboxUnavailableError
 from north_lightning.rollout.journal import Journal, Move
@@ -114,19 +116,38 @@ class Fatal:
 # ---- process -------------------------------------------------------------------------------------------------------
 
 
-def run_child(connection: Connection, pickled_spec: bytes, parent_pid: int) -> None:
-    """Entry point of the process."""
+def begin_child(parent_pid: int, name: str) -> None:
+    """First of all in a process that makes attempts; ``name`` begins the lines that it logs."""
     end_with_parent()
     if os.getppid() != parent_pid:
         sys.exit(1)
     # Leads a process group of its own: a Ctrl-C in the trainer's terminal does not reach the sandboxes, and the trainer
-    # can kill what a dead rollout process leaves behind.
+    # can kill what a dead process leaves behind.
     os.setsid()
     # A handler instead of SIG_IGN: ignored signals are inherited by every program started in a sandbox, where Ctrl-C
     # must work. The trainer alone decides what Ctrl-C means for the run.
     end_in_order()  # until there is an event loop
     signal.signal(signal.SIGINT, lambda *_: None)
-    logging.basicConfig(format="[rollouts] %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(format=f"[{name}] %(levelname)s %(name)s: %(message)s")
+
+
+def end_child(process: SpawnProcess, patience_s: float) -> int | None:
+    """Let a process that makes attempts end by itself for a while, then kill it, with all that it has started; its
+    exit code."""
+    multiprocessing.connection.wait([process.sentinel], patience_s)
+    assert process.pid is not None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+    process.kill()
+    process.join()
+    exit_code = process.exitcode
+    process.close()
+    return exit_code
+
+
+def run_child(connection: Connection, pickled_spec: bytes, parent_pid: int) -> None:
+    """Entry point of the process."""
+    begin_child(parent_pid, "rollouts")
     try:
         spec: ChildSpec = pickle.loads(pickled_spec)  # from our own parent
         runner = spec.make_runner()

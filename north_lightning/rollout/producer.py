@@ -14,13 +14,11 @@ never waits for it except in ``start`` and ``stop``; it learns of failures by ca
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
-import signal
 import threading
 import time
 from collections import Counter
@@ -43,6 +41,7 @@ from north_lightning.rollout.child import (
     Fatal,
     Finished,
     Ready,
+    end_child,
     exit_grace_s,
     run_child,
 )
@@ -427,18 +426,8 @@ class RolloutProducer:
             self._connection = None
         if self._process is None:
             return None
-        multiprocessing.connection.wait(
-            [self._process.sentinel], exit_grace_s() + 1.0 if patience_s is None else patience_s
-        )
-        assert self._process.pid is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
-        self._process.kill()
-        self._process.join()
-        exit_code = self._process.exitcode
-        self._process.close()
-        self._process = None
-        return exit_code
+        process, self._process = self._process, None
+        return end_child(process, exit_grace_s() + 1.0 if patience_s is None else patience_s)
 
     def _keep_all(self) -> None:
         self._waiting = [*self._running.values(), *self._waiting]

@@ -12,6 +12,8 @@ from typing import Any
 
 PARENT_VARIABLE = "NORTH_LIGHTNING_SIDECAR_PID"
 """Environment variable by which processes the server starts recognise it as the parent to watch."""
+BACKGROUND_VARIABLE = "NORTH_LIGHTNING_SIDECAR_BACKGROUND"
+"""Environment variable by which the server runs only on CPU time that nobody else wants."""
 WATCH_INTERVAL_S = 0.5
 
 
@@ -57,6 +59,8 @@ def fork_the_engine() -> None:
 
 def main() -> None:
     """Watch the parent, then hand over to vLLM."""
+    if BACKGROUND_VARIABLE in os.environ:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # threads and processes inherit it
     die_with_parent(int(sys.argv.pop(1)))
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     os.register_at_fork(after_in_child=lambda: die_with_parent(os.getppid()))

@@ -35,6 +35,7 @@ import psutil
 
 from north_lightning.errors import ConfigError, SidecarError, TokenizerError
 from north_lightning.sampling.gauges import METRICS_PATH, read_metrics
+from north_lightning.sampling.launch import BACKGROUND_VARIABLE
 from north_lightning.sampling.vllm_plugin import BACKEND
 from north_lightning.sandbox.cpu_waits import MAX_SILENT_WORK_S, WORKS_FROM, WorkMeter, slowdown
 from north_lightning.sandbox.memory_kills import how_it_ended, num_memory_kills
@@ -146,6 +147,8 @@ class Sidecar:
         self.start_seconds: float | None = None
         self.return_routed_experts = False
         """Whether answers name the experts that were visited where a request asks for them; set it before ``start``."""
+        self.is_background = False
+        """Whether the server runs only on CPU time that nobody else wants; set it before ``start``."""
         self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
         self._num_memory_kills = 0
@@ -334,6 +337,7 @@ class Sidecar:
             "GLOO_SOCKET_IFNAME": "lo",
             "PYTHONUNBUFFERED": "1",
             **(_KEEP_FREED_MEMORY if _is_cpu_build() else {}),
+            **({BACKGROUND_VARIABLE: "1"} if self.is_background else {}),
             **self.environment,
         }
 
