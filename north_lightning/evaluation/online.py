@@ -144,6 +144,8 @@ class OnlineEvaluator:
     def stop(self) -> None:
         """End the server, the attempts and their sandboxes. What was recorded is kept."""
         self._stopping.set()
+        if self._is_up and self._thread is not None:
+            self._thread.join(exit_grace_s() + 1.0)  # the attempts first, so that they do not see the server disappear
         self._sidecar.stop()
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(POLL_S)
@@ -217,7 +219,9 @@ class OnlineEvaluator:
             pass  # it died
         finally:
             ours.close()
-            code = end_child(process, 1.0 if answer is None and not self._stopping.is_set() else exit_grace_s())
+            if self._stopping.is_set():
+                process.terminate()
+            code = end_child(process, exit_grace_s())
         if isinstance(answer, Exception):
             raise answer
         if answer is None:

@@ -28,12 +28,14 @@ SHADES = (*COLOURS, "#b3567c", "#4a9c9c", "#8f6b4a", "#9aa5ad", "#6b7fc0", "#7d8
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One curve; ``smooth`` > 1 draws a running mean over so many points above the raw ones."""
+    """One curve; ``smooth`` > 1 draws a running mean over so many points above the raw ones. ``band`` is the lower and
+    the upper end of an interval at every point."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     smooth: int = 1
+    band: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
@@ -60,7 +62,11 @@ def line_chart(
         colour = COLOURS[number % len(COLOURS)]
         if one.smooth > 1:
             axes.plot(one.x, one.y, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(one.x, running_mean(one.y, one.smooth), color=colour, linewidth=1.6, label=one.label)
+        if one.band is not None:
+            axes.fill_between(one.x, *one.band, color=colour, alpha=0.15, linewidth=0)
+        marker = "" if one.band is None else "o"
+        means = running_mean(one.y, one.smooth)
+        axes.plot(one.x, means, color=colour, linewidth=1.6, marker=marker, markersize=3.5, label=one.label)
     if level is not None:
         axes.axhline(level[1], color="#999999", linestyle="--", linewidth=1.0, label=level[0])
     axes.set_xlabel(xlabel)

@@ -15,10 +15,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from north_lightning.history import History
 from north_lightning.views.charts import Series, bar_chart, line_chart, share_bars
 
+HELDOUT = "rl_heldout"
+"""The history of the points that ``OnlineEvaluation`` has measured; their step is that of the measured weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """``curves``: (label, stage, logged name); ``level``: a logged name of the RL stage drawn as a horizontal line."""
+    """``curves``: (label, stage, logged name); ``level``: a logged name of the RL stage drawn as a horizontal line;
+    ``has_band``: ``NAME/low`` and ``NAME/high`` are logged too, and drawn as a band."""
 
     title: str
     ylabel: str
@@ -26,9 +30,26 @@ class Chart:
     ylim: tuple[float | None, float | None] = (None, None)
     smooth: int = 10
     level: str | None = None
+    has_band: bool = False
 
 
 CHARTS = (
+    Chart(
+        "held-out pass@1 during RL, with 95% intervals",
+        "pass@1",
+        (("all tasks", HELDOUT, "eval/pass@1"),),
+        (0, 1),
+        smooth=1,
+        has_band=True,
+    ),
+    Chart(
+        "held-out pass@1 by environment, with 95% intervals",
+        "pass@1",
+        (("terminal", HELDOUT, "eval/terminal/pass@1"), ("software", HELDOUT, "eval/swe/pass@1")),
+        (0, 1),
+        smooth=1,
+        has_band=True,
+    ),
     Chart(
         "SFT loss",
         "nats per token",
@@ -126,9 +147,11 @@ def column(history: History, name: str) -> tuple[list[float], list[float]]:
 def _draw(chart: Chart, histories: Mapping[str, History]) -> str | None:
     series = []
     for label, stage, name in chart.curves:
-        steps, values = column(histories[stage], name)
+        history = histories.get(stage, [])
+        steps, values = column(history, name)
+        low, high = (column(history, f"{name}/{end}")[1] for end in ("low", "high"))
         if values:
-            series.append(Series(label, steps, values, chart.smooth))
+            series.append(Series(label, steps, values, chart.smooth, (low, high) if chart.has_band else None))
     if not series:
         return None
     bounds = column(histories["rl"], chart.level)[1] if chart.level else []

@@ -1,8 +1,8 @@
 """``python -m north_lightning report``: one JSON file and one page about a whole recipe run.
 
-In: the folder of a run: ``stages.json`` (if the recipe ran), each training stage's ``history.jsonl``, the evaluation's
-``summary.json``. Out: in that folder ``report.json`` with the numbers that decide and ``report.html`` with the curves
-(``page``).
+In: the folder of a run: ``stages.json`` (if the recipe ran), each training stage's ``history.jsonl``, the points that
+were measured during RL, the evaluation's ``summary.json``. Out: in that folder ``report.json`` with the numbers that
+decide and ``report.html`` with the curves (``page``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from north_lightning.durable import replace_text
 from north_lightning.errors import DataError
 from north_lightning.history import HISTORY, History, read_history
 from north_lightning.run_folders import write_result
-from north_lightning.views.page import column, render_page
+from north_lightning.views.page import HELDOUT, column, render_page
 
 SFT_STAGES = ("sft_stage1", "sft_stage2")
 RL_STAGE = "rl"
@@ -42,6 +42,8 @@ def write_report(run_dir: Path) -> None:
     stages = {name: stage for name, stage in recorded.items() if "seconds" in stage}  # finished
     evaluation = _read_json(run_dir / "eval" / "summary.json", "test")
     histories = {stage: _read_history(run_dir / stage / HISTORY) for stage in (*SFT_STAGES, RL_STAGE)}
+    points = run_dir / RL_STAGE / "eval" / "points.jsonl"  # where OnlineEvaluation is among the callbacks
+    histories[HELDOUT] = read_history(points) if points.exists() else []
     accounted = run_dir / RL_STAGE / "time.json"  # where TimeAccounts is among the callbacks
     report = build_report(stages, evaluation, histories) | {
         "rl_time": json.loads(accounted.read_text()) if accounted.exists() else None
@@ -75,6 +77,7 @@ def build_report(
             "max_s": _max(rl, "weights/push_s"),
         },
         "rl_steps": len(rl),
+        "rl_heldout": histories.get(HELDOUT, []),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
         "total_seconds": sum(stage["seconds"] for stage in stages.values()),
         "peak_memory_gib": max((stage["peak_memory_bytes"] for stage in stages.values()), default=0) / 2**30,

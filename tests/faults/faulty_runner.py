@@ -35,3 +35,10 @@ def pooled_runner(tokenizer: Path, urls: list[str], timeout_s: float) -> Rollout
     harnesses = {"terminal": EchoHarness()}
     verifier = FakeVerifier(by_index)
     return RolloutRunner(load_chat(tokenizer), sampler, NoSandboxes(), harnesses, verifier, image_of, 200, 1900)
+
+
+def one_server_runner(tokenizer: Path, url: str) -> RolloutRunner:
+    """As ``pooled_runner``, of a single server; an attempt that fails is not tried again."""
+    runner = pooled_runner(tokenizer, [url], 5.0)
+    runner.max_attempts = 1
+    return runner
