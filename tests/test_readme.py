@@ -43,6 +43,9 @@ def small_run(folder: Path) -> dict:
 
     fit = yaml.safe_load((folder / "rl.yaml").read_text())
     callbacks = fit["trainer"]["callbacks"]
+    callbacks[:] = [
+        one for one in callbacks if one["class_path"] != "OnlineEvaluation"
+    ]  # which has a server of its own
     fit["trainer"] |= {"default_root_dir": str(folder / "run"), "max_steps": 2, "logger": False}
     callbacks[0]["init_args"]["sidecar"]["class_path"] = "scripted_vllm.ScriptedSidecar"
     callbacks[2]["init_args"] |= {

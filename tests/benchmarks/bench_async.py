@@ -52,6 +52,7 @@ def config_of(workload: str, run: dict, quickstart: Path, folder: Path, num_step
     trainer = config["trainer"]
     trainer |= {"default_root_dir": str(folder), "max_steps": num_steps}
     trainer["logger"] = [{"class_path": "JSONLHistory", "init_args": {"save_dir": str(folder)}}]
+    trainer["callbacks"] = [one for one in trainer["callbacks"] if one["class_path"] != "OnlineEvaluation"]
     callbacks = init_args_of(config)
     callbacks["SidecarCallback"]["sidecar"]["init_args"]["num_threads"] = run["threads"]
     callbacks["SamplerMetrics"]["every_s"] = 0.25

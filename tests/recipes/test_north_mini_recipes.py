@@ -62,6 +62,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(2):
         write_task(terminal_task(index, 0, "train"), data / "tasks" / "terminal")
         write_task(software_task(index, 0, "train"), data / "tasks" / "swe")
+        write_task(terminal_task(index, 0, "heldout"), data / "tasks" / "heldout")
     return folder
 
 
@@ -80,10 +81,13 @@ def few_rollouts(fit: dict[str, Any]) -> None:
     fit["trainer"] |= {"accelerator": "cpu", "devices": 2}
     data, callbacks = fit["data"]["init_args"], fit["trainer"]["callbacks"]
     data["queue"]["init_args"]["groups_per_batch"] = 2
-    sidecar, _, producer = (callback["init_args"] for callback in callbacks[:3])
-    sidecar["sidecar"]["class_path"] = "fake_vllm.RoutedSidecar"
+    sidecar, _, producer, evaluation = (callback["init_args"] for callback in callbacks[:4])
     producer["group_size"] = 2
-    producer["task_sets"] = [path.removesuffix(".jsonl") for path in producer["task_sets"]]
+    evaluation["num_tasks"] = 2
+    for part in (sidecar, evaluation):
+        part["sidecar"]["class_path"] = "fake_vllm.RoutedSidecar"
+    for part in (producer, evaluation):
+        part["task_sets"] = [path.removesuffix(".jsonl") for path in part["task_sets"]]
 
 
 EDITS: dict[str, Callable[[dict[str, Any]], None]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from north_lightning.errors import DataError
-from north_lightning.views.charts import running_mean
+from north_lightning.views.charts import Series, line_chart, running_mean
 from north_lightning.views.page import CHARTS
 from north_lightning.views.report import write_report
 
@@ -28,6 +28,8 @@ CHECKPOINT = {
     "by_environment": {"terminal": 0.5, "swe": 0.3},
     "by_family": {"delete_named": 0.5, "wrong_key": 0.3},
 }
+RATES = {"": 0.5, "/low": 0.25, "/high": 0.75}
+"""Of every point on held-out tasks, and its interval."""
 
 
 @pytest.fixture
@@ -51,6 +53,10 @@ def run_dir(tmp_path: Path) -> Path:
     for stage in ("sft_stage1", "sft_stage2", "rl"):
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "history.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 2')
+    heldout = {f"eval/{one}pass@1{end}": rate for one in ("", "terminal/", "swe/") for end, rate in RATES.items()}
+    (tmp_path / "rl" / "eval").mkdir()
+    points = "".join(json.dumps({"step": step, **heldout}) + "\n" for step in (0, 8, 16))
+    (tmp_path / "rl" / "eval" / "points.jsonl").write_text(points)
     return tmp_path
 
 
@@ -64,6 +70,11 @@ def test_the_report_holds_every_number_that_decides(run_dir: Path) -> None:
     assert report["policy_lag"] == {"max": 3.0, "bound": 5.0}
     assert report["mismatch_kl"]["mean"] == pytest.approx(0.001 * 9.5)
     assert report["weight_pushes"] == {"count": 4, "mean_s": pytest.approx(0.2), "max_s": 0.3}
+    assert [(point["step"], point["eval/pass@1/high"]) for point in report["rl_heldout"]] == [
+        (0, 0.75),
+        (8, 0.75),
+        (16, 0.75),
+    ]
     assert report["seconds"]["rl"] == 60.0
     assert report["total_seconds"] == 240.0
     assert report["peak_memory_gib"] == 3.0
@@ -77,6 +88,29 @@ def test_the_page_is_self_contained_and_draws_every_chart(run_dir: Path) -> None
         assert chart.title.split(",")[0].replace("'", "&#39;") in page
     assert "+25.0" in page
     assert not re.search(r'(?:src|href)="https?://', page.replace("http://www.w3.org", ""))
+
+
+def test_a_band_reaches_from_the_lower_to_the_upper_end_of_the_interval() -> None:
+    def heights(path: str) -> list[float]:
+        """Of a path's points, in the picture's units, which count downwards."""
+        return sorted({float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path)})
+
+    points = Series("one", [0, 8, 16], [0.5] * 3, band=([0.25] * 3, [0.75] * 3))
+    svg = line_chart([points], xlabel="", ylabel="", ylim=(0, 1))
+    (band,) = re.findall(r'<g id="FillBetweenPolyCollection_1">.*? d="(.*?)"', svg, flags=re.S)
+    top, bottom = heights(band)
+    (frame,) = re.findall(r'<g id="patch_2">.*? d="(.*?)"', svg, flags=re.S)
+    above, below = heights(frame)
+    assert (below - bottom) / (below - above) == pytest.approx(0.25, abs=1e-3)
+    assert (below - top) / (below - above) == pytest.approx(0.75, abs=1e-3)
+    assert "FillBetween" not in line_chart([Series("one", [0, 8], [0.5, 0.5])], xlabel="", ylabel="")
+
+
+def test_without_points_during_rl_the_page_has_the_other_charts(run_dir: Path) -> None:
+    (run_dir / "rl" / "eval" / "points.jsonl").unlink()
+    write_report(run_dir)
+    assert json.loads((run_dir / "report.json").read_text())["rl_heldout"] == []
+    assert (run_dir / "report.html").read_text().count("<svg") == len(CHARTS) - 2 + 1
 
 
 def test_the_accounts_of_time_are_drawn_as_bars_of_one_hundred_percent(run_dir: Path) -> None:
