@@ -91,16 +91,14 @@ def test_the_page_is_self_contained_and_draws_every_chart(run_dir: Path) -> None
 
 
 def test_a_band_reaches_from_the_lower_to_the_upper_end_of_the_interval() -> None:
-    def heights(path: str) -> list[float]:
-        """Of a path's points, in the picture's units, which count downwards."""
-        return sorted({float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path)})
-
     points = Series("one", [0, 8, 16], [0.5] * 3, band=([0.25] * 3, [0.75] * 3))
     svg = line_chart([points], xlabel="", ylabel="", ylim=(0, 1))
-    (band,) = re.findall(r'<g id="FillBetweenPolyCollection_1">.*? d="(.*?)"', svg, flags=re.S)
-    top, bottom = heights(band)
-    (frame,) = re.findall(r'<g id="patch_2">.*? d="(.*?)"', svg, flags=re.S)
-    above, below = heights(frame)
+    heights = []  # in the picture's units, which count downwards
+    for name in ("FillBetweenPolyCollection_1", "patch_2"):  # the band, and the frame from 0 to 1
+        (drawn,) = re.findall(rf'<g id="{name}">(.*?)</g>', svg, flags=re.S)
+        moved = re.findall(r'<use .*?y="([\d.]+)"', drawn) or ["0"]
+        heights.append(sorted({float(y) + float(moved[0]) for y in re.findall(r"[ML] [\d.]+ (-?[\d.]+)", drawn)}))
+    (top, bottom), (above, below) = heights
     assert (below - bottom) / (below - above) == pytest.approx(0.25, abs=1e-3)
     assert (below - top) / (below - above) == pytest.approx(0.75, abs=1e-3)
     assert "FillBetween" not in line_chart([Series("one", [0, 8], [0.5, 0.5])], xlabel="", ylabel="")
