@@ -37,8 +37,8 @@ def write_rows(inputs: Path) -> None:
         (clone / "tests" / "test_number.py").write_text(f"# {len(commits)}\n")
         _git(clone, "init", "-q"), _git(clone, "add", "-A"), _git(clone, "commit", "-q", "-m", "state")
         commits.append(_git(clone, "rev-parse", "HEAD").strip())
-    patch, test_patch = (_git(clone, "diff", *commits, "--", path) for path in ("number.py", "tests"))
-    row = {"repo": "a/n", "base_commit": commits[0], "patch": patch, "test_patch": test_patch}
+    patch = _git(clone, "diff", *reversed(commits), "--", "number.py")
+    row = {"repo": f"swesmith/a__n.{commits[1][:8]}", "patch": patch}  # of SWE-smith: needs no grader of others
     row |= {"problem_statement": "double is wrong.", "FAIL_TO_PASS": ["tests/test_number.py::test"], "PASS_TO_PASS": []}
     lines = (json.dumps(row | {"instance_id": f"a__n-{number}"}) for number in range(NUM_ROWS))
     (inputs / "rows.jsonl").write_text("\n".join(lines) + "\n")
