@@ -21,6 +21,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,8 +143,12 @@ def split_command(arguments: list[str]) -> tuple[str, list[str]]:
 def one_line(error: BaseException | None) -> str | None:
     """What ``error`` says if it, or what it was raised from, is ours or the system's about a file; else None.
 
-    jsonargparse wraps what a constructor raises.
+    jsonargparse wraps what a constructor raises; a ValueError is a constructor's word on a value in the config.
     """
+    is_made = error is not None and any(
+        str(frame.f_globals.get("__name__")).startswith("jsonargparse.")
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
     while error is not None:
         if isinstance(error, NorthError):
             return str(error)
@@ -151,6 +156,8 @@ def one_line(error: BaseException | None) -> str | None:
             return f"{error.filename}: {error.strerror}"
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
             return f"a file could not be written: {error.strerror}"
+        if is_made and type(error) is ValueError and error.__cause__ is None:
+            return " ".join(str(error).split())
         error = error.__cause__
     return None
 
@@ -194,6 +201,7 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     from jsonargparse import ActionConfigFile
 
     from north_lightning.parser import NorthParser, check_values
+    from north_lightning.run_folders import check_writable
     from north_lightning.seeds import set_run_seed
 
     location, description = UTILITIES[command]
@@ -221,6 +229,8 @@ def run_utility(command: str, arguments: Sequence[str]) -> None:
     if command == "recipe":
         _check_stages(values["stages"])
     given = {name: value for name, value in values.items() if name in inspect.signature(function).parameters}
+    if isinstance(folder := given.get("output_dir"), Path):
+        check_writable(folder, "output_dir")
     end_in_order()
     from north_lightning.sandbox.scratch import delete_stale_scratch
 

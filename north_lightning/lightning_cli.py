@@ -45,7 +45,7 @@ from north_lightning.callbacks import (  # noqa: E402
 )
 from north_lightning.config_files import set_in_file  # noqa: E402
 from north_lightning.durable import replace_text  # noqa: E402
-from north_lightning.errors import CheckpointError, ConfigError  # noqa: E402
+from north_lightning.errors import CheckpointError, ConfigError, NorthError  # noqa: E402
 from north_lightning.modules import NorthModule  # noqa: E402, and with it NorthStrategy's short name
 from north_lightning.modules.resuming import flatten  # noqa: E402
 from north_lightning.parallel.single_file import DurableCheckpointIO  # noqa: E402
@@ -207,7 +207,12 @@ class NorthCLI(LightningCLI):
         settings = self.config[self.subcommand]
         for callback in self._callbacks(RunLock):
             callback.take(self.trainer)
-        path = self._begin(settings.resume, settings.ckpt_path, settings.overwrite, bool(settings.weights_only))
+        try:
+            path = self._begin(settings.resume, settings.ckpt_path, settings.overwrite, bool(settings.weights_only))
+        except NorthError as error:
+            for callback in self._callbacks(RunLock):
+                callback.on_exception(self.trainer, self.model, error)
+            raise
         self.config_init[self.subcommand]["ckpt_path"] = None if path is None else str(path)
         if path is not None:
             for loggers in self._callbacks(RunLoggers):
@@ -301,8 +306,9 @@ class NorthCLI(LightningCLI):
 
     def _check(self, command: str) -> None:
         settings = self.config_init[command]
-        path = settings.get("resume") or self._given_ckpt_path
-        check_run(self.trainer, self.model, self.datamodule, command, path, bool(settings.get("weights_only", True)))
+        path, only = settings.get("resume") or self._given_ckpt_path, bool(settings.get("weights_only", True))
+        key = "resume" if settings.get("resume") else "ckpt_path"
+        check_run(self.trainer, self.model, self.datamodule, command, path, only, key)
 
     def before_validate(self) -> None:
         end_in_order()

@@ -65,16 +65,22 @@ PLAINER = {
     r"does not conform to restriction v": "expected a number ",
 }
 UNKNOWN_KEY = re.compile(r"unknown key '([^']+)'|unrecognized arguments: --([^\s=]+)")
+BARE = re.compile(r"unrecognized arguments: (\w[\w.]*=\S*|[\w./~-]+\.ya?ml$)")
 UNKNOWN_CLASS = re.compile(
     r"no class is called '(\w+)'|no attribute '(\w+)'|path [\w.]*?(\w+) does not correspond|No module named '([\w.]+)'"
 )
 BOUNDS = {"greater than or equal to": "at least", "less than or equal to": "at most", "greater than": "more than"}
+KIND = "expected another kind of value"
 MAX_PROBLEMS = 3
 ELSEWHERE = {
     **dict.fromkeys(("lr", "learning_rate", "weight_decay", "betas"), "model.optimizer's init_args"),
     **dict.fromkeys(("warmup_steps", "total_steps"), "model.lr_scheduler's init_args"),
     **dict.fromkeys(("batch_size", "per_device_train_batch_size"), "data.row_tokens, trainer.accumulate_grad_batches"),
     **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "max_length", "seq_len"), "data.row_tokens"),
+    **dict.fromkeys(("resume_from_checkpoint", "resume_from"), "resume, at the top level"),
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "gpus": "trainer.devices",
     "gradient_clip_val": "model.max_grad_norm",
 }
 """Keys that people look for in another place, or by another trainer's name, and where they are here."""
@@ -220,7 +226,9 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if any(map(NUMBER.match, problems)):  # a text is not a number, rather than no class
         problems = [problem for problem in problems if not problem.startswith(("no class", "expected path"))]
     particular = [problem for problem in problems if not TYPE_ONLY.match(problem)]
-    said = "; or ".join(dict.fromkeys((particular or problems)[:MAX_PROBLEMS])) or "expected another kind of value"
+    said = "; or ".join(dict.fromkeys((particular or problems)[:MAX_PROBLEMS])) or KIND
+    if said == KIND and is_dataclass(of := _without_none(_hint_at(path, parser))):
+        said = f"expected keys below it: {', '.join(_hints_of(None, of))}"
     place = place_of(f"{keys}.{found[1]}".lstrip(".") if (found := UNKNOWN_KEY.search(said)) and found[1] else keys)
     if said.startswith("missing") and path and path[-1][0]:
         said += f" (of {path[-1][1].rpartition('.')[2]})"
@@ -253,10 +261,12 @@ def suggest(said: str, path: list[tuple[bool, str]], parser: ArgumentParser) -> 
     if found := UNKNOWN_CLASS.search(said):
         meant = path[-1][1].rpartition(".")[2] if found[4] and path else next(filter(None, found.groups()))
         candidates = _classes_for(_hint_at(path, parser))
+    elif found := BARE.search(said):
+        return f"\nwrite {'--config ' if found[1].endswith(('.yaml', '.yml')) else '--'}{found[1]}"
     elif found := UNKNOWN_KEY.search(said):
         meant = found[1] or found[2]
-        if meant in classes():
-            return f"\n'{meant}' is a class: write it as class_path: {meant}"
+        if (name := meant.partition(".")[0]) in classes():
+            return f"\n'{name}' is a class: write it as class_path: {name}, and its keys under init_args"
         if (name := meant.rpartition(".")[2]) in ELSEWHERE:
             return f"\n'{name}' is set by {ELSEWHERE[name]}"
         hint = _hint_at(path, parser)

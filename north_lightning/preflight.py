@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.nn import Parameter
 
 from north_lightning.callbacks import (
@@ -26,7 +27,7 @@ from north_lightning.data import RolloutDataModule, SFTDataModule
 from north_lightning.errors import ConfigError
 from north_lightning.modules import CISPOModule, NorthModule, SFTModule
 from north_lightning.modules.schedule import check_rates
-from north_lightning.run_folders import step_of
+from north_lightning.run_folders import check_writable, results_in, step_of
 from north_lightning.synthesis import SynthesisModule, TaskDataModule
 
 PAIRS: dict[type[LightningModule], type[LightningDataModule]] = {
@@ -55,6 +56,7 @@ def check_run(
     command: str,
     ckpt_path: str | None = None,
     weights_only: bool = True,
+    key: str = "ckpt_path",
 ) -> None:
     """Refuse what cannot work, before ``command`` (fit, validate or predict) begins.
 
@@ -67,17 +69,20 @@ def check_run(
             check_writable(Path(folder), "trainer.default_root_dir" if command == "fit" else "model.output_dir")
     if ckpt_path is not None and str(ckpt_path) not in KEYWORDS:
         if not Path(ckpt_path).exists():
-            raise ConfigError(f"ckpt_path: expected a checkpoint, '{ckpt_path}' does not exist")
+            choices = "auto, last or " if key == "resume" else ""
+            raise ConfigError(f"{key}: expected {choices}a checkpoint, '{ckpt_path}' does not exist")
         if (Path(ckpt_path) / "config.json").is_file():
             raise ConfigError(
-                f"ckpt_path: expected a training checkpoint, got '{ckpt_path}', a Hugging Face checkpoint: set "
+                f"{key}: expected a training checkpoint, got '{ckpt_path}', a Hugging Face checkpoint: set "
                 "model.checkpoint to it"
             )
         step_of(Path(ckpt_path), weights_only)
     if command == "validate" and not getattr(data, "validation_files", True):
         raise ConfigError("data.validation_files: expected the files to validate on, got none")
+    check_launch(trainer)
     if command == "fit":
         if isinstance(module, NorthModule):
+            check_outputs(trainer, module)
             check_optimizer(trainer, module)
         if isinstance(module, CISPOModule):
             check_rl_callbacks(trainer)
@@ -88,13 +93,33 @@ def check_run(
             check(trainer, module, data)
 
 
-def check_writable(folder: Path, key: str) -> None:
-    """``ConfigError`` if ``folder`` cannot be made or written in; it is not made here."""
-    if "$" in str(folder) or str(folder).startswith("~"):
-        raise ConfigError(f"{key}: expected a path as it is, got '{folder}': neither variables nor ~ are filled in")
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{key}: expected a folder that can be written, got '{folder}' ('{there}' is not one)")
+def check_launch(trainer: Trainer) -> None:
+    """As many processes as were started: too few would each train alone, too many would be waited for."""
+    count = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"
+    if (started := int(os.environ.get(count, 0))) not in (0, trainer.num_devices * trainer.num_nodes):
+        raise ConfigError(
+            f"trainer.devices: expected devices x num_nodes = {started}, the processes that torchrun or srun has "
+            f"started ({count}), got {trainer.num_devices} x {trainer.num_nodes}"
+        )
+    is_alone = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
+    if trainer.num_nodes > 1 and is_alone and not os.environ.keys() & {"NODE_RANK", "GROUP_RANK"}:
+        raise ConfigError(
+            f"trainer.num_nodes: got {trainer.num_nodes}, but nothing has started processes on other nodes: run this "
+            "with torchrun --nnodes or srun, or set it to 1"
+        )
+
+
+def check_outputs(trainer: Trainer, module: NorthModule) -> None:
+    """Nothing that the run reads lies where it writes: there it would be replaced, or moved aside."""
+    root = Path(trainer.default_root_dir)
+    places = [("trainer.default_root_dir", place) for place in results_in(root)]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for key in ("directory", "dirpath"):  # of HFCheckpoint and ModelCheckpoint
+            places += [(f"trainer.callbacks.{key}", Path(place))] if (place := getattr(callback, key, None)) else []
+    read = {"checkpoint": module.checkpoint, "adapter": module.adapter, "tokenizer": module.tokenizer_dir}
+    for name, path in ((name, path.resolve()) for name, path in read.items() if path is not None):
+        if place := next(((key, place) for key, place in places if path.is_relative_to(place.resolve())), None):
+            raise ConfigError(f"{place[0]}: expected another folder than '{place[1]}', where model.{name} is read")
 
 
 def check_optimizer(trainer: Trainer, module: NorthModule) -> None:

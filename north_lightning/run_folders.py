@@ -52,6 +52,15 @@ class Checkpoint(NamedTuple):
 # ---- any output ------------------------------------------------------------------------------------------------------
 
 
+def check_writable(folder: Path, key: str) -> None:
+    """``ConfigError`` if ``folder`` cannot be made or written in; it is not made here."""
+    if "$" in str(folder) or str(folder).startswith("~"):
+        raise ConfigError(f"{key}: expected a path as it is, got '{folder}': neither variables nor ~ are filled in")
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}: expected a folder that can be written, got '{folder}' ('{there}' is not one)")
+
+
 def claim(key: str, paths: Iterable[Path], overwrite: bool) -> None:
     """Make sure that no work is at ``paths``, files and folders alike: move it aside, or refuse.
 

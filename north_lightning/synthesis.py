@@ -103,9 +103,8 @@ class SynthesisModule(LightningModule):
         super().__init__()
         if (server is None) == (checkpoint is None) or (checkpoint is None) != (sidecar is None):
             raise ConfigError("model: expected either a server, or a checkpoint with a sidecar")
-        for name, value in (("num_samples", num_samples), ("max_per_task", max_per_task)):
-            if value < 1:
-                raise ConfigError(f"{name}: expected at least 1, got {value}")
+        if max_per_task > num_samples:
+            raise ConfigError(f"max_per_task: expected at most num_samples, {num_samples}, got {max_per_task}")
         self.output_dir = output_dir
         self.rollouts = rollouts
         self.server = server
@@ -134,8 +133,6 @@ class SynthesisModule(LightningModule):
         return [_StopsServer(self._stack)]
 
     def on_predict_start(self) -> None:
-        if self.trainer.world_size > 1:
-            raise ConfigError(f"trainer.devices: expected one process, got {self.trainer.world_size}")
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.output_dir = Path(self.trainer.default_root_dir)
         drop_torn_line(self.output_dir / "verified.jsonl")

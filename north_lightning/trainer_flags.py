@@ -242,11 +242,14 @@ EXPECTED = {
 def refused_setting(settings: Mapping[str, Any], error: Exception) -> str:
     """What Lightning says on making the trainer, with the key that it speaks of and what is expected there."""
     said = " ".join(str(error).split())
-    given = {key: value for key in EXPECTED if (value := settings.get(key)) not in (None, "auto")}
-    named = [key for key in given if key in said] or [key for key, value in given.items() if f"{value}" in said]
+    given = {key: value for key, value in settings.items() if value not in (None, False, "auto")}
+    ours = [key for key in EXPECTED if key in given]
+    named = [key for key in ours if key in said] or [key for key in ours if f"{given[key]}" in said]
+    named = named or [key for key in given if f"`{key}`" in said or f"'{given[key]}'" in said]
     if not named:
         return f"trainer: {said}"
-    return f"trainer.{named[0]}: expected {EXPECTED[named[0]]}, got {given[named[0]]!r}: {said[:200]}"
+    expected = f"expected {EXPECTED[named[0]]}, " if named[0] in EXPECTED else ""
+    return f"trainer.{named[0]}: {expected}got {given[named[0]]!r}: {said[:200]}"
 
 
 # ---- what Lightning itself complains about ---------------------------------------------------------------------------

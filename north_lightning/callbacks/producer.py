@@ -111,6 +111,14 @@ class RolloutProducerCallback(Callback):
         if self.ray is not None and not isinstance(data.queue, RayQueue):
             got = type(data.queue).__name__
             raise ConfigError(f"data.queue: expected a RayQueue for producers in Ray actors, got {got}")
+        attempts, slots = (
+            self.group_size * self.max_concurrent_groups,
+            getattr(self.rollouts.sandboxes, "max_slots", None),
+        )
+        if slots is not None and slots < attempts:
+            raise ConfigError(
+                f"sandboxes.max_slots: expected at least group_size x max_concurrent_groups, {attempts}, got {slots}"
+            )
         self._check_sampling(module)
         self._check_lengths(data)
         before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
@@ -183,10 +191,7 @@ class RolloutProducerCallback(Callback):
     ) -> RolloutProducer | RayRolloutProducer:
         if self.ray is None:
             return RolloutProducer(queue, spec, self.failures, kept)
-        if not isinstance(queue, RayQueue):
-            raise ConfigError(
-                f"data.queue: expected a RayQueue for producers in Ray actors, got {type(queue).__name__}"
-            )
+        assert isinstance(queue, RayQueue)  # checked
         return RayRolloutProducer(self.ray, queue, spec, self.failures, kept)
 
     def _numbers(self, queue: RolloutQueue) -> dict[str, float]:
@@ -202,6 +207,10 @@ class RolloutProducerCallback(Callback):
         rollouts = self.rollouts
         if module.temperature is None:
             module.temperature = rollouts.temperature
+        if rollouts.temperature == 0:
+            raise ConfigError(
+                "rollouts.temperature: expected more than 0, such as 1.0, or a group's attempts are alike, got 0"
+            )
         if rollouts.temperature != module.temperature:
             raise ConfigError(
                 f"rollouts.temperature: expected model.temperature, {module.temperature}, got {rollouts.temperature}"

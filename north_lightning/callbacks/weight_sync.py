@@ -51,8 +51,6 @@ class WeightSyncCallback(Callback):
         num_retries: Whole = 2,
         max_policy_lag: Whole | None = None,
     ) -> None:
-        if every_n_steps < 1:
-            raise ConfigError(f"every_n_steps: expected at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self.num_retries = num_retries
         self.max_policy_lag = max_policy_lag
@@ -87,6 +85,16 @@ class WeightSyncCallback(Callback):
             got = self.max_policy_lag
             raise ConfigError(
                 f"max_policy_lag: expected at least {bound}, as old as the queue lets a token be, got {got}"
+            )
+
+    def check_transport(self, weight_transfer: str) -> None:
+        """``ConfigError`` where the servers wait for weights that come in another way."""
+        transport = self._make_transport(["http://127.0.0.1:1"])
+        transport.close()
+        if (own := getattr(transport, "weight_transfer", weight_transfer)) != weight_transfer:
+            raise ConfigError(
+                f"sidecar.weight_transfer: expected {own}, because the transport of WeightSyncCallback is "
+                f"{type(transport).__name__}, got {weight_transfer}"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -37,8 +37,8 @@ class NorthTokenizer:
         path = self.directory / "tokenizer.json"
         if not path.is_file():
             raise TokenizerError(
-                f"tokenizer: expected the file {path}, found none; copy the model's, or train one:"
-                " python -m north_lightning tokenizer --config ..."
+                f"tokenizer: expected a folder with a tokenizer.json, got '{directory}'; copy the model's, or train "
+                "one: python -m north_lightning tokenizer --config ..."
             )
         if path.stat().st_size > MAX_BYTES:
             raise TokenizerError(f"{path}: expected at most {MAX_BYTES} bytes, got {path.stat().st_size}")

@@ -109,9 +109,6 @@ class SFTDataModule(LightningDataModule):
         if not sources or len(given) not in (0, len(sources)):
             missing = sorted(set(sources) - set(given))
             raise ConfigError(f"sources: expected a share for every source or for none; missing for {missing or 'all'}")
-        for name, value in (("row_tokens", row_tokens), ("buffer_samples", buffer_samples)):
-            if value < 1:
-                raise ConfigError(f"{name}: expected at least 1, got {value}")
         for name, source in sources.items():
             for key in ("share", "max_epochs", "max_samples"):
                 value = getattr(source, key)
@@ -142,13 +139,22 @@ class SFTDataModule(LightningDataModule):
         given = [source.share for source in self.sources.values() if source.share is not None]
         if given and abs(sum(given) - 1) > 1e-3:
             raise ConfigError(f"data.sources: expected shares that sum to 1, got {sum(given):g}")
+        owners: dict[str, str] = {}
         for name, source in self.sources.items():
             if not source.files:
                 raise ConfigError(f"data.sources.{name}.files: expected at least one file, got none")
             for file in list_files(source.files):
+                if file in owners:
+                    raise ConfigError(
+                        f"data.sources.{name}.files: expected each file once, got '{file}', which sources."
+                        f"{owners[file]} has already"
+                    )
+                owners[file] = name
                 if Path(file).is_file():  # a remote one is read once, in its turn
                     next(iter(SampleReader([file])), None)
-        list_files(self.validation_files)
+        for file in list_files(self.validation_files):
+            if file in owners:
+                _log.warning("data.validation_files: %s is trained on too: no held-out loss comes of it", file)
 
     @property
     def shares(self) -> dict[str, float] | None:

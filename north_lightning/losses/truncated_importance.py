@@ -37,8 +37,10 @@ class TruncatedImportanceLoss(PolicyLoss):
     corrects_mismatch = True
 
     def __init__(self, max_importance_weight: Positive = 2.0, of: PolicyLoss | None = None) -> None:
-        if not (math.isfinite(max_importance_weight) and max_importance_weight > 0):
-            raise ConfigError(f"max_importance_weight: expected a finite number above 0, got {max_importance_weight}")
+        if not (math.isfinite(max_importance_weight) and max_importance_weight >= 1):
+            raise ConfigError(
+                f"max_importance_weight: expected a finite number of at least 1, got {max_importance_weight}"
+            )
         self.max_importance_weight = max_importance_weight
         self.of = uncorrected(of)
 

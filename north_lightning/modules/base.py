@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
@@ -205,10 +206,14 @@ class NorthModule(LightningModule):
         Raises:
             CheckpointError, ConfigError, TokenizerError: before anything is built.
         """
-        if trainer.gradient_clip_val is not None:
-            raise ConfigError("trainer.gradient_clip_val: expected nothing, set model.max_grad_norm instead")
         if isinstance(trainer, Trainer):
             self.trainer = trainer
+            if (
+                self.compute is not None
+                and self.compute.attention == "varlen"
+                and isinstance(trainer.accelerator, CPUAccelerator)
+            ):
+                raise ConfigError("model.compute.attention: expected auto or blocks on a CPU, got varlen, for CUDA")
         self.precision()
         source = self.checkpoint or self.config_path
         assert source is not None

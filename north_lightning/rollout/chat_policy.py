@@ -61,6 +61,7 @@ class ChatServer:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"server.url: expected http:// or https://, up to and with /v1, got {self.url!r}")
+        self.headers()
 
     def headers(self) -> dict[str, str]:
         """Of every request; ``ConfigError`` if the key is not in the environment."""

@@ -84,8 +84,9 @@ class LocalProvider(SandboxProvider):
         self.root = root
         self.first_uid = first_uid
         for key, value in self.__dict__.items():
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{key}: expected at least 1, got {value}")
+            least = MIB if key in ("memory_bytes", "max_file_bytes", "max_work_bytes") else 1
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{key}: expected at least {least}{' bytes' * (least > 1)}, got {value}")
         if max_slots > UIDS_PER_PROCESS:
             raise ValueError(f"max_slots: expected at most {UIDS_PER_PROCESS}, got {max_slots}")
         self._host: Host | None = None
@@ -108,8 +109,8 @@ class LocalProvider(SandboxProvider):
         try:
             host = self._prepared()
         except OSError as error:
-            where = self.root or "the temporary directory"
-            raise SandboxUnavailableError(f"cannot prepare sandboxes under {where}: {error}") from error
+            where = "the temporary directory" if self.root is None else f"sandboxes.root: '{self.root}'"
+            raise SandboxUnavailableError(f"{where}: expected a folder for sandboxes: {error.strerror}") from error
         slot = host.take(16 * MIB, 1000)
         try:
             make_directories(slot)

@@ -58,9 +58,13 @@ def build_task_sets(output_dir: Path, sets: list[TaskSetSettings], seed: int = 0
     if len(set(names)) != len(names):
         raise ConfigError(f"sets: names must differ, got {names}")
     for one in sets:
-        if one.count < 1:
-            raise ConfigError(f"sets: expected a count of at least 1, got {one.count} for '{one.name}'")
         check_name(one.name, "sets: name", ConfigError)
+        for other in sets[: sets.index(one)]:
+            is_alike = (one.environment, one.split) == (other.environment, other.split)
+            if is_alike and one.first < other.first + other.count and other.first < one.first + one.count:
+                raise ConfigError(
+                    f"sets.first: expected no task twice, got '{other.name}' and '{one.name}' that overlap"
+                )
     claim("output_dir", [output_dir / one.name for one in sets], overwrite)
     for one in sets:
         directory = unfinished_name(output_dir / one.name)

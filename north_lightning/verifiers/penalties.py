@@ -40,10 +40,6 @@ class Part:
     weight: float = 1.0
     timeout_s: Positive | None = None
 
-    def __post_init__(self) -> None:
-        if self.timeout_s is not None and not self.timeout_s > 0:
-            raise ConfigError(f"timeout_s: expected a positive number of seconds, got {self.timeout_s}")
-
 
 @dataclass(frozen=True)
 class RewardSum(RewardVerifier):
@@ -70,6 +66,11 @@ class RewardSum(RewardVerifier):
             limits.append(part.timeout_s or own_s)
         return sum(limit for limit in limits if limit is not None) if any(limits) else None
 
+    def check_task(self, task: Task) -> None:
+        for part in (self.judge, *self.further.values()):
+            if part is self.judge or not isinstance(part.verifier, Penalty):
+                part.verifier.check_task(task)
+
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
         """The sum; a part that raises, takes too long or returns no finite number leaves the attempt ungraded."""
         values = {}
@@ -94,7 +95,17 @@ async def _graded(
     return checked_reward(reward, f"verifier part {name!r}")
 
 
-class FormatPenalty(RewardVerifier):
+class Penalty(RewardVerifier):
+    """Says what an attempt costs, never whether it solved its task."""
+
+    def check_task(self, task: Task) -> None:
+        raise ConfigError(
+            f"rollouts.verifier: expected one that says whether a task is solved, such as UnitTestVerifier, got "
+            f"{type(self).__name__}: put it under further of a RewardSum"
+        )
+
+
+class FormatPenalty(Penalty):
     """Minus the share of turns that were no valid action."""
 
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
@@ -102,7 +113,7 @@ class FormatPenalty(RewardVerifier):
         return Reward(-invalid / max(len(rollout.turns), 1))
 
 
-class LengthPenalty(RewardVerifier):
+class LengthPenalty(Penalty):
     """Nothing up to ``free_tokens`` generated tokens, then linearly down to -1 at ``max_tokens``.
 
     The soft overlong punishment of DAPO (https://arxiv.org/abs/2503.14476, eq. 13), over all turns of an attempt.
@@ -125,7 +136,7 @@ class LengthPenalty(RewardVerifier):
         return Reward(-min(max(excess, 0.0), 1.0))
 
 
-class LoopPenalty(RewardVerifier):
+class LoopPenalty(Penalty):
     """-1 for an attempt that went in circles (``loops.has_loop``), or was ended because it did."""
 
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:

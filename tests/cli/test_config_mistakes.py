@@ -1,5 +1,6 @@
 """Mistakes in configs: a few lines with the key and the remedy, before anything is started or written."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,65 @@ MISTAKES: list[tuple[str, tuple[Any, ...], str]] = [
     ("predict", ("trainer.devices", 2), "trainer.devices: expected one process, got 2"),
     ("predict", ("model.rollouts.max_context_tokens", 4000), "at most the sidecar's max_model_len, 2048"),
     ("predict", ("data.task_sets", []), "task_sets: expected at least one task"),
+    # what is read is not written, what is trained on is read once
+    (
+        "sft",
+        ("trainer.callbacks.0", {"class_path": "HFCheckpoint", "init_args": {"directory": "TOKENIZER"}}),
+        "where model.tok",
+    ),
+    ("sft", ("data.sources.names.files", ["SUMS"]), "expected each file once, got"),
+    # processes, servers, sandboxes
+    ("sft", ("trainer.num_nodes", 2), "trainer.num_nodes: got 2, but nothing has started processes on other nodes"),
+    ("sft", ("trainer.max_time", "2h"), "trainer.max_time: got '2h'"),
+    ("sft", ("model.compute", {"attention": "varlen"}), "model.compute.attention: expected auto or blocks on a CPU"),
+    ("rl", ("sidecar.sidecar.kv_cache_gib", 5000.0), "(this machine's memory), got 5000"),
+    ("rl", ("sidecar.sidecar.kv_cache_gib", 1e-6), "(a sequence of max_model_len)"),
+    ("rl", ("sidecar.sidecar.weight_transfer", "nccl"), "sidecar.weight_transfer: expected shared_memory"),
+    ("rl", ("producer.rollouts.sandboxes.init_args", {"max_slots": 7}), "max_concurrent_groups, 8, got 7"),
+    (
+        "rl",
+        ("producer.rollouts.sandboxes.init_args", {"memory_bytes": 4}),
+        "memory_bytes: expected at least 1048576 bytes",
+    ),
+    (
+        "rl",
+        ("producer.rollouts.sandboxes.init_args", {"root": "/etc/passwd"}),
+        "sandboxes.root: '/etc/passwd': expected a",
+    ),
+    ("rl", ("producer.rollouts.temperature", 0.0), "rollouts.temperature: expected more than 0, such as 1.0"),
+    ("rl", ("producer.rollouts.timeouts", 600), "expected keys below it: attempt_s, open_s"),
+    ("rl", ("producer.rollouts.verifier.class_path", "LoopPenalty"), "put it under further of a RewardSum"),
+    (
+        "rl",
+        ("model.loss", {"class_path": "CISPOLoss", "init_args": {"max_importance_weight": 0.2}}),
+        "at least 1, got 0.2",
+    ),
+    # other names, other places
+    ("sft", ("resume", "atuo"), "resume: expected auto, last or a checkpoint, 'atuo' does not exist"),
+    ("sft", ("resume", "last"), "resume: expected a complete checkpoint"),
+    ("sft", ("trainer.resume_from_checkpoint", "x.ckpt"), "is set by resume, at the top level"),
+    ("sft", ("trainer.callbacks", {"HFCheckpoint": {"keep": 1}}), "write it as class_path: HFCheckpoint"),
+    ("sft", ("data.tokenizer", "SUMS"), "tokenizer: expected a folder with a tokenizer.json"),
     # utilities
+    ("predict", ("model.max_per_task", 9), "max_per_task: expected at most num_samples, 8, got 9"),
+    (
+        "tasks",
+        ("sets+", {"name": "b", "environment": "terminal", "split": "train", "count": 1}),
+        "expected no task twice",
+    ),
+    ("trajectories", ("output_dir", "/etc/passwd"), "output_dir: expected a folder that can be written"),
+    (
+        "test",
+        (
+            "checkpoints",
+            ...,
+            "sidecar",
+            ...,
+            "servers",
+            {"a": {"url": "http://x/v1", "model": "m", "api_key_env": "NOKEY"}},
+        ),
+        "api_key_env: expected the environment variable NOKEY to hold a key",
+    ),
     ("calibrate", ("rollouts.max_context_tokens", 4000), "at most the sidecar's max_model_len, 2048"),
     ("calibrate", ("budget_quantile", 2), "budget_quantile: expected at most 1, got 2"),
     ("test", ("task_sets", ["nowhere"]), "nowhere: no such task set"),
@@ -169,11 +228,44 @@ def test_a_mistake_is_answered_with_key_and_remedy_before_anything_starts(
     config = base_config(kind, inputs, tmp_path / "run")
     for path, value in zip(edits[::2], edits[1::2], strict=True):
         edit(config, path, value)
+    config = json.loads(
+        json.dumps(config).replace("TOKENIZER", str(inputs / "tokenizer")).replace("SUMS", str(inputs / "sums.jsonl"))
+    )
     answer = run(kind, as_yaml(config), tmp_path / "run", monkeypatch, capfd)
     errors = [line for line in answer.err.splitlines() if "Seed set to" not in line]
     assert answer.code in (1, 2), "accepted"
     assert expected in "\n".join(errors)
     assert len(errors) <= MAX_LINES
+    assert not answer.written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "expected"),
+    [
+        (("sft.yaml",), {}, "write --config sft.yaml"),
+        (("trainer.max_steps=5",), {}, "write --trainer.max_steps=5"),
+        (
+            (),
+            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"},
+            "has started (WORLD_SIZE), got 1",
+        ),
+        ((), {"SLURM_STEP_NUM_TASKS": "4"}, "has started (SLURM_STEP_NUM_TASKS), got 1 x 1"),
+    ],
+)
+def test_a_command_line_and_a_launcher_that_do_not_fit_are_answered(
+    arguments: tuple[str, ...],
+    variables: dict[str, str],
+    expected: str,
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = as_yaml(base_config("sft", inputs, tmp_path / "run"))
+    answer = run("sft", config, tmp_path / "run", monkeypatch, capfd, arguments)
+    assert expected in answer.err
     assert not answer.written
 
 
