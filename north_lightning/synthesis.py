@@ -103,8 +103,8 @@ class SynthesisModule(LightningModule):
         super().__init__()
         if (server is None) == (checkpoint is None) or (checkpoint is None) != (sidecar is None):
             raise ConfigError("model: expected either a server, or a checkpoint with a sidecar")
-        if max_per_task > num_samples:
-            raise ConfigError(f"max_per_task: expected at most num_samples, {num_samples}, got {max_per_task}")
+        if not 1 <= max_per_task <= num_samples:
+            raise ConfigError(f"max_per_task: expected 1 to num_samples, {num_samples}, got {max_per_task}")
         self.output_dir = output_dir
         self.rollouts = rollouts
         self.server = server

@@ -198,7 +198,7 @@ def test_an_attempt_with_an_invalid_turn_is_counted_and_not_kept():
 def test_settings_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="either a server, or a checkpoint with a sidecar"):
         SynthesisModule(tmp_path, None)
-    with pytest.raises(ConfigError, match="max_per_task: expected at least 1, got 0"):
+    with pytest.raises(ConfigError, match="max_per_task: expected 1 to num_samples, 8, got 0"):
         SynthesisModule(tmp_path, None, ChatServer("http://localhost", "m"), max_per_task=0)
     with pytest.raises(ConfigError, match="tasks_at_once"):
         TaskDataModule([], 0)

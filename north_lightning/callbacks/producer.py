@@ -111,11 +111,8 @@ class RolloutProducerCallback(Callback):
         if self.ray is not None and not isinstance(data.queue, RayQueue):
             got = type(data.queue).__name__
             raise ConfigError(f"data.queue: expected a RayQueue for producers in Ray actors, got {got}")
-        attempts, slots = (
-            self.group_size * self.max_concurrent_groups,
-            getattr(self.rollouts.sandboxes, "max_slots", None),
-        )
-        if slots is not None and slots < attempts:
+        attempts = self.group_size * self.max_concurrent_groups
+        if (slots := getattr(self.rollouts.sandboxes, "max_slots", attempts)) < attempts:
             raise ConfigError(
                 f"sandboxes.max_slots: expected at least group_size x max_concurrent_groups, {attempts}, got {slots}"
             )
@@ -208,9 +205,7 @@ class RolloutProducerCallback(Callback):
         if module.temperature is None:
             module.temperature = rollouts.temperature
         if rollouts.temperature == 0:
-            raise ConfigError(
-                "rollouts.temperature: expected more than 0, such as 1.0, or a group's attempts are alike, got 0"
-            )
+            raise ConfigError("rollouts.temperature: expected more than 0 (attempts must differ), such as 1.0, got 0")
         if rollouts.temperature != module.temperature:
             raise ConfigError(
                 f"rollouts.temperature: expected model.temperature, {module.temperature}, got {rollouts.temperature}"

@@ -124,8 +124,6 @@ class SidecarCallback(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, "rollouts"):
                 callback.rollouts.check_server(sidecar.max_model_len)
-            if hasattr(callback, "check_transport"):
-                callback.check_transport(sidecar.weight_transfer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, NorthModule), f"expected a NorthModule, got {type(pl_module).__name__}"

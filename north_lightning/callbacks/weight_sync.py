@@ -87,16 +87,6 @@ class WeightSyncCallback(Callback):
                 f"max_policy_lag: expected at least {bound}, as old as the queue lets a token be, got {got}"
             )
 
-    def check_transport(self, weight_transfer: str) -> None:
-        """``ConfigError`` where the servers wait for weights that come in another way."""
-        transport = self._make_transport(["http://127.0.0.1:1"])
-        transport.close()
-        if (own := getattr(transport, "weight_transfer", weight_transfer)) != weight_transfer:
-            raise ConfigError(
-                f"sidecar.weight_transfer: expected {own}, because the transport of WeightSyncCallback is "
-                f"{type(transport).__name__}, got {weight_transfer}"
-            )
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume the sidecar serves what training began with: push what training has come to."""
         self._step = trainer.global_step

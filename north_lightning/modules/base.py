@@ -208,11 +208,8 @@ class NorthModule(LightningModule):
         """
         if isinstance(trainer, Trainer):
             self.trainer = trainer
-            if (
-                self.compute is not None
-                and self.compute.attention == "varlen"
-                and isinstance(trainer.accelerator, CPUAccelerator)
-            ):
+            varlen = self.compute is not None and self.compute.attention == "varlen"
+            if varlen and isinstance(trainer.accelerator, CPUAccelerator):
                 raise ConfigError("model.compute.attention: expected auto or blocks on a CPU, got varlen, for CUDA")
         self.precision()
         source = self.checkpoint or self.config_path

@@ -53,6 +53,8 @@ class Timeouts:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if not value > 0:
+                raise ConfigError(f"timeouts.{field.name}: expected a positive number of seconds, got {value}")
             if value > self.attempt_s:
                 raise ConfigError(
                     f"timeouts.{field.name}: expected at most timeouts.attempt_s, {self.attempt_s:g}, got {value:g}"

@@ -44,8 +44,6 @@ class NCCLTransport(HTTPTransport):
         trusted_network: say that nobody else reaches ``master_address``; needed where it is not loopback.
     """
 
-    weight_transfer = "nccl"
-
     def __init__(
         self,
         urls: str | Sequence[str],

@@ -201,8 +201,6 @@ class SharedMemoryTransport(HTTPTransport):
             the host, a longer pause. None: everything is written before sampling pauses.
     """
 
-    weight_transfer = "shared_memory"
-
     def __init__(
         self,
         urls: str | Sequence[str],

@@ -62,9 +62,7 @@ def build_task_sets(output_dir: Path, sets: list[TaskSetSettings], seed: int = 0
         for other in sets[: sets.index(one)]:
             is_alike = (one.environment, one.split) == (other.environment, other.split)
             if is_alike and one.first < other.first + other.count and other.first < one.first + one.count:
-                raise ConfigError(
-                    f"sets.first: expected no task twice, got '{other.name}' and '{one.name}' that overlap"
-                )
+                raise ConfigError(f"sets.first: expected no task twice, '{other.name}' and '{one.name}' overlap")
     claim("output_dir", [output_dir / one.name for one in sets], overwrite)
     for one in sets:
         directory = unfinished_name(output_dir / one.name)

@@ -40,6 +40,10 @@ class Part:
     weight: float = 1.0
     timeout_s: Positive | None = None
 
+    def __post_init__(self) -> None:
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ConfigError(f"timeout_s: expected a positive number of seconds, got {self.timeout_s}")
+
 
 @dataclass(frozen=True)
 class RewardSum(RewardVerifier):
@@ -68,8 +72,7 @@ class RewardSum(RewardVerifier):
 
     def check_task(self, task: Task) -> None:
         for part in (self.judge, *self.further.values()):
-            if part is self.judge or not isinstance(part.verifier, Penalty):
-                part.verifier.check_task(task)
+            part.verifier.check_task(task)
 
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
         """The sum; a part that raises, takes too long or returns no finite number leaves the attempt ungraded."""
@@ -95,17 +98,7 @@ async def _graded(
     return checked_reward(reward, f"verifier part {name!r}")
 
 
-class Penalty(RewardVerifier):
-    """Says what an attempt costs, never whether it solved its task."""
-
-    def check_task(self, task: Task) -> None:
-        raise ConfigError(
-            f"rollouts.verifier: expected one that says whether a task is solved, such as UnitTestVerifier, got "
-            f"{type(self).__name__}: put it under further of a RewardSum"
-        )
-
-
-class FormatPenalty(Penalty):
+class FormatPenalty(RewardVerifier):
     """Minus the share of turns that were no valid action."""
 
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
@@ -113,7 +106,7 @@ class FormatPenalty(Penalty):
         return Reward(-invalid / max(len(rollout.turns), 1))
 
 
-class LengthPenalty(Penalty):
+class LengthPenalty(RewardVerifier):
     """Nothing up to ``free_tokens`` generated tokens, then linearly down to -1 at ``max_tokens``.
 
     The soft overlong punishment of DAPO (https://arxiv.org/abs/2503.14476, eq. 13), over all turns of an attempt.
@@ -136,7 +129,7 @@ class LengthPenalty(Penalty):
         return Reward(-min(max(excess, 0.0), 1.0))
 
 
-class LoopPenalty(Penalty):
+class LoopPenalty(RewardVerifier):
     """-1 for an attempt that went in circles (``loops.has_loop``), or was ended because it did."""
 
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:

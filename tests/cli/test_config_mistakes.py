@@ -130,9 +130,7 @@ MISTAKES: list[tuple[str, tuple[Any, ...], str]] = [
     ("sft", ("trainer.num_nodes", 2), "trainer.num_nodes: got 2, but nothing has started processes on other nodes"),
     ("sft", ("trainer.max_time", "2h"), "trainer.max_time: got '2h'"),
     ("sft", ("model.compute", {"attention": "varlen"}), "model.compute.attention: expected auto or blocks on a CPU"),
-    ("rl", ("sidecar.sidecar.kv_cache_gib", 5000.0), "(this machine's memory), got 5000"),
-    ("rl", ("sidecar.sidecar.kv_cache_gib", 1e-6), "(a sequence of max_model_len)"),
-    ("rl", ("sidecar.sidecar.weight_transfer", "nccl"), "sidecar.weight_transfer: expected shared_memory"),
+    ("rl", ("sidecar.sidecar.kv_cache_gib", 5000.0), "GiB of this machine, got 5000"),
     ("rl", ("producer.rollouts.sandboxes.init_args", {"max_slots": 7}), "max_concurrent_groups, 8, got 7"),
     (
         "rl",
@@ -144,13 +142,12 @@ MISTAKES: list[tuple[str, tuple[Any, ...], str]] = [
         ("producer.rollouts.sandboxes.init_args", {"root": "/etc/passwd"}),
         "sandboxes.root: '/etc/passwd': expected a",
     ),
-    ("rl", ("producer.rollouts.temperature", 0.0), "rollouts.temperature: expected more than 0, such as 1.0"),
+    ("rl", ("producer.rollouts.temperature", 0.0), "rollouts.temperature: expected more than 0 (attempts"),
     ("rl", ("producer.rollouts.timeouts", 600), "expected keys below it: attempt_s, open_s"),
-    ("rl", ("producer.rollouts.verifier.class_path", "LoopPenalty"), "put it under further of a RewardSum"),
     (
         "rl",
         ("model.loss", {"class_path": "CISPOLoss", "init_args": {"max_importance_weight": 0.2}}),
-        "at least 1, got 0.2",
+        "number from 1, got 0.2",
     ),
     # other names, other places
     ("sft", ("resume", "atuo"), "resume: expected auto, last or a checkpoint, 'atuo' does not exist"),
@@ -159,7 +156,7 @@ MISTAKES: list[tuple[str, tuple[Any, ...], str]] = [
     ("sft", ("trainer.callbacks", {"HFCheckpoint": {"keep": 1}}), "write it as class_path: HFCheckpoint"),
     ("sft", ("data.tokenizer", "SUMS"), "tokenizer: expected a folder with a tokenizer.json"),
     # utilities
-    ("predict", ("model.max_per_task", 9), "max_per_task: expected at most num_samples, 8, got 9"),
+    ("predict", ("model.max_per_task", 9), "max_per_task: expected 1 to num_samples, 8, got 9"),
     (
         "tasks",
         ("sets+", {"name": "b", "environment": "terminal", "split": "train", "count": 1}),
