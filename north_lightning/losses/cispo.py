@@ -36,7 +36,7 @@ class CISPOLoss(PolicyLoss):
 
     def __init__(self, max_importance_weight: Positive = 5.0) -> None:
         if not (math.isfinite(max_importance_weight) and max_importance_weight >= 1):
-            raise ValueError(f"max_importance_weight: expected a finite number from 1, got {max_importance_weight}")
+            raise ValueError(f"max_importance_weight: expected a finite one, 1 or more, got {max_importance_weight}")
         self.max_importance_weight = max_importance_weight
 
     def __call__(self, inputs: PolicyLossInputs) -> PolicyLossOutputs:

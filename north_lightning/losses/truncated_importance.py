@@ -38,7 +38,7 @@ class TruncatedImportanceLoss(PolicyLoss):
 
     def __init__(self, max_importance_weight: Positive = 2.0, of: PolicyLoss | None = None) -> None:
         if not (math.isfinite(max_importance_weight) and max_importance_weight >= 1):
-            raise ConfigError(f"max_importance_weight: expected a finite number from 1, got {max_importance_weight}")
+            raise ConfigError(f"max_importance_weight: expected a finite one, 1 or more, got {max_importance_weight}")
         self.max_importance_weight = max_importance_weight
         self.of = uncorrected(of)
 

@@ -147,7 +147,7 @@ MISTAKES: list[tuple[str, tuple[Any, ...], str]] = [
     (
         "rl",
         ("model.loss", {"class_path": "CISPOLoss", "init_args": {"max_importance_weight": 0.2}}),
-        "number from 1, got 0.2",
+        "one, 1 or more, got 0.2",
     ),
     # other names, other places
     ("sft", ("resume", "atuo"), "resume: expected auto, last or a checkpoint, 'atuo' does not exist"),
