@@ -41,9 +41,9 @@ class MaskedImportanceLoss(PolicyLoss):
         max_importance_weight: Positive = 5.0,
         of: PolicyLoss | None = None,
     ) -> None:
-        if not 0 <= min_importance_weight < 1 < max_importance_weight < math.inf:
+        if not 0 <= min_importance_weight < max_importance_weight < math.inf:
             raise ConfigError(
-                "min_importance_weight, max_importance_weight: expected 0 <= min < 1 < max, finite, got "
+                "min_importance_weight, max_importance_weight: expected 0 <= min < max, finite, got "
                 f"{min_importance_weight}, {max_importance_weight}"
             )
         self.min_importance_weight = min_importance_weight
