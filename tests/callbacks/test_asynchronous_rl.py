@@ -1,10 +1,12 @@
 """The whole loop with nothing faked but the reward: real vLLM, sandboxes, rollout process, pushes, optimizer steps."""
 
+import asyncio
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +34,7 @@ from north_lightning.callbacks import (
 from north_lightning.chat import train_tokenizer
 from north_lightning.data import RolloutDataModule
 from north_lightning.errors import ConfigError
+from north_lightning.evaluation.online import OnlineEvaluator, PointSpec, Snapshot
 from north_lightning.harnesses import ReActTerminalHarness, SWEAgentHarness
 from north_lightning.history import read_history
 from north_lightning.interfaces import RolloutQueue, WeightTransport
@@ -42,10 +45,11 @@ from north_lightning.parallel import NorthStrategy
 from north_lightning.rollout import PassRateCurriculum, Timeouts, WindowedFIFOQueue
 from north_lightning.rollout.ray import RayProducers, RayQueue
 from north_lightning.rollout.settings import RolloutSettings
+from north_lightning.sampling.client import VLLMSampler
 from north_lightning.sampling.sidecar import Sidecar
 from north_lightning.sampling.transport import PrefixCache, PushReport, SharedMemoryTransport
 from north_lightning.sandbox import BubblewrapProvider
-from north_lightning.tasks import write_task
+from north_lightning.tasks import load_task_sets, write_task
 from north_lightning.tasks.software import software_task
 from north_lightning.tasks.terminal import terminal_task
 
@@ -399,3 +403,41 @@ def test_settings_that_cannot_be_trained_on_are_refused_before_anything_starts(
     data = RolloutDataModule(WindowedFIFOQueue(2, 1), 2, max_row_tokens=3000, num_batches=1)
     with pytest.raises(ConfigError, match=message):
         quiet_trainer(tmp_path, max_steps=1, callbacks=callbacks).fit(module, datamodule=data)
+
+
+@pytest.mark.slow
+def test_a_point_during_rl_is_measured_on_real_vllm_with_the_weights_of_its_step(
+    checkpoint: Path, tasks: list[Path], tmp_path: Path, vllm_server: Sidecar, weight_transport: SharedMemoryTransport
+) -> None:
+    model = load_checkpoint(checkpoint)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        model.embedding_weight.add_(0.5 * torch.randn_like(model.embedding_weight))
+    snapshot = Snapshot(8, 3, [(name, tensor.clone()) for name, tensor in named_hf_tensors(model)])
+    settings = make_producer(tasks).rollouts
+    make_runner = partial(settings.make_runner, checkpoint)
+    spec = PointSpec(load_task_sets(tasks), make_runner, num_samples=2, concurrency=8, seed=0)
+    server: Any = Running(vllm_server.url, vllm_server.max_model_len)
+    evaluator = OnlineEvaluator(server, lambda urls: Borrowed(weight_transport), spec, tmp_path)
+    evaluator.begin(snapshot)
+    assert evaluator.finish(120)
+    (point,) = evaluator.take()
+    evaluator.stop()
+    served = httpx.get(f"{vllm_server.url}/weight_info").json()["weight_version"]
+    scored = _score(vllm_server.url)
+    weight_transport.push(named_hf_tensors(load_checkpoint(checkpoint)), 0)
+    assert served == "3"
+    assert (point["eval/num_tasks"], point["eval/num_attempts"], point["eval/num_errors"]) == (6, 12, 0)
+    assert scored != pytest.approx(_score(vllm_server.url), abs=1e-3)  # those of the snapshot, not of the checkpoint
+
+
+def _score(url: str) -> list[float]:
+    sampler = VLLMSampler(url, 60.0)
+
+    async def score() -> list[float]:
+        try:
+            return await sampler.score(range(10, 26))
+        finally:
+            await sampler.close()
+
+    return asyncio.run(score())

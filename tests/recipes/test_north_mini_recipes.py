@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from small_runs import write_run_inputs
 
 from north_lightning import cli
+from north_lightning.history import read_history
 from north_lightning.model import NorthConfig, NorthModel, save_checkpoint
 from north_lightning.tasks import write_task
 from north_lightning.tasks.software import software_task
@@ -157,5 +158,7 @@ def test_a_recipe_takes_a_step_and_releases_a_model(
         rollouts = [json.loads(line) for line in (run_dir / "rollouts.jsonl").read_text().splitlines()]
         assert len(rollouts) >= 4
         assert {rollout["stop_reason"] for rollout in rollouts} == {"invalid_action"}
+        (point,) = read_history(run_dir / "eval" / "points.jsonl")  # of held-out tasks, before the first step
+        assert [point[name] for name in ("step", "eval/policy_version", "eval/num_attempts")] == [0, 0, 2]
     if name == "lora_1gpu":
         assert (run_dir / "checkpoint" / "adapter" / "adapter_config.json").is_file()
