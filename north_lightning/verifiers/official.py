@@ -134,7 +134,7 @@ async def grade_output(task_id: str, instance: Mapping[str, Any], logs: Path) ->
         raise VerifierError(f"task {task_id}: parser.py cannot be run in the image: python was not found")
     expected = {*instance["FAIL_TO_PASS"], *instance["PASS_TO_PASS"]}
     try:
-        output = json.loads(read_untrusted(logs / "output.json", MAX_LOG_BYTES) or b"")
+        output = json.loads((read_untrusted(logs / "output.json", MAX_LOG_BYTES) or b"").decode())
         passed = {test["name"] for test in output["tests"] if test["status"] == "PASSED"}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"parser.py wrote no list of tests to output.json: {type(error).__name__}: {error}"
