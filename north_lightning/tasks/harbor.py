@@ -68,8 +68,7 @@ class TaskSource:
     base: Path | None = None  # a directory that the files are laid over
     image: tuple[str, str] | None = None  # what takes the place of the files, and the repository's place in it
     git: bool = False  # commit the files to a fresh repository
-    agent_timeout_s: float = 600.0
-    verifier_timeout_s: float = 60.0
+    time_limits: tuple[float, float] = (600.0, 60.0)  # seconds of the agent's commands, and of the tests
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -310,6 +309,6 @@ def _toml(source: TaskSource, metadata: Mapping[str, Any]) -> str:
         own = f'environment_mode = "separate"\n\n[verifier.environment]\ndocker_image = {image}\nworkdir = {place}\n'
     return (
         f'{_HEADER}{source.name}"\n\n[metadata]\n{rows}\n\n'
-        f"[environment]\nallow_internet = false\n{workdir}\n[agent]\ntimeout_sec = {source.agent_timeout_s:g}\n\n"
-        f"[verifier]\ntimeout_sec = {source.verifier_timeout_s:g}\n{own}"
+        f"[environment]\nallow_internet = false\n{workdir}\n[agent]\ntimeout_sec = {source.time_limits[0]:g}\n\n"
+        f"[verifier]\ntimeout_sec = {source.time_limits[1]:g}\n{own}"
     )

@@ -36,9 +36,8 @@ COMMANDS = {
 }
 SWE_BENCH, PRO = "swe_bench", "swe_bench_pro"
 WORKDIRS = {SWE_BENCH: "/testbed", PRO: "/app"}
-TIMEOUTS_S = {SWE_BENCH: 1800.0, PRO: 3600.0}
-"""Of the tests, in the benchmarks' own harnesses."""
-AGENT_TIMEOUT_S = 1800.0
+TIME_LIMITS = {SWE_BENCH: (1800.0, 1800.0), PRO: (1800.0, 3600.0)}
+"""Seconds of the commands of SWE-agent, and of the tests in the benchmarks' own harnesses."""
 _UNITTEST_ID = re.compile(r"(\w+) \(([\w.]+)\)")
 _CHECKOUT = re.compile(r"git checkout ([0-9a-f]{7,40}) -- ([^;&|<>$`]+)")
 
@@ -111,8 +110,7 @@ def write_instance(
             steps=(("bash", {"command": solve}), ("submit", {}), ("submit", {})),
             max_turns=MAX_TURNS,
             git=True,
-            agent_timeout_s=AGENT_TIMEOUT_S if instance.grading else 600.0,
-            verifier_timeout_s=TIMEOUTS_S.get(instance.benchmark, 60.0),
+            time_limits=TIME_LIMITS.get(instance.benchmark, (600.0, 60.0)),
             metadata=metadata,
         )
         return write_task(source, parent)

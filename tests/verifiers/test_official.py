@@ -58,20 +58,21 @@ def disagreements(count: int, seed: int, folder: Path) -> tuple[list[Any], Count
 
 
 def test_verdicts_on_rows_of_swe_bench_are_those_of_its_own_harness(tmp_path: Path) -> None:
-    found, verdicts = disagreements(57, 1, tmp_path)
+    found, verdicts = disagreements(57, 9, tmp_path)
     assert found == []
     assert min(verdicts[True], verdicts[False]) >= 10
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("seed", range(8))
 def test_verdicts_on_2000_rows_of_swe_bench_are_those_of_its_own_harness(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, verdicts = disagreements(2000, 0, tmp_path)
+    found, verdicts = disagreements(250, seed, tmp_path)
     with capsys.disabled():
-        print(f"\n2000 rows, {verdicts[True]} resolved: {len(found)} disagreements")
+        print(f"\n250 rows, {verdicts[True]} resolved: {len(found)} disagreements")
     assert found == []
-    assert min(verdicts[True], verdicts[False]) >= 300
+    assert min(verdicts[True], verdicts[False]) >= 40
 
 
 # ---- SWE-bench Pro: what its parser wrote ---------------------------------------------------------------------------
