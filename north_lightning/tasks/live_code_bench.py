@@ -120,7 +120,7 @@ def task_of(
             "difficulty": str(row.get("difficulty")),
             **more,
         },
-        verifier_timeout_s=int(global_limit_s(len(tests["inputs"]))) + 60,
+        time_limits=(600.0, int(global_limit_s(len(tests["inputs"]))) + 60),
     )
 
 

@@ -155,7 +155,7 @@ def task_of(
             "extraction": extraction,
             "data_sha256": digests,
         },
-        verifier_timeout_s=STEP_TIMEOUT_S * len(prompts) + 60,
+        time_limits=(600.0, STEP_TIMEOUT_S * len(prompts) + 60),
     )
 
 
