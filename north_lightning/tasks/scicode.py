@@ -176,7 +176,8 @@ def _sub_steps(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         raise DataError(f"sub_steps: expected a list of steps, got {str(steps)[:80]}")
     for step in steps:
         tests = step.get("test_cases")
-        if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+        is_given = step.get("step_number") in GIVEN
+        if not isinstance(tests, list) or not (tests or is_given) or not all(isinstance(one, str) for one in tests):
             raise DataError(f"test_cases: expected at least one test, got {str(tests)[:80]}")
     return steps
 

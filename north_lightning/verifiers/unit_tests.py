@@ -251,8 +251,10 @@ class UnitTestVerifier(RewardVerifier):
     ) -> Reward:
         files = task.metadata["answer_files"]
         if task.metadata["grader"] == LIVE_CODE_BENCH:
-            answer = await asyncio.to_thread(read_untrusted, workdir / files[0], MAX_REPORT_BYTES)
-            code = (answer or b"").decode(errors="replace")  # none if the attempt ended before it
+            try:
+                code = await asyncio.to_thread(read_regular_file, workdir / files[0])
+            except FileNotFoundError:  # the attempt ended before the answer
+                code = ""
             cases = json.loads(await asyncio.to_thread((tests / "tests.json").read_bytes))
             return await live_code_bench.grade(cases, code, image_of(task), sandboxes, self.python, self.packages)
         logs = make_writable(scratch / "logs")

@@ -1,0 +1,67 @@
+"""Targets as SciCode's own code saves them, and its own verdicts on steps: ``python official_scicode.py PATHS FOLDER``.
+
+PATHS are folders to import from, separated by ``:``: the unpacked wheel nvidia-scicode, and numpy, scipy, sympy and
+h5py. In, in FOLDER: ``steps.json`` of ``scicode_rows``. Out: ``test_data.h5`` and ``verdicts.json``. Runs the answers
+of the rows without a sandbox.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = sys.argv[1].split(":")
+
+import h5py
+import numpy as np
+import scipy.sparse
+import sympy as sp
+
+if not hasattr(np, "float_"):
+    np.float_ = np.float64
+from scicode.parse import parse  # type: ignore[import-not-found]
+
+
+def save(step: dict[str, Any], number: int, file: Any) -> None:
+    group = file.create_group(f"90.{number}/test1")
+    for index, expression in enumerate(step["saved"], 1):
+        parse.save_data_to_hdf5(f"var{index}", eval(expression, {"np": np, "scipy": scipy, "sp": sp}), group)
+
+
+def passes(step: dict[str, Any], number: int, dependencies: str) -> bool:
+    """The official script in a forked process, as ``python script`` would run it."""
+    script = (
+        f"{dependencies}\n\n{step['code']}\n\nfrom scicode.parse.parse import process_hdf5_to_tuple\n\n"
+        f"targets = process_hdf5_to_tuple('90.{number}', 1)\ntarget = targets[0]\n\n{step['test']}\n"
+    )
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        try:
+            exec(compile(script, "step.py", "exec"), {"__name__": "__main__"})
+        except SystemExit as end:
+            os._exit(int(bool(end.code)))
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def main() -> None:
+    folder = Path(sys.argv[2])
+    given = json.loads((folder / "steps.json").read_text())
+    os.chdir(folder)
+    with h5py.File("test_data.h5", "w") as file:
+        for number, step in enumerate(given["steps"], 1):
+            save(step, number, file)
+    parse.process_hdf5_to_tuple.__defaults__ = (str(folder / "test_data.h5"),)
+    verdicts = [passes(step, number, given["dependencies"]) for number, step in enumerate(given["steps"], 1)]
+    (folder / "verdicts.json").write_text(json.dumps(verdicts))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    main()
