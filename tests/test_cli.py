@@ -85,6 +85,8 @@ def command_of(config: Path) -> str:
         return "predict"
     if config.parent.name == "tasks":
         return "tasks build"
+    if config.parent.name == "eval":
+        return "test"
     if config.parent.name == "north_mini" and not config.stem.startswith("data_"):
         return "fit"
     return config.stem.replace("_", " ")

@@ -8,6 +8,7 @@ graded again where only tests or verifier have changed. ``plan.txt`` says what a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from north_lightning.evaluation.each import attempt_with_each, attempt_with_serv
 from north_lightning.evaluation.evaluate import describe_attempts, describe_plan
 from north_lightning.evaluation.serve import SidecarFactory, check_serving
 from north_lightning.evaluation.statistics import MIN_EVENT_CLUSTERS, holm
-from north_lightning.evaluation.summary import breakdown, compare, summarise
+from north_lightning.evaluation.summary import breakdown, by_task, compare, summarise
 from north_lightning.evaluation.works import WORKS, Works
 from north_lightning.rollout import ChatServer
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.run_folders import write_result
 from north_lightning.tasks import load_task_sets
-from north_lightning.types import Count
+from north_lightning.types import Count, Task
 
 MAX_FAILED_SHARE = 0.02
 TABLE_ROWS = (
@@ -115,7 +116,10 @@ def evaluate(
         results |= attempt_with_each(checkpoints, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed, works)
     results |= attempt_with_servers(servers, tasks, rollouts, logs[0], num_samples, concurrency, seed, works)
     repositories = {task.id: str(task.metadata["repository"]) for task in tasks if "repository" in task.metadata}
-    summary = _summary(results, baseline, repositories) | {"controls": checked}
+    summary = _summary(results, baseline, repositories) | {"controls": checked, **_about(tasks)}
+    steps = {task.id: len(task.metadata["answer_files"]) for task in tasks if "extraction" in task.metadata}
+    for name, attempts in results.items() if steps else ():
+        summary["checkpoints"][name]["step_score"] = step_score(attempts, steps)
     write_result(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     _print(summary)
 
@@ -135,13 +139,29 @@ def _summary(results: dict[str, list[Attempt]], baseline: str | None, repositori
     return summary
 
 
+def _about(tasks: Sequence[Task]) -> dict[str, Any]:
+    """What numbers of a benchmark are worth nothing without: the range of contest dates, how given steps were kept."""
+    dates = [str(task.metadata["contest_date"]) for task in tasks if "contest_date" in task.metadata]
+    modes = sorted({str(task.metadata["extraction"]) for task in tasks if "extraction" in task.metadata})
+    found = {"contest_dates": [min(dates), max(dates)] if dates else None, "extraction": ", ".join(modes)}
+    return {key: value for key, value in found.items() if value}
+
+
+def step_score(attempts: Sequence[Attempt], steps: Mapping[str, int]) -> float:
+    """Share of all steps of all tasks that are solved, averaged over each task's attempts first (SciCode's sub-problem
+    score). ``steps``: task id -> how many it has, of which its reward is the share solved."""
+    groups = {name: group for name, group in by_task(attempts).items() if name in steps}
+    solved = sum(steps[name] * sum(one.reward or 0.0 for one in group) / len(group) for name, group in groups.items())
+    return solved / sum(steps[name] for name in groups) if groups else 0.0
+
+
 def _print(summary: dict[str, Any]) -> None:
     table = Table(title="held-out tasks")
     table.add_column("")
     rows = summary["checkpoints"]
     for name in rows:
         table.add_column(name, justify="right")
-    for metric in TABLE_ROWS:
+    for metric in (*TABLE_ROWS, *(["step_score"] if any("step_score" in row for row in rows.values()) else [])):
         values = [row.get(metric) for row in rows.values()]
         table.add_row(metric, *("–" if value is None else f"{value:.3f}" for value in values))
         intervals = [row.get(f"{metric}_ci95") for row in rows.values()]
@@ -151,6 +171,10 @@ def _print(summary: dict[str, Any]) -> None:
             )
     console = Console()
     console.print(table)
+    if "contest_dates" in summary:
+        console.print("problems of contests of {} to {}".format(*summary["contest_dates"]))
+    if "extraction" in summary:
+        console.print(f"given steps: {summary['extraction']}")
     for name, row in rows.items():
         failed = row["num_errors"] / (row["num_errors"] + row["num_attempts"])
         if failed > MAX_FAILED_SHARE:

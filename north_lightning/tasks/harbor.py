@@ -132,7 +132,7 @@ def _write_task(source: TaskSource, root: Path) -> None:
     own = {
         "environment/Dockerfile": DOCKERFILE if source.image is None else IMAGE_DOCKERFILE.format(*source.image),
         "instruction.md": source.instruction + "\n",
-        "solution/solve.sh": source.solve_script,
+        **({"solution/solve.sh": source.solve_script} if source.solve_script else {}),
         "solution/steps.json": json.dumps(source.steps),
         "task.toml": _toml(source, {**metadata, **source.metadata}),
     }

@@ -64,7 +64,7 @@ async def grade(
             for passed, (text, wanted) in enumerate(zip(tests["inputs"], expected, strict=True)):
                 limit_s = TEST_TIMEOUT_S + GRACE_S + (0 if passed else TEST_TIMEOUT_S)  # the first loads the code
                 answer = await runner.ask({"input": text}, min(limit_s, end - time.monotonic()), len(wanted))
-                if not same(answer["output"], wanted):
+                if "output" not in answer or not same(answer["output"], wanted):
                     raise AnswerFails("wrong answer")
         except AnswerFails as error:
             return Reward(0.0, {"reason": f"test {passed + 1} of {len(expected)}: {error}"})

@@ -185,6 +185,46 @@ def test_the_last_fenced_block_of_the_answer_is_graded(answer: str, reward: floa
     assert (rollout.reward.value, rollout.stop_reason) == (reward, "finished")
 
 
+def test_an_attempt_that_ends_before_its_answer_scores_0(imported: dict[str, Task], tmp_path: Path) -> None:
+    rollout = Rollout("abc_a", "answer", "live_code_bench", 0, 0, 0, stop_reason="length")
+    verifier = UnitTestVerifier(packages=PACKAGES)
+    assert asyncio.run(verifier.verify(imported["abc_a"], rollout, tmp_path, BubblewrapProvider())).value == 0.0
+
+
+CHEATS = {
+    "reads what is expected": "import glob\nprint(*(open(f).read() for f in glob.glob('/tests/*')))",
+    "equals everything": "class Any:\n    __eq__ = lambda self, other: True\nclass Solution:\n    double = Any",
+    "silences the alarm": "import signal, time\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\ntime.sleep(9)\n"
+    + DOUBLE,
+    "writes a reward": "import os\nos.write(1, b'1')\nos.close(1)",
+    "answers in the runner's place": "import os\nfor n in range(3, 9):\n    try:\n        os.write(n, b'2\\n{}' * 9)\n"
+    "    except OSError:\n        pass",
+    "floods": "while True:\n    print('6' * 10**6)",
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_passes_no_test(name: str, imported: dict[str, Task], tmp_path: Path) -> None:
+    task = imported["double" if "class Solution" in CHEATS[name] else "abc_a"]
+    tests = json.loads((task.directory / "tests" / "tests.json").read_text())
+    verdict = asyncio.run(grade(tests, CHEATS[name], tmp_path, BubblewrapProvider(), "/usr/bin/python3", PACKAGES))
+    assert verdict.value == 0.0
+
+
+def test_the_verifier_is_refused_without_the_packages_that_answers_need(imported: dict[str, Task]) -> None:
+    with pytest.raises(ConfigError, match="verifier.packages: expected a directory with numpy"):
+        UnitTestVerifier().check_task(imported["abc_a"])
+
+
+def test_newer_official_runners_let_answers_read_the_buffer(tmp_path: Path) -> None:
+    tests = {"inputs": ["3\n"], "outputs": ["6"], "fn_name": None}
+    code = "import sys\nprint(int(sys.stdin.buffer.readline()) * 2)"
+    for buffer in (False, True):
+        row = tests | {"stdin_buffer": buffer}
+        verdict = asyncio.run(grade(row, code, tmp_path, BubblewrapProvider(), "/usr/bin/python3", PACKAGES))
+        assert verdict.solved is buffer
+
+
 def test_a_solution_given_at_import_is_the_tasks_gold_solution(imported: dict[str, Task]) -> None:
     script = (imported["abc_a"].directory / "solution" / "solve.sh").read_text()
 
