@@ -342,6 +342,40 @@ def test_the_script_of_a_row_of_swe_bench_runs_on_a_clone(clone: Path, tmp_path:
     assert crash.value == 0.0
 
 
+def test_a_row_begins_with_its_image_and_one_commit(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "sandbox"))
+    import root_file_system
+
+    monkeypatch.setattr(root_file_system, "PROGRAMS", (*root_file_system.PROGRAMS, "git"))
+    root = root_file_system.make_root_file_system(tmp_path / "root")
+    row = swe_bench_row(clone)
+    subprocess.run(["cp", "-r", clone, root / "testbed"], check=True)
+    git(root / "testbed", "checkout", "-q", row["base_commit"])
+    (root / "testbed" / "built.log").write_text("what a build left\n")
+    tmp_path.chmod(0o755)
+    task = load_task(write_instance(read_row(row), None, tmp_path / "tasks"))
+    provider = BubblewrapProvider(images={"sweb/a:1": root})
+
+    async def attempts() -> str:
+        sandbox = await provider.open(None, root=task.root)
+        try:
+            look = f"git log --all --format=%s; git cat-file -e {row['after']} || echo gone; cat built.log"
+            seen = await sandbox.run(f"cd /testbed; {look}", 60)
+            await sandbox.snapshot(tmp_path / "untouched")
+            await sandbox.run((task.directory / "solution" / "solve.sh").read_text(), 60)
+            await sandbox.snapshot(tmp_path / "solved")
+            return seen.output
+        finally:
+            await sandbox.close()
+
+    seen = asyncio.run(attempts()).splitlines()
+    assert (seen[0], seen[-2:]) == ("initial", ["gone", "what a build left"])
+    assert graded(task, tmp_path / "untouched", provider).value == 0.0
+    assert graded(task, tmp_path / "solved", provider).value == 1.0
+
+
 # ---- no verdict ------------------------------------------------------------------------------------------------------
 
 
