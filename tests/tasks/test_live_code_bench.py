@@ -203,7 +203,10 @@ CHEATS = {
 }
 
 
-@pytest.mark.parametrize("name", CHEATS)
+SLOW = ("silences the alarm", "floods")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in SLOW)) for name in CHEATS])
 def test_a_cheat_passes_no_test(name: str, imported: dict[str, Task], tmp_path: Path) -> None:
     task = imported["double" if "class Solution" in CHEATS[name] else "abc_a"]
     tests = json.loads((task.directory / "tests" / "tests.json").read_text())
