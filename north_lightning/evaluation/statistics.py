@@ -11,11 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from statistics import NormalDist
 
 import numpy as np
 
 Interval = tuple[float, float]
+Runs = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
+"""One number per task, of one training run or of each of several."""
 
 CONFIDENCE, POWER = 0.95, 0.8
 MAX_EXACT_UNITS = 15
@@ -28,20 +31,44 @@ NUM_STUDIES = 200
 
 
 @dataclass(frozen=True, slots=True)
-class PairedComparison:
-    """Second minus first, paired by task.
+class Comparison:
+    """Second minus first.
 
     ``p_value`` is two-sided, and at most 0.05 where the 95% ``interval`` leaves 0 out: both are of one test.
     ``minimal_detectable_effect`` is the true difference this test finds with a probability of 80%; smaller gains cannot
-    be told from noise. Interval and effect are infinite below six units, which can never reach p = 0.05; so is the
-    effect where all units differ alike.
+    be told from noise. Interval and effect are infinite where six units or more are needed to reach p = 0.05 and there
+    are fewer; so is the effect where all units differ alike.
     """
 
     difference: float
     interval: Interval
     p_value: float
     minimal_detectable_effect: float
-    num_tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number, the variance of its error, and the degrees of freedom which that variance is known with."""
+
+    value: float
+    variance: float
+    freedom: float = math.inf
+
+    @property
+    def interval(self) -> Interval:
+        half = _t(self.freedom, (1 + CONFIDENCE) / 2) * math.sqrt(self.variance)
+        return self.value - half, self.value + half
+
+    @property
+    def comparison(self) -> Comparison:
+        """Whether the number differs from 0, by Student's t."""
+        error = math.sqrt(self.variance)
+        return Comparison(
+            difference=self.value,
+            interval=self.interval,
+            p_value=student_t_p_value(self.value / error, self.freedom) if error else float(self.value == 0),
+            minimal_detectable_effect=sum(_t(self.freedom, p) for p in ((1 + CONFIDENCE) / 2, POWER)) * error or math.inf,
+        )
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -60,33 +87,37 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - math.prod(1.0 - k / i for i in range(num_samples - num_correct + 1, num_samples + 1))
 
 
-def rate_interval(rates: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Interval:
-    """95% interval of the mean of one rate per task, such as a task's share of solved attempts.
+def mean_estimate(runs: Runs, clusters: Sequence[Hashable] | None = None) -> Estimate:
+    """Mean of one number per task, from one training run or several of one recipe: ``runs`` is [runs, tasks].
+
+    Tasks and training seeds are crossed random effects, attempts are within both. With a single run there is nothing to
+    see of the training seeds: the error is about this checkpoint and not about its recipe.
+    """
+    return _crossed([_matrix("runs", runs)], clusters)
+
+
+def rate_interval(runs: Runs, clusters: Sequence[Hashable] | None = None) -> Interval:
+    """95% interval of the mean of one rate per task, such as a task's share of solved attempts; ``runs`` as above.
 
     A score interval (Wilson 1927) with the variance that the data show in place of the binomial one, and Student's t in
     place of z. The variance is the jackknife's over clusters (CV3), over its bias under equal correlation within them
     (https://doi.org/10.1162/REST_a_00552); t has ``G* - 1/2`` degrees of freedom: the effective number of clusters
-    ``G* = n^2 / sum_g n_g^2`` is small where one repository holds most tasks.
+    ``G* = n^2 / sum_g n_g^2`` is small where one repository holds most tasks. Several runs add the variance over
+    training seeds (``_crossed``).
 
     It is too short where few clusters hold what is solved, or unsolved if that is rarer: 12 repositories of a rate of
     3% and a correlation of 0.2 within them are covered in 84% of studies; in 78% of those with fewer than
     ``MIN_EVENT_CLUSTERS`` ``event_clusters``, and in 94% of the others.
     """
-    data = _finite("rates", rates)
+    data = _matrix("rates", runs)
     if data.min() < 0 or data.max() > 1:
-        raise ValueError(f"rates: expected numbers from 0 to 1, got {rates!r}")
-    sums, sizes = _units(data, clusters)
-    if len(sums) == 1:
+        raise ValueError(f"rates: expected numbers from 0 to 1, got {runs!r}")
+    num, mean, error = data.shape[1], float(data.mean()), _crossed([data], clusters)
+    if math.isinf(error.variance):
         return 0.0, 1.0
-    num, mean = len(data), float(data.mean())
-    binomial = num * mean * (1 - mean)
-    variance = float(np.sum(_jackknife_residuals(sums, sizes) ** 2)) / _jackknife_bias(data, sums, sizes)
     # A little of the binomial variance (found by simulation) keeps a handful of solved attempts from looking certain.
-    design_effect = (variance + 0.15) / (binomial + 0.15)
-    freedom = num**2 / float(np.sum(sizes**2)) - 0.5
-    z2 = student_t_quantile((1 + CONFIDENCE) / 2, freedom) ** 2 * design_effect / num
-    half = math.sqrt(z2 * mean * (1 - mean) + z2 * z2 / 4)
-    return max(0.0, (mean + z2 / 2 - half) / (1 + z2)), min(1.0, (mean + z2 / 2 + half) / (1 + z2))
+    design_effect = (num**2 * error.variance + 0.15) / (num * mean * (1 - mean) + 0.15)
+    return _score_interval(mean, _t(error.freedom, (1 + CONFIDENCE) / 2) ** 2 * design_effect / num)
 
 
 def event_clusters(rates: Sequence[float], clusters: Sequence[Hashable]) -> float:
@@ -96,9 +127,48 @@ def event_clusters(rates: Sequence[float], clusters: Sequence[Hashable]) -> floa
     return float(sums.sum() ** 2 / np.sum(sums**2)) if sums.any() else 0.0
 
 
+def recipe_comparison(first: Runs, second: Runs, clusters: Sequence[Hashable] | None = None) -> Comparison:
+    """Whether ``second`` differs from ``first``, paired by task; both are [runs, tasks], the runs training seeds.
+
+    One run a side is ``paired_comparison``, about the two checkpoints. Several are about the recipe: Student's t with
+    training seeds as a random effect beside the tasks. Both recipes see the same tasks and share no training seed.
+    """
+    before, after = _matrix("first", first), _matrix("second", second)
+    if before.shape[1] != after.shape[1]:
+        raise ValueError(f"expected the same tasks on both sides, got {before.shape[1]} and {after.shape[1]}")
+    if len(before) == len(after) == 1:
+        return paired_comparison(before[0], after[0], clusters)
+    return _crossed([before, after], clusters).comparison
+
+
+def unpaired_comparison(first: Estimate, second: Estimate) -> Comparison:
+    """Whether two numbers of unrelated tasks differ (Welch 1947)."""
+    parts = [(one.variance, one.variance, one.freedom) for one in (first, second)]
+    return _welch(second.value - first.value, parts).comparison
+
+
+def count_estimate(successes: int, trials: int) -> Estimate:
+    """A published share of solved tasks, with the variance of Agresti and Caffo (2000), which is never 0."""
+    share = (successes + 1) / (trials + 2)
+    return Estimate(successes / trials, share * (1 - share) / trials)
+
+
+def count_against(value: float, successes: int, trials: int) -> Comparison:
+    """Whether a published share differs from a fixed ``value``: the score test, whose interval is Wilson's."""
+    share, error, normal = successes / trials, math.sqrt(value * (1 - value) / trials), NormalDist()
+    z = normal.inv_cdf((1 + CONFIDENCE) / 2)
+    low, high = _score_interval(share, z * z / trials)
+    return Comparison(
+        difference=share - value,
+        interval=(low - value, high - value),
+        p_value=2 * normal.cdf(-abs(share - value) / error) if error else float(share == value),
+        minimal_detectable_effect=(z + normal.inv_cdf(POWER)) * error or math.inf,
+    )
+
+
 def paired_comparison(
-    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None
-) -> PairedComparison:
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | None = None
+) -> Comparison:
     """Whether ``second`` differs from ``first``; both hold one score per task, in the same order.
 
     The test flips the signs of whole units (Fisher's randomization test for pairs; with clusters, the restricted wild
@@ -117,12 +187,11 @@ def paired_comparison(
     residuals = _jackknife_residuals(sums, sizes)
     lowest, _ = _half_means(rng.choice([-1.0, 1.0], size=(NUM_STUDIES, len(sums))) * residuals, sizes, halves)
     effect = float(np.quantile(-_limit(lowest), POWER, method="higher")) if residuals.any() else math.inf
-    return PairedComparison(
+    return Comparison(
         difference=float(data.mean()),
         interval=(float(_limit(low)[0]), -float(_limit(-high)[0])),
         p_value=float(_p_values(low, high)[0]) if sums.any() else 1.0,
         minimal_detectable_effect=effect,
-        num_tasks=len(data),
     )
 
 
@@ -139,13 +208,87 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-@cache
 def student_t_quantile(probability: float, freedom: float) -> float:
-    """Quantile of Student's t for a probability from 0.5, by integration over the angle ``atan(t / sqrt(freedom))``."""
+    """Quantile of Student's t for a probability from 0.5."""
+    angle, mass = _student_t_mass(freedom)
+    return math.sqrt(freedom) * math.tan(np.interp(2 * probability - 1, mass, angle))
+
+
+def student_t_p_value(t: float, freedom: float) -> float:
+    """Two-sided."""
+    if math.isinf(freedom):
+        return 2 * NormalDist().cdf(-abs(t))
+    angle, mass = _student_t_mass(freedom)
+    return float(1 - np.interp(math.atan(abs(t) / math.sqrt(freedom)), angle, mass))
+
+
+@lru_cache(maxsize=64)
+def _student_t_mass(freedom: float) -> tuple[np.ndarray, np.ndarray]:
+    """Angles ``atan(t / sqrt(freedom))`` and the probability between minus and plus each, integrated numerically."""
     angle = np.linspace(0.0, np.pi / 2, 100_001)
     density = np.cos(angle) ** (max(freedom, 1.0) - 1)
     mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return math.sqrt(freedom) * math.tan(np.interp(2 * probability - 1, mass / mass[-1], angle))
+    return angle, mass / mass[-1]
+
+
+@cache
+def _t(freedom: float, probability: float) -> float:
+    return NormalDist().inv_cdf(probability) if math.isinf(freedom) else student_t_quantile(probability, freedom)
+
+
+def _score_interval(mean: float, z2: float) -> Interval:
+    """Wilson's; ``z2`` is the squared quantile over the effective number of trials."""
+    half = math.sqrt(z2 * mean * (1 - mean) + z2 * z2 / 4)
+    return max(0.0, (mean + z2 / 2 - half) / (1 + z2)), min(1.0, (mean + z2 / 2 + half) / (1 + z2))
+
+
+def _crossed(sides: Sequence[np.ndarray], clusters: Sequence[Hashable] | None) -> Estimate:
+    """Mean of one side, or of the second minus the first, [runs, tasks] each.
+
+    The variance is that over tasks of the difference of the runs' means; to it, each side adds the variance over
+    training seeds of its runs' means, less what attempts and seeds' favorite tasks put there, which the tasks' variance
+    holds already (two-way random effects; with clusters, Cameron, Gelbach and Miller 2011).
+    """
+    means = [side.mean(axis=0) for side in sides]
+    values = means[-1] - means[0] if len(sides) == 2 else means[0]
+    tasks = _variance_of_mean(values, clusters)
+    sums, sizes = _units(values, clusters)
+    parts = [(tasks, tasks, float(sizes.sum() ** 2 / np.sum(sizes**2)) - 0.5)]
+    for side, mean in zip(sides, means, strict=True):
+        if (num := len(side)) > 1:
+            over_seeds = float(side.mean(axis=1).var(ddof=1)) / num
+            within = sum(_variance_of_mean(run - mean, clusters) for run in side) / (num - 1) / num
+            parts.append((max(0.0, over_seeds - within), over_seeds, num - 1))
+    return _welch(float(values.mean()), parts)
+
+
+def _welch(value: float, parts: Sequence[tuple[float, float, float]]) -> Estimate:
+    """Estimate with a variance in parts: each part, the chi-squared variable in it, and its degrees of freedom.
+
+    Degrees of freedom of the sum are Satterthwaite's (1946), in steps of a tenth.
+    """
+    variance = sum(part for part, _, _ in parts)
+    uncertainty = sum(known**2 / freedom for _, known, freedom in parts)
+    if math.isinf(variance) or not uncertainty:
+        return Estimate(value, variance)
+    return Estimate(value, variance, max(1.0, round(variance**2 / uncertainty, 1)))
+
+
+def _variance_of_mean(data: np.ndarray, clusters: Sequence[Hashable] | None) -> float:
+    sums, sizes = _units(data, clusters)
+    if len(sums) == 1:
+        return math.inf
+    squares = float(np.sum(_jackknife_residuals(sums, sizes) ** 2))
+    return squares / _jackknife_bias(data, sums, sizes) / len(data) ** 2
+
+
+def _matrix(name: str, runs: Runs) -> np.ndarray:
+    """[runs, tasks]; a single list is one run."""
+    data = np.asarray(runs, dtype=np.float64)
+    data = data[None] if data.ndim == 1 else data
+    if data.ndim != 2 or data.size == 0 or not np.isfinite(data).all():
+        raise ValueError(f"{name}: expected finite numbers, the same tasks in every run, got {runs!r}")
+    return data
 
 
 def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
