@@ -132,7 +132,7 @@ def _summary(results: dict[str, list[Attempt]], baseline: str | None, repositori
             "by_family": breakdown(attempts, lambda attempt: attempt.family),
         }
         if baseline is not None and name != baseline:
-            summary["paired"][f"{name} - {baseline}"] = compare(results[baseline], attempts, repositories)
+            summary["paired"][f"{name} - {baseline}"] = compare([results[baseline]], [attempts], repositories)
     gains = summary["paired"].values()
     for gain, adjusted in zip(gains, holm([gain["p_value"] for gain in gains]), strict=True):
         gain["p_value_holm"] = adjusted

@@ -215,14 +215,14 @@ def test_the_summary_equals_a_count_by_hand():
 def test_a_comparison_is_paired_by_task_and_refuses_other_tasks():
     before = [attempt(task, seed, 0.0) for task in "abcdefgh" for seed in range(4)]
     after = [attempt(task, seed, float(seed < 2)) for task in "abcdefgh" for seed in range(4)]
-    gain = compare(before, after)
+    gain = compare([before], [after])
     assert gain["pass@1"] == pytest.approx(0.5)
     assert gain["ci95"] == pytest.approx([0.5, 0.5])  # every task gains the same
     assert gain["minimal_detectable_effect"] is None
     assert gain["num_clusters"] == 8
     assert gain["seeds"] == [0, 1, 2, 3]
     with pytest.raises(DataError, match="same tasks"):
-        compare(before, after[:-4])
+        compare([before], [after[:-4]])
 
 
 def test_a_task_with_more_attempts_does_not_weigh_more():
@@ -250,8 +250,8 @@ def test_pass_at_k_waits_for_the_task_with_the_fewest_attempts():
 def test_lengths_are_compared_on_the_solved_attempts_of_tasks_that_both_solved():
     before = [attempt("a", 0, 1.0, turns=3), attempt("a", 1, 0.0, turns=50), attempt("b", 0, 1.0, turns=70)]
     after = [attempt("a", 0, 1.0, turns=5), attempt("a", 1, 1.0, turns=7), attempt("b", 0, 0.0, turns=90)]
-    assert compare(before, after)["turns_on_both_solved"] == [3.0, 6.0]
-    assert compare(before[2:], after[2:])["turns_on_both_solved"] == [None, None]
+    assert compare([before], [after])["turns_on_both_solved"] == [3.0, 6.0]
+    assert compare([before[2:]], [after[2:]])["turns_on_both_solved"] == [None, None]
 
 
 def test_tasks_of_one_repository_are_not_independent():
@@ -259,14 +259,14 @@ def test_tasks_of_one_repository_are_not_independent():
     repositories = {task: task[0] for task in tasks}
     before = [attempt(task, 0, float(task[0] in "abcd")) for task in tasks]
     after = [attempt(task, 0, float(task[0] in "abcdef")) for task in tasks]
-    alone, clustered = compare(before, after), compare(before, after, repositories)
+    alone, clustered = compare([before], [after]), compare([before], [after], repositories)
     assert (alone["num_clusters"], clustered["num_clusters"]) == (40, 8)
     assert alone["p_value"] < 0.005
     assert clustered["p_value"] > 0.2
     assert clustered["minimal_detectable_effect"] > 2 * alone["minimal_detectable_effect"]
     widths = [np.ptp(summarise(before, one)["pass@1_ci95"]) for one in (None, repositories)]
     assert widths[1] > 1.5 * widths[0]
-    assert compare(before[:3], after[:3])["ci95"] == [-1.0, 1.0]
+    assert compare([before[:3]], [after[:3]])["ci95"] == [-1.0, 1.0]
 
 
 @pytest.mark.parametrize(
