@@ -75,13 +75,17 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
         "north_lightning.evaluation.interchange:write_results",
         "an evaluation for Inspect, Harbor, SWE-bench and the Hugging Face hub",
     ),
+    "compare": (
+        "north_lightning.evaluation.compare:compare_runs",
+        "RUN RUN ...: which of several evaluations is better, and what cannot be told",
+    ),
     "report": ("north_lightning.views.report:write_report", "numbers and curves of a finished run"),
     "estimate": ("north_lightning.planning.command:estimate", "memory and speed of a training config, in advance"),
     "doctor": ("north_lightning.doctor:doctor", "check that this machine can run everything"),
     "recipe": ("north_lightning.recipe:run_recipe", "run a list of these commands, one after another"),
 }
 
-POSITIONAL = {"tasks check": "directories", "plugins check": "files"}
+POSITIONAL = {"tasks check": "directories", "plugins check": "files", "compare": "sides"}
 """Commands whose leading words are paths, and the parameter they are for."""
 
 TAKES_TRAINING_CONFIG = ("data report", "data preview")

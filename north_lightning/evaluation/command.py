@@ -20,7 +20,7 @@ from north_lightning.errors import CheckpointError, ConfigError
 from north_lightning.evaluation.attempts import ATTEMPTS, Attempt
 from north_lightning.evaluation.controls import check_controls, run_controls
 from north_lightning.evaluation.each import attempt_with_each, attempt_with_servers, plan_each
-from north_lightning.evaluation.evaluate import describe_attempts, describe_plan
+from north_lightning.evaluation.evaluate import SAMPLES_PER_SEED, describe_attempts, describe_plan
 from north_lightning.evaluation.serve import SidecarFactory, check_serving
 from north_lightning.evaluation.statistics import MIN_EVENT_CLUSTERS, holm
 from north_lightning.evaluation.summary import breakdown, by_task, compare, summarise
@@ -116,12 +116,36 @@ def evaluate(
         results |= attempt_with_each(checkpoints, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed, works)
     results |= attempt_with_servers(servers, tasks, rollouts, logs[0], num_samples, concurrency, seed, works)
     repositories = {task.id: str(task.metadata["repository"]) for task in tasks if "repository" in task.metadata}
-    summary = _summary(results, baseline, repositories) | {"controls": checked, **_about(tasks)}
+    summary = _summary(results, baseline, repositories)
+    summary |= {"repositories": repositories, "controls": checked, **_about(tasks)}
     steps = {task.id: len(task.metadata["answer_files"]) for task in tasks if "extraction" in task.metadata}
     for name, attempts in results.items() if steps else ():
         summary["checkpoints"][name]["step_score"] = step_score(attempts, steps)
+    for name, attempts in results.items():
+        summary["checkpoints"][name]["protocol"] = _protocol(attempts, tasks, rollouts, num_samples, seed)
     write_result(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     _print(summary)
+
+
+def _protocol(
+    attempts: Sequence[Attempt], tasks: Sequence[Task], rollouts: RolloutSettings, num_samples: int, seed: int
+) -> dict[str, Any]:
+    """How the attempts were made and graded: what ``compare`` shows with every number, and finds them again by."""
+    turns = [task.max_turns for task in tasks]
+    limits = {name: rollouts.harnesses[name].action_limit_s for name in sorted({task.environment for task in tasks})}
+    commands = ", ".join(f"{seconds:g} s a command of {name}" for name, seconds in limits.items() if seconds)
+    return {
+        "harness": {attempt.environment: attempt.harness for attempt in attempts},
+        "settings": attempts[0].settings,
+        "sampling": f"temperature {rollouts.temperature:g}, top_p {rollouts.top_p:g}",
+        "limits": f"{min(turns)} to {max(turns)} turns, {rollouts.max_turn_tokens} tokens a turn, "
+        f"{rollouts.max_context_tokens} in all, {commands}".rstrip(", "),
+        "verifier": attempts[0].verifier,
+        "weights": attempts[0].weights,
+        "num_samples": num_samples,
+        "first_seed": seed * SAMPLES_PER_SEED,
+        "task_sets": {task.id: task.directory.parent.name for task in tasks},
+    }
 
 
 def _summary(results: dict[str, list[Attempt]], baseline: str | None, repositories: dict[str, str]) -> dict[str, Any]:

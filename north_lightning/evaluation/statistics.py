@@ -67,7 +67,8 @@ class Estimate:
             difference=self.value,
             interval=self.interval,
             p_value=student_t_p_value(self.value / error, self.freedom) if error else float(self.value == 0),
-            minimal_detectable_effect=sum(_t(self.freedom, p) for p in ((1 + CONFIDENCE) / 2, POWER)) * error or math.inf,
+            minimal_detectable_effect=sum(_t(self.freedom, p) for p in ((1 + CONFIDENCE) / 2, POWER)) * error
+            or math.inf,
         )
 
 
@@ -120,7 +121,7 @@ def rate_interval(runs: Runs, clusters: Sequence[Hashable] | None = None) -> Int
     return _score_interval(mean, _t(error.freedom, (1 + CONFIDENCE) / 2) ** 2 * design_effect / num)
 
 
-def event_clusters(rates: Sequence[float], clusters: Sequence[Hashable]) -> float:
+def event_clusters(rates: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> float:
     """Effective number of clusters that hold what is solved, or unsolved if that is rarer; 0 if there is none."""
     data = _finite("rates", rates)
     sums, _ = _units(data if data.mean() <= 0.5 else 1 - data, clusters)
@@ -167,7 +168,9 @@ def count_against(value: float, successes: int, trials: int) -> Comparison:
 
 
 def paired_comparison(
-    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | None = None
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    clusters: Sequence[Hashable] | None = None,
 ) -> Comparison:
     """Whether ``second`` differs from ``first``; both hold one score per task, in the same order.
 
@@ -252,7 +255,7 @@ def _crossed(sides: Sequence[np.ndarray], clusters: Sequence[Hashable] | None) -
     means = [side.mean(axis=0) for side in sides]
     values = means[-1] - means[0] if len(sides) == 2 else means[0]
     tasks = _variance_of_mean(values, clusters)
-    sums, sizes = _units(values, clusters)
+    _, sizes = _units(values, clusters)
     parts = [(tasks, tasks, float(sizes.sum() ** 2 / np.sum(sizes**2)) - 0.5)]
     for side, mean in zip(sides, means, strict=True):
         if (num := len(side)) > 1:

@@ -89,7 +89,7 @@ def per_task(tasks: Tasks, ks: Iterable[int]) -> dict[str, np.ndarray]:
 
 def interval_of(name: str, runs: Runs, clusters: Sequence[str]) -> Interval:
     """95% interval of a metric from its numbers per task, of one run or several."""
-    metric = METRICS.get(name, Metric(float))
+    metric = METRICS.get(name, Metric(lambda one: one.solved))
     if metric.is_rate and metric.under is None:
         return rate_interval(runs, clusters)
     low, high = mean_estimate(runs, clusters).interval
@@ -150,11 +150,15 @@ def compare(
     names = list(first[0])
     for run in (*first, *second):
         if missing := sorted(run.keys() ^ first[0].keys()):
-            raise DataError(f"a paired comparison needs the same tasks on both sides; {missing[:3]} are on one side only")
+            raise DataError(
+                f"a paired comparison needs the same tasks on both sides; {missing[:3]} are on one side only"
+            )
     clusters = clusters_of(names, repositories)
     sides = [[per_task(run, ks) for run in side] for side in (first, second)]
     shared = [name for name in sides[0][0] if all(name in run for side in sides for run in side)]
-    metrics = {name: _difference(name, *([run[name] for run in side] for side in sides), clusters) for name in shared}
+    metrics = {
+        name: _difference(name, [np.array([run[name] for run in side]) for side in sides], clusters) for name in shared
+    }
     both = [name for name in names if all(_num_solved(run[name]) for run in (*first, *second))]
     lengths: dict[str, list[float | None]] = {}
     for field in ("turns", "generated_tokens"):
@@ -162,7 +166,7 @@ def compare(
         lengths[f"{field}_on_both_solved"] = [float(np.mean(side)) if both else None for side in solved]
         if both:
             on_both = clusters_of(both, repositories)
-            metrics[f"{field}_on_both_solved"] = _difference(field, *solved, on_both) | {"num_tasks": len(both)}
+            metrics[f"{field}_on_both_solved"] = _difference(field, solved, on_both) | {"num_tasks": len(both)}
     gain = {key: value for key, value in metrics["pass@1"].items() if key not in ("values", "difference")}
     return {
         "pass@1": metrics["pass@1"]["difference"],
@@ -181,7 +185,9 @@ def described(gain: Comparison, is_rate: bool = True) -> dict[str, Any]:
     effect = gain.minimal_detectable_effect
     return {
         "difference": gain.difference,
-        "ci95": [max(-1.0, low), min(1.0, high)] if is_rate else [one if np.isfinite(one) else None for one in (low, high)],
+        "ci95": [max(-1.0, low), min(1.0, high)]
+        if is_rate
+        else [one if np.isfinite(one) else None for one in (low, high)],
         "p_value": gain.p_value,
         "minimal_detectable_effect": effect if effect <= (1 if is_rate else 1e300) else None,
     }
@@ -192,10 +198,10 @@ def clusters_of(tasks: Iterable[str], repositories: Mapping[str, str] | None) ->
     return [(repositories or {}).get(task, f"task {task}") for task in tasks]
 
 
-def _difference(name: str, first: Runs, second: Runs, clusters: Sequence[str]) -> dict[str, Any]:
+def _difference(name: str, sides: Sequence[Runs], clusters: Sequence[str]) -> dict[str, Any]:
     is_rate = METRICS[name].is_rate if name in METRICS else name.startswith("pass@")
-    values = [float(np.mean(first)), float(np.mean(second))]
-    return {"values": values, **described(recipe_comparison(first, second, clusters), is_rate)}
+    values = [float(np.mean(side)) for side in sides]
+    return {"values": values, **described(recipe_comparison(sides[0], sides[1], clusters), is_rate)}
 
 
 def _num_solved(attempts: Iterable[Attempt]) -> int:

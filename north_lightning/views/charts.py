@@ -119,6 +119,23 @@ def share_bars(rows: Sequence[tuple[str, Mapping[str, float]]], *, xlabel: str) 
     return _svg(figure)
 
 
+def forest(rows: Sequence[tuple[str, float, tuple[float, float], bool]], *, xlabel: str) -> str:
+    """SVG of one line a row around 0: its name, a difference, its interval, and whether it is told from 0."""
+    figure = Figure(figsize=(7.6, 0.9 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for row, (_, value, (low, high), told) in enumerate(rows):
+        colour = COLOURS[1] if told else COLOURS[5]
+        axes.plot([low, high], [row, row], color=colour, linewidth=2.0, solid_capstyle="butt")
+        axes.plot([value], [row], color=colour, marker="o", markersize=5)
+    axes.axvline(0, color="#999999", linewidth=1.0)
+    axes.set_yticks(range(len(rows)), [_shown(name) for name, *_ in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(xlabel)
+    axes.grid(axis="x", alpha=0.2)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return _svg(figure)
+
+
 def histogram(groups: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, xlabel: str, ylabel: str) -> str:
     """SVG of stacked bars over a logarithmic axis, one colour a group: its name, its values, their weights."""
     figure = Figure(figsize=(5.4, 3.0), layout="constrained")

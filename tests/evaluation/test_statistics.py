@@ -35,7 +35,7 @@ MAIZE = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-@pytest.mark.parametrize("num_samples", range(1, 8))
+@pytest.mark.parametrize("num_samples", range(1, 13))
 def test_pass_at_k_is_the_share_of_draws_that_hold_a_correct_sample(num_samples):
     for num_correct in range(num_samples + 1):
         samples = [True] * num_correct + [False] * (num_samples - num_correct)
