@@ -23,7 +23,7 @@ from north_lightning.evaluation.each import attempt_with_each, attempt_with_serv
 from north_lightning.evaluation.evaluate import SAMPLES_PER_SEED, describe_attempts, describe_plan
 from north_lightning.evaluation.serve import SidecarFactory, check_serving
 from north_lightning.evaluation.statistics import MIN_EVENT_CLUSTERS, holm
-from north_lightning.evaluation.summary import breakdown, by_task, compare, summarise
+from north_lightning.evaluation.summary import MAX_FAILED_SHARE, breakdown, by_task, compare, summarise
 from north_lightning.evaluation.works import WORKS, Works
 from north_lightning.rollout import ChatServer
 from north_lightning.rollout.settings import RolloutSettings
@@ -31,7 +31,6 @@ from north_lightning.run_folders import write_result
 from north_lightning.tasks import load_task_sets
 from north_lightning.types import Count, Task
 
-MAX_FAILED_SHARE = 0.02
 TABLE_ROWS = (
     "pass@1",
     "pass@8",

@@ -36,11 +36,19 @@ from north_lightning.evaluation.statistics import (
     rate_interval,
     unpaired_comparison,
 )
-from north_lightning.evaluation.summary import by_task, clusters_of, compare, described, interval_of, per_task
+from north_lightning.evaluation.summary import (
+    MAX_FAILED_SHARE,
+    by_task,
+    clusters_of,
+    compare,
+    described,
+    interval_of,
+    per_task,
+)
 from north_lightning.run_folders import write_result
 
-ALL, ALARM = "all tasks", 0.02
-"""The row of all task sets together; the share of infrastructure failures that is warned of."""
+ALL = "all tasks"
+"""The row of all task sets together."""
 PROTOCOL = ("harness", "settings", "sampling", "limits", "verifier")
 """What two sides must share to be paired."""
 
@@ -252,9 +260,9 @@ def _metrics(
         num_all = len(shared) + left_out
         notes.append(f"{side.name} on {name}: {left_out} of {num_all} tasks lack a score in some run and are left out.")
     failed = sum(attempt.reward is None for run in runs for attempt in run) / sum(map(len, runs))
-    if failed > ALARM:
+    if failed > MAX_FAILED_SHARE:
         notes.append(
-            f"{side.name} on {name}: {failed:.1%} of the attempts failed outside the model (alarm above {ALARM:.0%}): "
+            f"{side.name} on {name}: {failed:.1%} of the attempts failed outside the model (alarm above {MAX_FAILED_SHARE:.0%}): "
             "run `test` again, which retries them."
         )
     smallest = min(len(run[task]) for run in scored for task in shared)

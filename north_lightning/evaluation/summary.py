@@ -28,6 +28,9 @@ from north_lightning.evaluation.statistics import (
 
 Tasks = Mapping[str, list[Attempt]]
 
+MAX_FAILED_SHARE = 0.02
+"""Share of attempts that may fail outside the model without an alarm."""
+
 
 class Metric(NamedTuple):
     """A mean over attempts, or a ratio of two; ``is_rate`` where an attempt's own number is from 0 to 1."""
