@@ -262,8 +262,8 @@ def _metrics(
     failed = sum(attempt.reward is None for run in runs for attempt in run) / sum(map(len, runs))
     if failed > MAX_FAILED_SHARE:
         notes.append(
-            f"{side.name} on {name}: {failed:.1%} of the attempts failed outside the model (alarm above {MAX_FAILED_SHARE:.0%}): "
-            "run `test` again, which retries them."
+            f"{side.name} on {name}: {failed:.1%} of the attempts failed outside the model, above "
+            f"{MAX_FAILED_SHARE:.0%}: run `test` again, which retries them."
         )
     smallest = min(len(run[task]) for run in scored for task in shared)
     values = [per_task({task: run[task] for task in shared}, range(1, smallest + 1)) for run in scored]

@@ -265,7 +265,7 @@ def test_infrastructure_failures_are_shown_apart_score_nothing_and_alarm_above_t
     assert row["num_tasks"] == 23
     rates = np.mean([one.solved for one in kept if one.task_id.startswith("swe")])
     assert row["pass@1"]["value"] == pytest.approx(rates)
-    assert any("a on swe: 4.2% of the attempts failed outside the model" in note for note in result["notes"])
+    assert any("a on swe: 4.2% of the attempts failed outside the model, above 2%" in note for note in result["notes"])
     assert any("a on swe: 1 of 24 tasks lack a score" in note for note in result["notes"])
     retried = compared(tmp_path, f"a={write(tmp_path / 'c', extra=failed)}", "b=1/2")
     assert retried["sides"]["a"]["sets"]["swe"]["infrastructure_share"] == 0
