@@ -268,13 +268,13 @@ def _crossed(sides: Sequence[np.ndarray], clusters: Sequence[Hashable] | None) -
 def _welch(value: float, parts: Sequence[tuple[float, float, float]]) -> Estimate:
     """Estimate with a variance in parts: each part, the chi-squared variable in it, and its degrees of freedom.
 
-    Degrees of freedom of the sum are Satterthwaite's (1946), in steps of a tenth.
+    Degrees of freedom of the sum are Satterthwaite's (1946), to two digits.
     """
     variance = sum(part for part, _, _ in parts)
     uncertainty = sum(known**2 / freedom for _, known, freedom in parts)
     if math.isinf(variance) or not uncertainty:
         return Estimate(value, variance)
-    return Estimate(value, variance, max(1.0, round(variance**2 / uncertainty, 1)))
+    return Estimate(value, variance, max(1.0, float(f"{variance**2 / uncertainty:.2g}")))
 
 
 def _variance_of_mean(data: np.ndarray, clusters: Sequence[Hashable] | None) -> float:

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from benchmarks.bench_statistics import (
     SWE_BENCH_VERIFIED,
+    crossed_coverage,
     draw,
     labels,
     paired_coverage,
     paired_results,
+    planted_power,
     power,
+    published,
     rate_coverage,
+    single_run_coverage,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,12 +26,18 @@ from north_lightning.evaluation.statistics import (
     _jackknife_bias,
     _jackknife_residuals,
     _units,
+    count_against,
+    count_estimate,
     event_clusters,
     holm,
+    mean_estimate,
     paired_comparison,
     pass_at_k,
     rate_interval,
+    recipe_comparison,
+    student_t_p_value,
     student_t_quantile,
+    unpaired_comparison,
 )
 
 # Darwin's maize, cross- minus self-fertilised, in eighths of an inch; Fisher, The Design of Experiments, chapter III.
@@ -289,3 +299,99 @@ def test_event_clusters_count_equal_clusters_whole_and_a_dominating_one_nearly_a
     assert event_clusters([0, 1, 0, 1, 1, 1, 1, 1], "aabbccdd") == 2.0  # the unsolved ones are rarer
     assert event_clusters([1, 1, 1, 0, 0, 0, 0, 0, 1, 0], "aaabbbbbcc") == 16 / 10
     assert event_clusters([0, 0, 0], "aab") == 0.0
+
+
+# ---- training seeds as a random effect -------------------------------------------------------------------------------
+
+
+def test_a_balanced_study_has_the_variances_of_the_textbook_analysis():
+    """Two-way random effects without clusters: (MS tasks + MS runs - MS interaction) / (tasks x runs)."""
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(4, 30)) + rng.normal(0, 2, size=(4, 1)) + rng.normal(0, 3, size=30)
+    runs, tasks = data.shape
+    by_run, by_task = data.mean(axis=1), data.mean(axis=0)
+    rest = data - by_run[:, None] - by_task + data.mean()
+    squares = (runs * by_task.var(ddof=1), tasks * by_run.var(ddof=1), (rest**2).sum() / ((runs - 1) * (tasks - 1)))
+    estimate = mean_estimate(data)
+    assert estimate.value == pytest.approx(data.mean())
+    assert estimate.variance == pytest.approx((squares[0] + squares[1] - squares[2]) / (runs * tasks))
+    over_seeds = squares[1] / (runs * tasks)
+    freedom = estimate.variance**2 / ((squares[0] / (runs * tasks)) ** 2 / (tasks - 0.5) + over_seeds**2 / (runs - 1))
+    assert estimate.freedom == pytest.approx(freedom, rel=0.05)
+
+
+def test_a_comparison_of_recipes_adds_the_variance_over_the_runs_of_both():
+    rng = np.random.default_rng(1)
+    first = rng.normal(size=(3, 40)) + rng.normal(0, 2, size=(3, 1))
+    second = 1.0 + rng.normal(size=(5, 40)) + rng.normal(0, 2, size=(5, 1))
+    gain = recipe_comparison(first, second)
+    means = second.mean(axis=1), first.mean(axis=1)
+    least = np.var(means[0], ddof=1) / 5 + np.var(means[1], ddof=1) / 3
+    half = (gain.interval[1] - gain.interval[0]) / 2
+    assert gain.difference == pytest.approx(means[0].mean() - means[1].mean())
+    assert half > student_t_quantile(0.975, 7) * math.sqrt(least) * 0.95
+    assert (gain.p_value <= 0.05) == (gain.interval[0] > 0 or gain.interval[1] < 0)
+    back = recipe_comparison(second, first)
+    assert back.p_value == pytest.approx(gain.p_value)
+    assert back.interval == pytest.approx((-gain.interval[1], -gain.interval[0]))
+
+
+def test_one_run_a_side_is_the_paired_test_of_two_checkpoints():
+    rng = np.random.default_rng(2)
+    first, second = rng.random(20), rng.random(20)
+    assert recipe_comparison([first], [second], LETTERS[:20]) == paired_comparison(first, second, LETTERS[:20])
+
+
+@pytest.mark.parametrize(
+    ("t", "freedom", "p_value"), [(2.776, 4, 0.05), (4.604, 4, 0.01), (2.228, 10, 0.05), (1.96, math.inf, 0.05)]
+)
+def test_p_values_of_students_t_equal_the_printed_table(t, freedom, p_value):
+    assert student_t_p_value(t, freedom) == pytest.approx(p_value, abs=1e-4)
+    assert student_t_p_value(-t, freedom) == student_t_p_value(t, freedom)
+
+
+def test_a_published_count_against_a_fixed_share_is_the_score_test_and_wilsons_interval():
+    gain = count_against(0.25, 81, 263)  # Newcombe 1998, table I, method 3: 0.2553 to 0.3662
+    assert np.add(gain.interval, 0.25) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    z = (81 / 263 - 0.25) / math.sqrt(0.25 * 0.75 / 263)
+    assert gain.p_value == pytest.approx(math.erfc(z / math.sqrt(2)))
+    assert (gain.p_value <= 0.05) == (gain.interval[0] > 0)
+
+
+def test_published_counts_are_told_apart_as_often_as_they_say():
+    """All counts that 300 tasks can give, weighed by their probability."""
+    numbers = np.arange(301)
+    weights = np.array([math.comb(300, int(n)) * 0.3**n * 0.7 ** (300 - n) for n in numbers])
+    likely = [int(n) for n in numbers if weights[n] > 1e-5]
+    level = sum(
+        weights[a] * weights[b]
+        for a in likely
+        for b in likely
+        if unpaired_comparison(count_estimate(a, 300), count_estimate(b, 300)).p_value <= 0.05
+    )
+    assert 0.045 <= level <= 0.055
+
+
+def test_intervals_of_recipes_of_three_runs_cover_as_they_say():
+    covered = crossed_coverage(np.random.default_rng(6), 300, (1,) * 89, 3, 0.4, 3)
+    assert 0.92 <= covered["rate"] <= 0.985
+    assert 0.92 <= covered["difference"] <= 0.985
+
+
+def test_one_run_covers_its_checkpoint_and_not_its_recipe():
+    covered = single_run_coverage(np.random.default_rng(7), 300, 500, 1.0, 3)
+    assert covered["its checkpoint"] >= 0.92
+    assert covered["its recipe"] <= 0.7
+
+
+def test_planted_gains_of_the_announcement_are_found_where_models_agree_on_what_is_hard():
+    for sizes, gain in (((1,) * 89, 0.08), ((1,) * 500, 0.031)):
+        assert planted_power(np.random.default_rng(1), 200, sizes, gain, 0.99)["found"] >= 0.72
+
+
+def test_published_counts_are_judged_right():
+    judged = published()
+    assert judged["156 against 152 of 500"]["p_value"] > 0.7
+    assert judged["20 recipes, 91 to 110 of 300"] == {
+        "pairs_told_apart": 0, "better_than_a_fixed_quarter": 20, "better_than_75_of_300": 2,
+    }  # fmt: skip
