@@ -87,6 +87,7 @@ def few_rollouts(fit: dict[str, Any]) -> None:
     evaluation["num_tasks"] = 2
     for part in (sidecar, evaluation):
         part["sidecar"]["class_path"] = "fake_vllm.RoutedSidecar"
+        part["sidecar"]["init_args"]["kv_cache_gib"] = 1  # on CPU it has to fit in the machine's memory
     for part in (producer, evaluation):
         part["task_sets"] = [path.removesuffix(".jsonl") for path in part["task_sets"]]
 
