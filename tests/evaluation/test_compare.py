@@ -280,8 +280,11 @@ def test_attempts_of_an_earlier_evaluation_in_the_folder_are_not_counted(tmp_pat
         attempts_of("other", 5.0, 9, protocol_of("w0")),
     ]
     clean = compared(tmp_path, f"a={write(tmp_path / 'a')}", "b=1/2")["sides"]["a"]["sets"]
-    mixed = write(tmp_path / "b", extra=[one for several in stale for one in several])
-    assert compared(tmp_path, f"a={mixed}", "b=1/2")["sides"]["a"]["sets"] == clean
+    others = [one for several in stale for one in several]
+    before, after = write(tmp_path / "b", extra=others), write(tmp_path / "c")
+    append_attempts(tmp_path / "c" / "attempts.jsonl", others)
+    for mixed in (before, after):
+        assert compared(tmp_path, f"a={mixed}", "b=1/2")["sides"]["a"]["sets"] == clean
 
 
 def test_the_command_explains_itself_and_a_strangers_mistakes(tmp_path, capsys, monkeypatch):
