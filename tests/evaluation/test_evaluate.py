@@ -17,11 +17,14 @@ from north_lightning.evaluation.attempts import (
     task_digest,
     weights_digest,
 )
-from north_lightning.evaluation.command import _print, _summary
+from north_lightning.evaluation.command import _print, _summary, evaluate
+from north_lightning.evaluation.compare import compare_runs
 from north_lightning.evaluation.evaluate import Served, run_attempts
 from north_lightning.evaluation.summary import breakdown, compare, summarise
 from north_lightning.harnesses import ReActTerminalHarness
+from north_lightning.rollout import ChatServer
 from north_lightning.rollout.metrics import rollout_metrics
+from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.rollout.stages import Timeouts
 from north_lightning.sandbox import BubblewrapProvider
 from north_lightning.tasks import load_task, write_task
@@ -339,3 +342,31 @@ def test_a_record_holds_what_reports_need(tasks, tmp_path):
     row = json.loads(log.read_text())
     assert (row["turns"], row["generated_tokens"], row["invalid_turns"], row["looped"]) == (2, 7, 1, False)
     assert (row["checkpoint"], row["weights"], row["task_id"]) == ("model", "w0", tasks[0].id)
+
+
+def test_what_an_evaluation_writes_is_what_compare_reads(tasks, tmp_path, monkeypatch):
+    runner, folder = CoinRunner(), tmp_path / "eval"
+    settings = RolloutSettings(
+        harnesses=runner.harnesses, verifier=runner.verifier, sandboxes=runner.sandboxes,
+        max_turn_tokens=16, max_context_tokens=64,
+    )  # fmt: skip
+
+    def attempted(servers, tasks, rollouts, log, num_samples, concurrency, seed, works=None):
+        return {name: asyncio.run(run_attempts(CoinRunner(), tasks, Served(name, name), num_samples, log, seed=seed))
+                for name in servers}  # fmt: skip
+
+    monkeypatch.setattr("north_lightning.evaluation.command.attempt_with_servers", attempted)
+    monkeypatch.setattr("north_lightning.evaluation.command.plan_each", lambda *_: {})
+    servers = {name: ChatServer("http://127.0.0.1:9/v1", name) for name in ("one", "two")}
+    for seed in (1, 0):
+        evaluate([tmp_path / "tasks"], folder, settings, servers=servers, num_samples=4, seed=seed)
+    compare_runs([str(folder)], tmp_path / "out")
+    compared = json.loads((tmp_path / "out" / "compare.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())["checkpoints"]
+    for name in servers:
+        shown = compared["sides"][name]
+        assert shown["sets"]["all tasks"]["pass@1"]["value"] == summary[name]["pass@1"]
+        assert shown["sets"]["all tasks"]["pass@1"]["ci95"] == summary[name]["pass@1_ci95"]
+        assert shown["sets"]["all tasks"]["attempts_per_task"] == 4
+        assert shown["protocol"]["sampling"] == "temperature 1, top_p 1"
+        assert shown["protocol"]["limits"] == "6 to 6 turns, 16 tokens a turn, 64 in all, 30 s a command of terminal"
