@@ -271,11 +271,13 @@ def test_verdicts_are_those_of_the_official_runner(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_two_thousand_verdicts_are_those_of_the_official_runner(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", range(5))
+def test_two_thousand_verdicts_are_those_of_the_official_runner(part: int, tmp_path: Path) -> None:
+    """In parts: one takes two minutes on an idle machine."""
     rows = answers()
-    rows += random_answers(2000 - len(rows), 1)
+    rows = (rows + random_answers(2000 - len(rows), 1))[part::5]
     official = live_code_bench_verdicts(rows, tmp_path)
     rows = [row | {"official": verdict} for row, verdict in zip(rows, official, strict=True)]
-    assert 500 < sum(official) < 1500
+    assert 100 < sum(official) < 300
     (tmp_path / "work").mkdir()
     assert disagreements(rows, tmp_path / "work") == []
