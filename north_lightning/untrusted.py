@@ -179,15 +179,22 @@ def load_pickled_text(data: bytes) -> str:
 
 
 def check_digests(files: Sequence[Path], expected: Sequence[str] | None, key: str = "sha256") -> list[str]:
-    """The SHA-256 of every file, in hexadecimal; ``DataError`` if they are not as ``expected``."""
+    """The SHA-256 of every file, in hexadecimal; ``DataError`` for a file that is not there, or is another one than
+    expected."""
+    if expected is not None and len(expected) != len(files):
+        raise ConfigError(f"{key}: expected one for each of {len(files)} files, got {len(expected)}")
     found = []
-    for file in files:
-        with file.open("rb") as opened:
-            found.append(hashlib.file_digest(opened, "sha256").hexdigest())
-    if expected is not None and [digest.lower() for digest in expected] != found:
-        raise DataError(
-            f"{key}: expected {', '.join(expected)}, got {', '.join(found)}: these are not the pinned files"
-        )
+    for number, file in enumerate(files):
+        try:
+            with file.open("rb") as opened:
+                found.append(hashlib.file_digest(opened, "sha256").hexdigest())
+        except OSError as error:
+            raise DataError(f"{file}: expected a file, got: {error.strerror}") from error
+        if expected is not None and found[-1] != expected[number].strip().lower():
+            raise DataError(
+                f"{key}: {file}: expected {expected[number]}, got {found[-1]}: get the version of the data that was "
+                f"meant, or leave {key} out"
+            )
     return found
 
 

@@ -8,18 +8,17 @@ test framework's log (``logs``), and a test that it does not name has failed.
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from north_lightning.data.records import decode, read_records
-from north_lightning.errors import ConfigError, DataError, TaskError
+from north_lightning.data.records import decode, read_records, text_of
+from north_lightning.errors import DataError, TaskError
 from north_lightning.tasks import swe_bench
 from north_lightning.tasks.swe_tasks import PRO, PRO_SCRIPT, SWE_BENCH, Instance, Parser, write_instance
-from north_lightning.untrusted import check_name, parts_of
+from north_lightning.untrusted import check_digests, check_name, parts_of
 
 PRO_IMAGES = "jefzda/sweap-images"
 _LOG_PARSERS = {"pytest": "parse_log_pytest", "unittest": "parse_log_django"}  # SWE-bench's, of these frameworks
@@ -48,7 +47,8 @@ def import_rows(
             {places} stands for the expected tests' files.
         sha256: SHA-256 of each file of ``rows``, in hexadecimal; a file with another one is refused.
     """
-    _check_digests(rows, sha256)
+    for path, digest in zip(rows, check_digests(rows, sha256), strict=True):
+        print(f"{path}: sha256 {digest}")
     seen: set[str] = set()
     for where, content in read_records(rows):
         try:
@@ -66,23 +66,6 @@ def import_rows(
     print(f"{output_dir}: {len(seen)} tasks")
 
 
-def _check_digests(rows: Sequence[Path], expected: Sequence[str] | None) -> None:
-    """Print the SHA-256 of each file, to be given the next time; ``DataError`` for another one than expected."""
-    if expected is not None and len(expected) != len(rows):
-        raise ConfigError(f"sha256: expected one for each of {len(rows)} files of rows, got {len(expected)}")
-    for number, path in enumerate(rows):
-        digest = None
-        if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            print(f"{path}: sha256 {digest}")
-        if expected is not None and digest != expected[number].strip().lower():
-            raise DataError(
-                f"sha256: {path}: expected {expected[number]}, got {digest or 'no local file'}: "
-                "get the version of the data that was meant, or leave sha256 out"
-            )
-
-
 def read_row(
     row: Mapping[str, Any],
     run_scripts: Path | None = None,
@@ -97,23 +80,23 @@ def read_row(
     fail, keep = ("fail_to_pass", "pass_to_pass") if lower else ("FAIL_TO_PASS", "PASS_TO_PASS")
     common = partial(
         Instance,
-        id=check_name(_text(row, "instance_id"), "instance_id", DataError),
-        statement=_text(row, "problem_statement"),
+        id=check_name(text_of(row, "instance_id"), "instance_id", DataError),
+        statement=text_of(row, "problem_statement"),
         fail_to_pass=_names(row, fail),
         pass_to_pass=_names(row, keep),
     )
     if not _names(row, fail):
         raise DataError(f"{fail}: expected at least one test, got none")
     if smith:
-        mirror, _, commit = _text(row, "repo").removeprefix("swesmith/").rpartition(".")
+        mirror, _, commit = text_of(row, "repo").removeprefix("swesmith/").rpartition(".")
         repository = mirror.replace("__", "/", 1)
-        return common(benchmark="swe_smith", repository=repository, commit=commit, bug_patch=_text(row, "patch"))
+        return common(benchmark="swe_smith", repository=repository, commit=commit, bug_patch=text_of(row, "patch"))
     common = partial(
         common,
-        repository=_text(row, "repo"),
-        commit=_text(row, "base_commit"),
-        solution=_text(row, "patch"),
-        test_patch=_text(row, "test_patch") if row.get("test_patch") else "",
+        repository=text_of(row, "repo"),
+        commit=text_of(row, "base_commit"),
+        solution=text_of(row, "patch"),
+        test_patch=text_of(row, "test_patch") if row.get("test_patch") else "",
     )
     if lower:
         return common(benchmark=PRO, **_pro(row, run_scripts))
@@ -141,7 +124,7 @@ def _swe_bench(row: Mapping[str, Any], parser: Parser, test_command: str | None)
             raise DataError(f"{column}: expected one of {', '.join(allowed)}, got {row[column]!r}"[:2000])
     scripts = {}
     if row.get("eval_script"):
-        scripts["eval.sh"] = swe_bench.with_exit_code(_text(row, "eval_script"))
+        scripts["eval.sh"] = swe_bench.with_exit_code(text_of(row, "eval_script"))
     elif test_command is None and repository.lower() in known["repositories"] and "pytest" not in log_parser:
         raise DataError(
             f"eval_script: expected the column of SWE-bench 5, or a test_command for tests that {log_parser} reads, "
@@ -182,18 +165,18 @@ def _r2e(row: Mapping[str, Any]) -> Instance:
     """R2E-Gym names the repairing commit; its tests are in the row, and all that passed after it must pass."""
     expected = _json(row, "expected_output_json")
     executed = _json(row, "execution_result_content")
-    commit = _text(row, "commit_hash")
+    commit = text_of(row, "commit_hash")
     names, codes = (executed.get(key) or [] for key in ("test_file_names", "test_file_codes"))
     if not all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in (names, codes)):
         raise DataError("execution_result_content: expected lists of texts in test_file_names and test_file_codes")
     if len(names) != len(codes):
         raise DataError(f"test_file_codes: expected one for each of {len(names)} test_file_names, got {len(codes)}")
     return Instance(
-        id=check_name(f"{_text(row, 'repo_name').replace('/', '__')}__{commit[:12]}", "repo_name", DataError),
+        id=check_name(f"{text_of(row, 'repo_name').replace('/', '__')}__{commit[:12]}", "repo_name", DataError),
         benchmark="r2e_gym",
-        repository=_text(row, "repo_name"),
+        repository=text_of(row, "repo_name"),
         commit=f"{commit}~1",
-        statement=_text(row, "problem_statement"),
+        statement=text_of(row, "problem_statement"),
         fail_to_pass=[name for name, outcome in expected.items() if outcome == "PASSED"],
         pass_to_pass=[],
         tests={
@@ -203,16 +186,9 @@ def _r2e(row: Mapping[str, Any]) -> Instance:
     )
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{column}: expected text, got {value!r}"[:300])
-    return value
-
-
 def _json(row: Mapping[str, Any], column: str) -> dict[str, Any]:
     try:
-        value = json.loads(_text(row, column))
+        value = json.loads(text_of(row, column))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{column}: expected JSON, got {row[column][:80]!r}") from error
     if not isinstance(value, dict):

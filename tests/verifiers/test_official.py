@@ -423,7 +423,7 @@ def test_rows_are_pinned_and_begin_with_their_images(
     import_rows([file], tmp_path / "tasks", sha256=[digest[0].upper()])
     with pytest.raises(DataError, match=rf"sha256: {file}: expected {'0' * 64}, got {digest[0]}"):
         import_rows([file], tmp_path / "others", sha256=["0" * 64])
-    with pytest.raises(ConfigError, match="sha256: expected one for each of 1 files of rows, got 2"):
+    with pytest.raises(ConfigError, match="sha256: expected one for each of 1 files, got 2"):
         import_rows([file], tmp_path / "others", sha256=digest * 2)
     assert not (tmp_path / "others").exists()
     task = load_task(tmp_path / "tasks" / "instance_a__n-1")
