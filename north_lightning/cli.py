@@ -76,7 +76,7 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
         "an evaluation for Inspect, Harbor, SWE-bench and the Hugging Face hub",
     ),
     "compare": (
-        "north_lightning.evaluation.compare:compare_runs",
+        "north_lightning.views.comparison:compare_runs",
         "RUN RUN ...: which of several evaluations is better, and what cannot be told",
     ),
     "report": ("north_lightning.views.report:write_report", "numbers and curves of a finished run"),

@@ -21,7 +21,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from north_lightning.durable import replace_text
 from north_lightning.errors import ConfigError, DataError
 from north_lightning.evaluation.attempts import Attempt, read_attempts
 from north_lightning.evaluation.statistics import (
@@ -45,7 +44,6 @@ from north_lightning.evaluation.summary import (
     interval_of,
     per_task,
 )
-from north_lightning.run_folders import write_result
 
 ALL = "all tasks"
 """The row of all task sets together."""
@@ -65,35 +63,6 @@ class Side:
 
     def within(self, tasks: set[str]) -> list[list[Attempt]]:
         return [[attempt for attempt in run if attempt.task_id in tasks] for run in self.runs]
-
-
-def compare_runs(sides: list[str], output_dir: Path = Path("runs/compare"), cluster_by: str = "repository") -> None:
-    """Compare checkpoints, recipes of several training runs, and published counts. The others are compared with the
-    first, task set by task set; among three or more, a winner is looked for.
-
-    Args:
-        sides: What to compare, as leading words. FOLDER is an output folder of `test`, with all its checkpoints;
-            FOLDER:CHECKPOINT is one. NAME=RUN,RUN,... is a recipe of several training runs (seeds), each a FOLDER or
-            FOLDER:CHECKPOINT; RUN+RUN is one training run whose task sets are in two folders. NAME=156/500 is a
-            published count of solved tasks, NAME=0.25 a share that is taken as exact.
-        output_dir: Where compare.json and compare.html are written.
-        cluster_by: What tasks are grouped by because they are not independent: repository, family, or task (nothing).
-    """
-    from north_lightning.views.comparison import render_comparison
-
-    if cluster_by not in ("repository", "family", "task"):
-        raise ConfigError(f"cluster_by: expected repository, family or task, got {cluster_by!r}")
-    known: dict[str, dict[str, str]] = {"task_set": {}, "repository": {}, "family": {}, "task": {}}
-    read = [side for word in sides for side in read_sides(str(word), known)]
-    if len(read) < 2 or len({side.name for side in read}) < len(read):
-        names = ", ".join(side.name for side in read) or "none"
-        raise ConfigError(f"sides: expected two or more, each with its own name (NAME=...), got {names}")
-    result = compare_sides(read, known["task_set"], known[cluster_by])
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_result(output_dir / "compare.json", json.dumps(result, indent=2) + "\n")
-    replace_text(output_dir / "compare.html", render_comparison(result))
-    _print(result)
-    Console(highlight=False, soft_wrap=True).print(f"{output_dir / 'compare.html'}: all metrics, with intervals")
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -419,7 +388,7 @@ def _winner(
     }
 
 
-def _print(result: Mapping[str, Any]) -> None:
+def print_comparison(result: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     table = Table(title="95% intervals; size: tasks x attempts x training runs; failed: outside the model")
     for title in ("", "tasks", "pass@1", "pass@k", "size", "failed"):

@@ -54,13 +54,16 @@ def write_results(
     if not attempts:
         raise DataError(f"{evaluation / ATTEMPTS}: expected attempts of an evaluation, found none")
     works = Works(evaluation / WORKS)
+    ended = datetime.fromtimestamp((evaluation / ATTEMPTS).stat().st_mtime, UTC)
     tasks = {task.id: task for task in (load_task_sets(task_sets) if task_sets else [])}
     written = []
     for name in dict.fromkeys(one.checkpoint for one in attempts):
         own = [one for one in attempts if one.checkpoint == name]
         if "/" in name or name.startswith("."):
             raise ConfigError(f"{evaluation}: expected names of checkpoints without '/', got {name!r}")
-        written.append(_write(output_dir / "inspect" / f"{name}.json", json.dumps(inspect_log(own, works, benchmark))))
+        written.append(
+            _write(output_dir / "inspect" / f"{name}.json", json.dumps(inspect_log(own, works, benchmark, ended)))
+        )
         for one in own:
             if works.has(one.kept):
                 trajectory = json.dumps(atif_trajectory(one, works.read_record(one.kept)), indent=1)
@@ -69,7 +72,7 @@ def write_results(
             text = "".join(json.dumps(line) + "\n" for line in lines)
             written.append(_write(output_dir / "predictions" / f"{name}-{sample}.jsonl", text))
         if dataset is not None:
-            rows = yaml.safe_dump(hub_results(own, benchmark, dataset), sort_keys=False)
+            rows = yaml.safe_dump(hub_results(own, benchmark, dataset, ended), sort_keys=False)
             written.append(_write(output_dir / name / ".eval_results" / "results.yaml", rows))
     print(f"{output_dir}: {len(written)} files of {len(attempts)} attempts")
 
@@ -93,7 +96,7 @@ def _write(path: Path, text: str) -> Path:
 # ---- Inspect ---------------------------------------------------------------------------------------------------------
 
 
-def inspect_log(attempts: Sequence[Attempt], works: Works, benchmark: str) -> dict[str, Any]:
+def inspect_log(attempts: Sequence[Attempt], works: Works, benchmark: str, ended: datetime) -> dict[str, Any]:
     """Inspect's ``EvalLog`` (format 2) of one checkpoint's attempts: an epoch a sample."""
     first, tasks = attempts[0], sorted({one.task_id for one in attempts})
     scored = [one for one in attempts if one.reward is not None]
@@ -110,7 +113,7 @@ def inspect_log(attempts: Sequence[Attempt], works: Works, benchmark: str) -> di
         "version": 2,
         "status": "success",
         "eval": {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": ended.isoformat(timespec="seconds"),
             "task": benchmark,
             "dataset": {"name": benchmark, "samples": len(tasks), "sample_ids": tasks},
             "model": first.checkpoint,
@@ -236,7 +239,7 @@ def patch_of(name: str, works: Works, task: Task) -> str:
         return git(after, "diff", "--cached", "--binary", "HEAD").decode(errors="surrogateescape")
 
 
-def hub_results(attempts: Sequence[Attempt], benchmark: str, dataset: str) -> list[dict[str, Any]]:
+def hub_results(attempts: Sequence[Attempt], benchmark: str, dataset: str, ended: datetime) -> list[dict[str, Any]]:
     """Rows of ``.eval_results``: pass@1 with its interval, sample size and settings in the notes."""
     numbers = summarise(attempts)
     low, high = numbers["pass@1_ci95"]
@@ -250,7 +253,7 @@ def hub_results(attempts: Sequence[Attempt], benchmark: str, dataset: str) -> li
         {
             "dataset": {"id": dataset, "task_id": benchmark},
             "value": round(100 * numbers["pass@1"], 2),
-            "date": datetime.now(UTC).date().isoformat(),
+            "date": ended.date().isoformat(),
             "notes": notes,
         }
     ]

@@ -12,9 +12,10 @@ import pytest
 from north_lightning.cli import main
 from north_lightning.errors import ConfigError, DataError
 from north_lightning.evaluation.attempts import Attempt, append_attempts
-from north_lightning.evaluation.compare import PROTOCOL, compare_runs, compare_sides, read_sides
+from north_lightning.evaluation.compare import PROTOCOL, compare_sides, read_sides
 from north_lightning.evaluation.statistics import paired_comparison, pass_at_k
 from north_lightning.evaluation.summary import METRICS, per_task, summarise
+from north_lightning.views.comparison import compare_runs
 
 SETS = {"terminal": 30, "swe": 24}
 

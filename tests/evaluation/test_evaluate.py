@@ -18,7 +18,6 @@ from north_lightning.evaluation.attempts import (
     weights_digest,
 )
 from north_lightning.evaluation.command import _print, _summary, evaluate
-from north_lightning.evaluation.compare import compare_runs
 from north_lightning.evaluation.evaluate import Served, run_attempts
 from north_lightning.evaluation.summary import breakdown, compare, summarise
 from north_lightning.harnesses import ReActTerminalHarness
@@ -31,6 +30,7 @@ from north_lightning.tasks import load_task, write_task
 from north_lightning.tasks.terminal import terminal_task
 from north_lightning.types import Reward, Rollout, SamplingParams, Turn
 from north_lightning.verifiers import UnitTestVerifier
+from north_lightning.views.comparison import compare_runs
 
 
 class CoinRunner:
