@@ -97,12 +97,15 @@ def evaluate(
         check_serving(list(checkpoints.values()), tasks, rollouts, sidecar, output_dir)
     logs = output_dir / ATTEMPTS, output_dir / "vllm.log"
     works = Works(output_dir / WORKS)
-    plans = plan_each(checkpoints, servers, tasks, rollouts, logs[0], num_samples, seed, works)
+    is_continued = logs[0].exists()
+    if dry_run or is_continued:
+        planned = plan_each(checkpoints, servers, tasks, rollouts, logs[0], num_samples, seed, works)
+        plans = {served.checkpoint: plan for served, plan in planned.items()}
     if dry_run:
         print("\n".join(describe_attempts(plans)))
         return
     output_dir.mkdir(parents=True, exist_ok=True)
-    if logs[0].exists():
+    if is_continued:
         replace_text(output_dir / "plan.txt", "\n".join(describe_attempts(plans)) + "\n")
         for name, plan in plans.items():
             print("\n".join(f"{name}: {line}" for line in describe_plan(plan)))

@@ -26,7 +26,7 @@ from north_lightning.types import Rollout, Task
 
 SOLUTION = "solution/solve.sh"
 SOLUTION_TIMEOUT_S = 3600.0
-"""Of a solution whose task does not limit its agent."""
+"""Limit of a solution whose task does not limit its agent."""
 
 
 class Control(TypedDict):

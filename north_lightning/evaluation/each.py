@@ -22,7 +22,7 @@ from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.types import Rollout, Task
 
 NO_SERVER = "http://127.0.0.1:9"
-"""Of a runner that samples nothing."""
+"""URL for a runner that samples nothing."""
 
 
 def attempt_with_each(
@@ -45,8 +45,8 @@ def attempt_with_each(
     rollouts.prepare(tasks)
     log, server_log = logs
     plans = plan_each(checkpoints, {}, tasks, rollouts, log, num_samples, seed, works)
-    paths = {Served(name, weights_digest(path)): path for name, path in checkpoints.items()}
-    asked = {one: path for one, path in paths.items() if any(each.action == "RERUN" for each in plans[one.checkpoint])}
+    paths = {one: checkpoints[one.checkpoint] for one in plans}
+    asked = {one: path for one, path in paths.items() if any(each.action == "RERUN" for each in plans[one])}
     limits = (num_samples, log, concurrency, seed)
     results = {}
     for one in paths.keys() - asked.keys():
@@ -69,7 +69,7 @@ def plan_each(
     num_samples: int,
     seed: int,
     works: Works | None = None,
-) -> dict[str, list[Planned]]:
+) -> dict[Served, list[Planned]]:
     """What is done about every attempt, by checkpoint or server. Nothing is asked."""
     recorded = read_attempts(log)
     everyone = [
@@ -80,7 +80,7 @@ def plan_each(
         *((rollouts.make_chat_runner(server), _served_by(name, server)) for name, server in servers.items()),
     ]
     return {
-        served.checkpoint: plan_attempts(runner, tasks, served, range(num_samples), recorded, works, seed)
+        served: plan_attempts(runner, tasks, served, range(num_samples), recorded, works, seed)
         for runner, served in everyone
     }
 

@@ -37,7 +37,7 @@ class Works:
 
     @staticmethod
     def name(key: tuple[object, ...]) -> str:
-        """Of the work of the attempt with this key; one that is made again replaces it."""
+        """Name of the work of the attempt with this key; one that is made again replaces it."""
         return sha256(repr(key).encode()).hexdigest()[:24]
 
     def forget(self, name: str) -> None:
