@@ -16,6 +16,7 @@ from north_lightning.callbacks.sidecar import running_sidecar
 from north_lightning.errors import ConfigError
 from north_lightning.modules import NorthModule
 from north_lightning.sampling.gauges import METRICS_PATH, Reading, SamplerGauges, read_metrics
+from north_lightning.sampling.loopback import loopback_client
 from north_lightning.types import Positive
 
 TIMEOUT_S = 5.0
@@ -67,7 +68,7 @@ class SamplerMetrics(Callback):
             self._thread = None
 
     def _watch(self, urls: list[str]) -> None:
-        with httpx.Client(timeout=TIMEOUT_S) as client:
+        with loopback_client("", TIMEOUT_S) as client:
             while not self._stopping.is_set():
                 for server, url in enumerate(urls):
                     reading = _read(client, url)

@@ -36,6 +36,7 @@ import psutil
 from north_lightning.errors import ConfigError, SidecarError, TokenizerError
 from north_lightning.sampling.gauges import METRICS_PATH, read_metrics
 from north_lightning.sampling.launch import BACKGROUND_VARIABLE
+from north_lightning.sampling.loopback import loopback_client
 from north_lightning.sampling.vllm_plugin import BACKEND
 from north_lightning.sandbox.cpu_waits import MAX_SILENT_WORK_S, WORKS_FROM, WorkMeter, slowdown
 from north_lightning.sandbox.memory_kills import how_it_ended, num_memory_kills
@@ -43,6 +44,7 @@ from north_lightning.sandbox.scratch import Scratch
 from north_lightning.types import Count, Positive
 
 HOST = "127.0.0.1"
+ANSWER_S = 30.0
 BACKENDS = {"shared_memory": BACKEND, "nccl": "nccl"}
 """How weights come, and vLLM's name for it."""
 DTYPES = ("auto", "float32", "float16", "bfloat16", "half", "float")
@@ -151,6 +153,7 @@ class Sidecar:
         """Whether the server runs only on CPU time that nobody else wants; set it before ``start``."""
         self._process: subprocess.Popen[bytes] | None = None
         self._port: int | None = None
+        self._http = loopback_client("", ANSWER_S)
         self._num_memory_kills = 0
         self._ending = threading.Lock()
         self._silent_work_s = 0.0
@@ -185,6 +188,7 @@ class Sidecar:
         self.check_checkpoint()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._port = self._port or free_port()
+        self._http.base_url = self.url
         started = time.monotonic()
         _say(f"starting (log: {self.log_path})")
         self._num_memory_kills = num_memory_kills()
@@ -219,7 +223,7 @@ class Sidecar:
         meters: list[WorkMeter] = []
         for limit_s in (0.2 * timeout_s, 0.7 * timeout_s):  # what the threads do is not looked at while it answers
             try:
-                httpx.get(f"{self.url}/weight_info", timeout=limit_s).raise_for_status()
+                self._http.get("/weight_info", timeout=limit_s).raise_for_status()
             except httpx.TimeoutException:
                 self._check_process()
                 if not meters:
@@ -248,7 +252,7 @@ class Sidecar:
     def _pause(self) -> str:
         """What to say of a server whose sampling is paused."""
         try:
-            is_paused = httpx.get(f"{self.url}/is_paused", timeout=1.0).raise_for_status().json()["is_paused"]
+            is_paused = self._http.get("/is_paused", timeout=1.0).raise_for_status().json()["is_paused"]
         except (httpx.HTTPError, ValueError, KeyError):
             return ""
         remedy = f"nothing is sampled until somebody calls: curl -X POST {self.url}/resume"
@@ -257,7 +261,7 @@ class Sidecar:
     def _count_tokens(self, timeout_s: float) -> float:
         """Tokens read and generated since the server started; 0 if it does not say."""
         try:
-            reading = read_metrics(httpx.get(f"{self.url}{METRICS_PATH}", timeout=timeout_s).raise_for_status().text)
+            reading = read_metrics(self._http.get(METRICS_PATH, timeout=timeout_s).raise_for_status().text)
         except (httpx.HTTPError, ValueError):
             return 0.0
         return reading.get("generated_tokens", 0.0) + reading.get("prompt_tokens", 0.0)
@@ -385,7 +389,7 @@ class Sidecar:
                 spoken = now
                 _say(f"still starting after {now - started:.0f} s")
             try:
-                answer = httpx.post(f"{self.url}/inference/v1/generate", json=body, timeout=self.start_timeout_s)
+                answer = self._http.post("/inference/v1/generate", json=body, timeout=self.start_timeout_s)
                 answer.raise_for_status()
             except httpx.TransportError:
                 time.sleep(POLL_INTERVAL_S)
@@ -397,10 +401,10 @@ class Sidecar:
 
     def _check_server(self) -> None:
         """What answers on the port is our server, with our checkpoint; from here on its weights are version 0."""
-        served = httpx.get(f"{self.url}/v1/models", timeout=30).raise_for_status().json()["data"][0]
+        served = self._http.get("/v1/models").raise_for_status().json()["data"][0]
         if served["root"] != str(self.model_dir):
             raise SidecarError(f"the server at {self.url} serves {served['root']}, expected {self.model_dir}")
-        httpx.post(f"{self.url}/update_weight_version", json={"new_version": "0"}, timeout=30).raise_for_status()
+        self._http.post("/update_weight_version", json={"new_version": "0"}).raise_for_status()
 
     def _check_process(self) -> None:
         process = self._process

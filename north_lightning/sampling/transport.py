@@ -26,6 +26,7 @@ import httpx
 
 from north_lightning.errors import ConfigError, WeightPushError
 from north_lightning.interfaces import WeightTransport
+from north_lightning.sampling.loopback import loopback_client
 from north_lightning.types import NotNegative, Positive
 
 if TYPE_CHECKING:
@@ -89,9 +90,7 @@ class HTTPTransport(WeightTransport):
         self.timeout_s = timeout_s
         self.fenced = False
         self.last_push: PushReport | None = None
-        # A connection per request: the server closes one after an error, which a request on it would run into.
-        no_reuse = httpx.Limits(max_keepalive_connections=0)
-        self._clients = [httpx.Client(base_url=url, timeout=timeout_s, limits=no_reuse) for url in self.urls]
+        self._clients = [loopback_client(url, timeout_s) for url in self.urls]
         self._threads = ThreadPoolExecutor(len(self.urls), "weight-push")
 
     def push(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
