@@ -47,6 +47,8 @@ from north_lightning.evaluation.summary import (
 
 ALL = "all tasks"
 """The row of all task sets together."""
+Read = tuple[list["Side"], Mapping[str, str], Mapping[str, str]]
+"""Sides, and the task set and the cluster of each task."""
 PROTOCOL = ("harness", "settings", "sampling", "limits", "verifier")
 """What two sides must share to be paired."""
 
@@ -65,11 +67,25 @@ class Side:
         return [[attempt for attempt in run if attempt.task_id in tasks] for run in self.runs]
 
 
+def read_all(words: Sequence[str | Path], cluster_by: str = "repository") -> Read:
+    """The sides that ``words`` name (``compare_runs`` says how), and what their tasks belong to."""
+    if cluster_by not in ("repository", "family", "task"):
+        raise ConfigError(f"cluster_by: expected repository, family or task, got {cluster_by!r}")
+    known: dict[str, dict[str, str]] = {"task_set": {}, "repository": {}, "family": {}, "task": {}}
+    sides = [side for word in words for side in read_sides(word, known)]
+    names = [side.name for side in sides]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"sides: expected each with its own name (NAME=...), got {', '.join(names)}")
+    return sides, known["task_set"], known[cluster_by]
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_sides(word: str, known: dict[str, dict[str, str]]) -> list[Side]:
-    """The sides that one argument names; what their tasks belong to is added to ``known``."""
+def read_sides(word: str | Path, known: dict[str, dict[str, str]]) -> list[Side]:
+    """The sides that one argument names, a path all of a folder; what their tasks belong to is added to ``known``."""
+    if isinstance(word, Path):
+        return [Side(name, (attempts,), protocol) for name, (attempts, protocol) in _read_run(str(word), known).items()]
     named = re.fullmatch(r"([^=/]+)=(.+)", word)
     name, text = (named[1], named[2]) if named else ("", word)
     if count := re.fullmatch(r"(\d+)/(\d+)", text):
@@ -158,10 +174,7 @@ def _different(protocols: Sequence[Mapping[str, Any]], key: str) -> str:
 
 def compare_sides(sides: Sequence[Side], task_sets: Mapping[str, str], clusters: Mapping[str, str]) -> dict[str, Any]:
     """Everything that is shown, as JSON primitives."""
-    names = list(dict.fromkeys(task_sets[task] for task in sorted(task_sets)))
-    members = {ALL: set(task_sets)} | {
-        name: {task for task in task_sets if task_sets[task] == name} for name in names if len(names) > 1
-    }
+    members = _members(task_sets)
     notes: list[str] = []
     for kind, said in (
         (
@@ -180,7 +193,7 @@ def compare_sides(sides: Sequence[Side], task_sets: Mapping[str, str], clusters:
     ):
         if kind:
             notes.append(f"{', '.join(side.name for side in kind)}: {said}.")
-    described_sides = {side.name: _describe(side, members, clusters, notes) for side in sides}
+    described_sides = describe_sides(sides, task_sets, clusters, notes)
     comparisons = []
     for side in sides[1:]:
         for name, tasks in members.items():
@@ -194,6 +207,20 @@ def compare_sides(sides: Sequence[Side], task_sets: Mapping[str, str], clusters:
     if len(contenders) > 2:
         result["winner"] = _winner(contenders, comparisons, members[ALL], clusters)
     return result
+
+
+def describe_sides(
+    sides: Sequence[Side], task_sets: Mapping[str, str], clusters: Mapping[str, str], notes: list[str]
+) -> dict[str, Any]:
+    """Each side's numbers in every task set; ``notes`` takes what is to be kept in mind."""
+    return {side.name: _describe(side, _members(task_sets), clusters, notes) for side in sides}
+
+
+def _members(task_sets: Mapping[str, str]) -> dict[str, set[str]]:
+    names = list(dict.fromkeys(task_sets[task] for task in sorted(task_sets)))
+    return {ALL: set(task_sets)} | {
+        name: {task for task in task_sets if task_sets[task] == name} for name in names if len(names) > 1
+    }
 
 
 def _describe(

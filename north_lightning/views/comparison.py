@@ -17,13 +17,7 @@ from rich.console import Console
 
 from north_lightning.durable import replace_text
 from north_lightning.errors import ConfigError
-from north_lightning.evaluation.compare import (
-    compare_sides,
-    print_comparison,
-    protocol_line,
-    read_sides,
-    shown,
-)
+from north_lightning.evaluation.compare import compare_sides, print_comparison, protocol_line, read_all, shown
 from north_lightning.run_folders import write_result
 from north_lightning.views.charts import forest
 
@@ -40,14 +34,10 @@ def compare_runs(sides: list[str], output_dir: Path = Path("runs/compare"), clus
         output_dir: Where compare.json and compare.html are written.
         cluster_by: What tasks are grouped by because they are not independent: repository, family, or task (nothing).
     """
-    if cluster_by not in ("repository", "family", "task"):
-        raise ConfigError(f"cluster_by: expected repository, family or task, got {cluster_by!r}")
-    known: dict[str, dict[str, str]] = {"task_set": {}, "repository": {}, "family": {}, "task": {}}
-    read = [side for word in sides for side in read_sides(str(word), known)]
-    if len(read) < 2 or len({side.name for side in read}) < len(read):
-        names = ", ".join(side.name for side in read) or "none"
-        raise ConfigError(f"sides: expected two or more, each with its own name (NAME=...), got {names}")
-    result = compare_sides(read, known["task_set"], known[cluster_by])
+    read, task_sets, clusters = read_all([str(side) for side in sides], cluster_by)
+    if len(read) < 2:
+        raise ConfigError(f"sides: expected two or more, got {', '.join(side.name for side in read) or 'none'}")
+    result = compare_sides(read, task_sets, clusters)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_result(output_dir / "compare.json", json.dumps(result, indent=2) + "\n")
     replace_text(output_dir / "compare.html", render_comparison(result))

@@ -6,7 +6,7 @@ template.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,15 +122,22 @@ CHARTS = (
 )
 
 
-def render_page(report: Mapping[str, Any], evaluation: Mapping[str, Any], histories: Mapping[str, History]) -> str:
-    """The whole page; charts of numbers that were not logged are left out."""
+def render_page(
+    report: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    histories: Mapping[str, History],
+    rows: Sequence[tuple[str, list[str]]],
+    caption: str,
+) -> str:
+    """The whole page; ``rows`` of the table on held-out tasks; charts of numbers that were not logged are left out."""
     environment = Environment(
         loader=PackageLoader("north_lightning.views"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     charts = [(chart.title, _draw(chart, histories)) for chart in CHARTS]
     return environment.get_template("report.html.jinja").render(
         report=report,
-        checkpoints=evaluation["checkpoints"],
+        rows=rows,
+        caption=caption,
         gain=report["paired_gain"],
         charts=[(title, svg) for title, svg in charts if svg],
         breakdown=_draw_families(evaluation["checkpoints"]),

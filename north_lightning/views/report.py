@@ -8,22 +8,32 @@ decide and ``report.html`` with the curves (``page``).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from north_lightning.durable import replace_text
 from north_lightning.errors import DataError
+from north_lightning.evaluation.compare import ALL, describe_sides, protocol_line, read_all, shown
 from north_lightning.history import HISTORY, History, read_history
 from north_lightning.run_folders import write_result
 from north_lightning.views.page import HELDOUT, column, render_page
 
 SFT_STAGES = ("sft_stage1", "sft_stage2")
 RL_STAGE = "rl"
-REQUIRED_METRICS = ("pass@1", "pass@8", "invalid_call_rate", "mean_turns")
+WORDS = {
+    "pass@1": "pass@1",
+    "pass@{k}": "pass@{k}",
+    "invalid_call_rate": "invalid calls, per turn",
+    "false_success_rate": "said to be done, but was not",
+    "conclusion_rate": "ended by itself, with a conclusion",
+    "mean_turns": "turns per attempt",
+    "mean_generated_tokens": "generated tokens per attempt",
+    "infrastructure_share": "failed outside the model",
+}
+"""What is shown of every checkpoint, and how it is called."""
 
 
 def write_report(run_dir: Path) -> None:
@@ -45,13 +55,18 @@ def write_report(run_dir: Path) -> None:
     points = run_dir / RL_STAGE / "eval" / "points.jsonl"  # where OnlineEvaluation is among the callbacks
     histories[HELDOUT] = read_history(points) if points.exists() else []
     accounted = run_dir / RL_STAGE / "time.json"  # where TimeAccounts is among the callbacks
+    sides = describe_sides(*read_all([run_dir / "eval"]), notes=[])
     report = build_report(stages, evaluation, histories) | {
-        "rl_time": json.loads(accounted.read_text()) if accounted.exists() else None
+        "heldout": {name: {"protocol": protocol_line(side), **side["sets"][ALL]} for name, side in sides.items()},
+        "rl_time": json.loads(accounted.read_text()) if accounted.exists() else None,
     }
     write_result(run_dir / "report.json", json.dumps(report, indent=2) + "\n")
-    replace_text(run_dir / "report.html", render_page(report, evaluation, histories))
+    rows = list(heldout_rows(report["heldout"]))
+    replace_text(
+        run_dir / "report.html", render_page(report, evaluation, histories, rows, heldout_caption(report["heldout"]))
+    )
     _print(report)
-    Console(highlight=False).print(f"{run_dir / 'report.html'}: curves and details")
+    Console(highlight=False, soft_wrap=True).print(f"{run_dir / 'report.html'}: curves and details")
 
 
 def build_report(
@@ -59,9 +74,8 @@ def build_report(
 ) -> dict[str, Any]:
     """The numbers that decide, as one JSON-able dictionary."""
     report: dict[str, Any] = {
-        name: {key: checkpoint.get(key) for key in REQUIRED_METRICS}
+        name: {key: value for key, value in checkpoint.items() if key != "protocol"}
         | {"loss": _last(histories[name], "train/loss")}
-        | {key: value for key, value in checkpoint.items() if key not in REQUIRED_METRICS}
         for name, checkpoint in evaluation["checkpoints"].items()
         if name in histories
     }
@@ -112,18 +126,41 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def heldout_rows(heldout: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """What is shown of the checkpoints on held-out tasks: the words of a row, and a cell of each checkpoint."""
+    for metric, words in WORDS.items():
+        cells = []
+        for side in heldout.values():
+            value = side[metric.format(k=side["attempts_per_task"])]
+            cells.append(f"{value:.1%}" if isinstance(value, float) else shown(value))
+        yield words.format(k=next(iter(heldout.values()))["attempts_per_task"]), cells
+
+
+def heldout_caption(heldout: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the numbers on held-out tasks are of: sizes and protocols."""
+    sizes = {
+        f"{side['num_tasks']} tasks x {side['attempts_per_task']} attempts of {side['protocol']}"
+        for side in heldout.values()
+    }
+    return "; ".join(sorted(sizes)) + "; 95% intervals"
+
+
+def markdown_table(heldout: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table on held-out tasks, padded so that it reads well as plain text too."""
+    lines = [("", list(heldout)), *heldout_rows(heldout)]
+    widths = [max(len([words, *cells][column]) for words, cells in lines) for column in range(len(heldout) + 1)]
+    lines.insert(1, ("-" * widths[0], ["-" * (width - 1) + ":" for width in widths[1:]]))
+    padded = [
+        [words.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
+        for words, cells in lines
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+
+
 def _print(report: Mapping[str, Any]) -> None:
-    table = Table(title="the recipe on held-out tasks")
-    table.add_column("")
-    names = [name for name in (*SFT_STAGES, RL_STAGE) if name in report]
-    for name in names:
-        table.add_column(name, justify="right")
-    for metric in (*REQUIRED_METRICS, "mean_generated_tokens", "loss"):
-        values = [report[name].get(metric) for name in names]
-        table.add_row(metric, *("–" if value is None else f"{value:.3f}" for value in values))
-    table.add_row("minutes", *(f"{report['seconds'].get(name, 0) / 60:.1f}" for name in names))
-    console = Console(highlight=False)
-    console.print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(markdown_table(report["heldout"]))
+    console.print(heldout_caption(report["heldout"]))
     gain = report["paired_gain"]
     if gain is not None:
         low, high = gain["ci95"]

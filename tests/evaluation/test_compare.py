@@ -1,70 +1,21 @@
 """Comparisons of evaluations: who wins, what cannot be told, and what does not render."""
 
 import json
-import math
 import re
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluated import SETS, attempts_of, protocol_of, write_evaluation
 
 from north_lightning.cli import main
 from north_lightning.errors import ConfigError, DataError
 from north_lightning.evaluation.attempts import Attempt, append_attempts
 from north_lightning.evaluation.compare import PROTOCOL, compare_sides, read_sides
 from north_lightning.evaluation.statistics import paired_comparison, pass_at_k
-from north_lightning.evaluation.summary import METRICS, per_task, summarise
+from north_lightning.evaluation.summary import METRICS, per_task
 from north_lightning.views.comparison import compare_runs
-
-SETS = {"terminal": 30, "swe": 24}
-
-
-def protocol_of(weights: str = "w", num_samples: int = 3, **changes) -> dict:
-    tasks = {f"{name}-{number}": name for name, size in SETS.items() for number in range(size)}
-    return {
-        "harness": {"terminal": "react-1"},
-        "settings": "s1",
-        "sampling": "temperature 1, top_p 0.95",
-        "limits": "8 turns",
-        "verifier": "UnitTestVerifier-1",
-        "weights": weights,
-        "num_samples": num_samples,
-        "first_seed": 0,
-        "task_sets": tasks,
-    } | changes
-
-
-def attempts_of(name: str, rate: float, seed: int, protocol: dict, tests: dict | None = None) -> list[Attempt]:
-    """Tasks have their own rate, the same for every model but for a shift; every solve ends by itself."""
-    rng, hard = np.random.default_rng(seed), np.random.default_rng(0).normal(0, 2, 99)
-    attempts = []
-    for number, task in enumerate(protocol["task_sets"]):
-        for sample in range(protocol["num_samples"]):
-            solved = bool(rng.random() < 1 / (1 + math.exp(-hard[number] - rate)))
-            attempts.append(
-                Attempt(
-                    name, protocol["weights"], task, "text", "terminal", "family", protocol["harness"]["terminal"],
-                    sample, float(solved), protocol["settings"], solved, None,
-                    "finished" if solved or rng.random() < 0.5 else "max_turns", int(rng.integers(2, 9)), 40,
-                    int(rng.integers(0, 2)), False, 1.0, (tests or {}).get(task, "tests"), protocol["verifier"],
-                )
-            )  # fmt: skip
-    return attempts
-
-
-def write(folder: Path, name="rl", rate=0.0, seed=0, tests=None, extra=(), attempts=None, **changes) -> str:
-    protocol = protocol_of(f"w{seed}", **changes)
-    attempts = attempts_of(name, rate, seed, protocol, tests) if attempts is None else attempts
-    append_attempts(folder / "attempts.jsonl", [*extra, *attempts])
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {"checkpoints": {}}
-    repositories = {task: f"repository {task[-1]}" for task in protocol["task_sets"] if task.startswith("swe")}
-    row = summarise(attempts, repositories) | {"protocol": protocol}
-    path.write_text(
-        json.dumps(summary | {"repositories": repositories} | {"checkpoints": summary["checkpoints"] | {name: row}})
-    )
-    return str(folder)
 
 
 def compared(tmp_path: Path, *sides: str, **arguments) -> dict:
@@ -119,8 +70,8 @@ def test_what_is_no_count_is_refused(tmp_path, word):
 
 
 def test_every_number_is_that_of_the_attempts(tmp_path):
-    write(tmp_path / "a", "old", -1.0, 1, num_samples=4)
-    write(tmp_path / "b", "new", 1.5, 2, num_samples=4)
+    write_evaluation(tmp_path / "a", "old", -1.0, 1, num_samples=4)
+    write_evaluation(tmp_path / "b", "new", 1.5, 2, num_samples=4)
     result = compared(tmp_path, str(tmp_path / "a"), str(tmp_path / "b"), cluster_by="task")
     rates, names = {}, sorted(protocol_of()["task_sets"])
     for name, rate, seed in (("old", -1.0, 1), ("new", 1.5, 2)):
@@ -164,7 +115,7 @@ def test_a_linearized_ratio_has_the_intervals_center_and_the_influence_of_leavin
 def test_a_folder_stands_for_all_its_checkpoints_and_a_colon_for_one(tmp_path):
     folder = tmp_path / "eval"
     for number, name in enumerate(("sft", "rl")):
-        write(folder, name, float(number), number)
+        write_evaluation(folder, name, float(number), number)
     assert list(compared(tmp_path, str(folder))["sides"]) == ["sft", "rl"]
     assert list(compared(tmp_path, f"{folder}:rl", f"base={folder}:sft")["sides"]) == ["rl", "base"]
     with pytest.raises(ConfigError, match="it holds sft, rl: add :NAME"):
@@ -179,7 +130,7 @@ def test_training_runs_of_a_recipe_are_a_random_effect_and_one_run_is_about_its_
     """Recipes whose runs lie far apart: any single pair is told apart, the recipes are not."""
     rates = {("a", 0): -3.0, ("a", 1): 0.0, ("a", 2): 3.0, ("b", 0): -2.0, ("b", 1): 1.0, ("b", 2): 4.0}
     places = {
-        one: write(tmp_path / f"{one[0]}{one[1]}", rate=rate, seed=seed)
+        one: write_evaluation(tmp_path / f"{one[0]}{one[1]}", rate=rate, seed=seed)
         for seed, (one, rate) in enumerate(rates.items())
     }
     recipes = [f"{name}={','.join(places[name, run] for run in range(3))}" for name in "ab"]
@@ -201,7 +152,9 @@ def test_training_runs_of_a_recipe_are_a_random_effect_and_one_run_is_about_its_
 def test_one_training_run_may_have_its_task_sets_in_two_folders(tmp_path):
     names = protocol_of()["task_sets"]
     parts = [{task: name for task, name in names.items() if name == wanted} for wanted in SETS]
-    folders = [write(tmp_path / wanted, seed=1, task_sets=part) for wanted, part in zip(SETS, parts, strict=True)]
+    folders = [
+        write_evaluation(tmp_path / wanted, seed=1, task_sets=part) for wanted, part in zip(SETS, parts, strict=True)
+    ]
     result = compared(tmp_path, f"a={'+'.join(folders)}", "b=1/2")
     assert {name: row["num_tasks"] for name, row in result["sides"]["a"]["sets"].items()} == {"all tasks": 54, **SETS}
 
@@ -212,7 +165,7 @@ def test_one_training_run_may_have_its_task_sets_in_two_folders(tmp_path):
 @pytest.mark.parametrize("key", [*PROTOCOL, "weights", "task_sets"])
 def test_numbers_without_their_protocol_do_not_render(tmp_path, key):
     folder = tmp_path / "a"
-    write(folder)
+    write_evaluation(folder)
     summary = json.loads((folder / "summary.json").read_text())
     del summary["checkpoints"]["rl"]["protocol"][key]
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -228,7 +181,7 @@ def test_numbers_without_their_protocol_do_not_render(tmp_path, key):
     ],
 )  # fmt: skip
 def test_other_protocols_and_graders_are_not_paired(tmp_path, key, value):
-    first, second = write(tmp_path / "a"), write(tmp_path / "b", seed=1, **{key: value})
+    first, second = write_evaluation(tmp_path / "a"), write_evaluation(tmp_path / "b", seed=1, **{key: value})
     result = compared(tmp_path, f"a={first}", f"b={second}")
     says = row_of(result)["says"]
     assert re.match(rf"b and a on all tasks: not comparable: {key} .+ against .+", says)
@@ -244,12 +197,12 @@ def test_tasks_are_compared_where_text_and_tests_are_the_same_and_a_line_says_so
     fewer = {
         task: name for task, name in protocol_of()["task_sets"].items() if task not in ("terminal-1", "terminal-2")
     }
-    first = write(tmp_path / "a")
-    second = write(tmp_path / "b", rate=2.0, seed=1, tests=changed, task_sets=fewer)
+    first = write_evaluation(tmp_path / "a")
+    second = write_evaluation(tmp_path / "b", rate=2.0, seed=1, tests=changed, task_sets=fewer)
     row = row_of(compared(tmp_path, f"a={first}", f"b={second}"))
     assert row["num_tasks"] == 54 - 4 - 2
     assert "compared on the 48 of 54 tasks that both share: 2 lack a score on one side, 4 differ" in row["says"]
-    none = write(tmp_path / "c", seed=1, tests=dict.fromkeys(protocol_of()["task_sets"], "other"))
+    none = write_evaluation(tmp_path / "c", seed=1, tests=dict.fromkeys(protocol_of()["task_sets"], "other"))
     assert "not comparable: no task with the same text" in row_of(compared(tmp_path, f"a={first}", f"c={none}"))["says"]
 
 
@@ -260,7 +213,7 @@ def test_infrastructure_failures_are_shown_apart_score_nothing_and_alarm_above_t
     made = {"reward": None, "error": "SandboxError: no", "solved": False}
     failed = [Attempt(**{name: getattr(one, name) for name in Attempt.__dataclass_fields__} | made) for one in lost]
     kept = [one for one in attempts if one.task_id != "swe-0"]
-    result = compared(tmp_path, f"a={write(tmp_path / 'a', attempts=[*kept, *failed])}", "b=1/2")
+    result = compared(tmp_path, f"a={write_evaluation(tmp_path / 'a', attempts=[*kept, *failed])}", "b=1/2")
     row = result["sides"]["a"]["sets"]["swe"]
     assert row["infrastructure_share"] == pytest.approx(1 / 24)
     assert row["num_tasks"] == 23
@@ -268,7 +221,7 @@ def test_infrastructure_failures_are_shown_apart_score_nothing_and_alarm_above_t
     assert row["pass@1"]["value"] == pytest.approx(rates)
     assert any("a on swe: 4.2% of the attempts failed outside the model, above 2%" in note for note in result["notes"])
     assert any("a on swe: 1 of 24 tasks lack a score" in note for note in result["notes"])
-    retried = compared(tmp_path, f"a={write(tmp_path / 'c', extra=failed)}", "b=1/2")
+    retried = compared(tmp_path, f"a={write_evaluation(tmp_path / 'c', extra=failed)}", "b=1/2")
     assert retried["sides"]["a"]["sets"]["swe"]["infrastructure_share"] == 0
     assert not any("failed outside" in note for note in retried["notes"])
 
@@ -280,9 +233,9 @@ def test_attempts_of_an_earlier_evaluation_in_the_folder_are_not_counted(tmp_pat
         attempts_of("rl", 5.0, 9, protocol_of("w0", verifier="UnitTestVerifier-0")),
         attempts_of("other", 5.0, 9, protocol_of("w0")),
     ]
-    clean = compared(tmp_path, f"a={write(tmp_path / 'a')}", "b=1/2")["sides"]["a"]["sets"]
+    clean = compared(tmp_path, f"a={write_evaluation(tmp_path / 'a')}", "b=1/2")["sides"]["a"]["sets"]
     others = [one for several in stale for one in several]
-    before, after = write(tmp_path / "b", extra=others), write(tmp_path / "c")
+    before, after = write_evaluation(tmp_path / "b", extra=others), write_evaluation(tmp_path / "c")
     append_attempts(tmp_path / "c" / "attempts.jsonl", others)
     for mixed in (before, after):
         assert compared(tmp_path, f"a={mixed}", "b=1/2")["sides"]["a"]["sets"] == clean
@@ -307,7 +260,7 @@ def test_names_of_strangers_are_text_on_the_page(tmp_path):
 
 def test_sides_are_compared_the_same_in_any_number_of_workers_and_order(tmp_path):
     known = {"task_set": {}, "repository": {}, "family": {}, "task": {}}
-    sides = [read_sides(f"{name}={write(tmp_path / name, rate=rate, seed=seed)}", known)[0]
+    sides = [read_sides(f"{name}={write_evaluation(tmp_path / name, rate=rate, seed=seed)}", known)[0]
              for name, rate, seed in (("a", 0.0, 1), ("b", 1.0, 2))]  # fmt: skip
     forth, back = (compare_sides(order, known["task_set"], known["repository"]) for order in (sides, sides[::-1]))
     for one, other in product(forth["comparisons"], back["comparisons"]):

@@ -5,29 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
+from evaluated import write_evaluation
 
 from north_lightning.errors import DataError
+from north_lightning.evaluation.compare import shown
 from north_lightning.views.charts import Series, line_chart, running_mean
+from north_lightning.views.comparison import compare_runs
 from north_lightning.views.page import CHARTS
 from north_lightning.views.report import write_report
 
-CHECKPOINT = {
-    "pass@1": 0.4,
-    "pass@8": 0.7,
-    "invalid_call_rate": 0.1,
-    "mean_turns": 3.0,
-    "median_turns_solved": 3.0,
-    "mean_generated_tokens": 30.0,
-    "conclusion_rate": 0.9,
-    "false_success_rate": 0.1,
-    "loop_rate": 0.0,
-    "truncation_rate": 0.0,
-    "num_tasks": 120,
-    "num_attempts": 960,
-    "num_errors": 0,
-    "by_environment": {"terminal": 0.5, "swe": 0.3},
-    "by_family": {"delete_named": 0.5, "wrong_key": 0.3},
-}
 RATES = {"": 0.5, "/low": 0.25, "/high": 0.75}
 """Of every point on held-out tasks, and its interval."""
 
@@ -39,11 +25,14 @@ def run_dir(tmp_path: Path) -> Path:
     }
     stages["rl"]["peak_memory_bytes"] = 3 * 2**30
     (tmp_path / "stages.json").write_text(json.dumps(stages))
-    checkpoints = dict.fromkeys(("sft_stage1", "sft_stage2"), CHECKPOINT) | {"rl": CHECKPOINT | {"pass@1": 0.65}}
+    for seed, name in enumerate(("sft_stage1", "sft_stage2", "rl")):
+        write_evaluation(tmp_path / "eval", name, rate=seed, seed=seed)
     gain = {"pass@1": 0.25, "ci95": [0.2, 0.3], "num_tasks": 120, "seeds": list(range(8))}
-    (tmp_path / "eval").mkdir()
-    summary = {"checkpoints": checkpoints, "paired": {"rl - sft_stage2": gain}}
-    (tmp_path / "eval" / "summary.json").write_text(json.dumps(summary))
+    path = tmp_path / "eval" / "summary.json"
+    summary = json.loads(path.read_text()) | {"paired": {"rl - sft_stage2": gain}}
+    for checkpoint in summary["checkpoints"].values():
+        checkpoint["by_family"] = {"delete_named": 0.5, "wrong_key": 0.3}
+    path.write_text(json.dumps(summary))
     names = {name for chart in CHARTS for _, stage, name in chart.curves if stage == "rl"}
     rows = [{"step": step, **dict.fromkeys(names, 0.5), "policy_lag/bound": 5.0} for step in range(20)]
     for step, row in enumerate(rows):
@@ -64,7 +53,7 @@ def test_the_report_holds_every_number_that_decides(run_dir: Path) -> None:
     write_report(run_dir)
     report = json.loads((run_dir / "report.json").read_text())
     for stage in ("sft_stage1", "sft_stage2", "rl"):
-        assert {"pass@1", "pass@8", "invalid_call_rate", "mean_turns", "loss"} <= report[stage].keys()
+        assert {"pass@1", "invalid_call_rate", "mean_turns", "loss"} <= report[stage].keys()
     assert report["rl"]["loss"] == pytest.approx(1 / 20)
     assert report["paired_gain"]["ci95"] == [0.2, 0.3]
     assert report["policy_lag"] == {"max": 3.0, "bound": 5.0}
@@ -78,6 +67,25 @@ def test_the_report_holds_every_number_that_decides(run_dir: Path) -> None:
     assert report["seconds"]["rl"] == 60.0
     assert report["total_seconds"] == 240.0
     assert report["peak_memory_gib"] == 3.0
+
+
+def test_every_number_on_held_out_tasks_has_its_interval_and_its_protocol_as_compare_prints_them(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(run_dir)
+    told = capsys.readouterr().out
+    compare_runs([f"{run_dir / 'eval'}:{name}" for name in ("sft_stage1", "rl")], run_dir / "compared")
+    sides = json.loads((run_dir / "compared" / "compare.json").read_text())["sides"]
+    page = (run_dir / "report.html").read_text()
+    for metric, words in {"pass@1": "pass@1", "pass@3": "pass@3", "false_success_rate": "said to be done"}.items():
+        (line,) = [line for line in told.splitlines() if line.startswith(f"| {words}")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1::2] == [shown(side["sets"]["all tasks"][metric]) for side in sides.values()]
+        assert all(f"<td>{cell}</td>" in page for cell in cells)
+        assert all(re.fullmatch(r"[\d.]+% \[[\d.]+, [\d.]+\]", cell) for cell in cells[1:])
+    sizes = "54 tasks x 3 attempts of a checkpoint; react-1; temperature 1, top_p 0.95; 8 turns; graded by Unit"
+    assert sizes in told
+    assert sizes in page
 
 
 def test_the_page_is_self_contained_and_draws_every_chart(run_dir: Path) -> None:
