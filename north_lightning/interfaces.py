@@ -40,11 +40,20 @@ if TYPE_CHECKING:
 
 
 class ConversationImporter(ABC):
-    """Reads one foreign data format."""
+    """Reads one foreign data format.
+
+    ``strict`` says that a key that is not understood is an error; without, it is counted in ``account``.
+    """
+
+    strict: bool = False
 
     @abstractmethod
     def convert(self, record: Mapping[str, Any]) -> Conversation:
         """The conversation in one decoded record; ``DataError`` names the JSON path, expected and got."""
+
+    def account(self) -> dict[str, dict[str, int]]:
+        """What was met so far, for filter.json: kind of finding -> finding -> count."""
+        return {}
 
 
 class ConversationFilter(ABC):

@@ -74,6 +74,7 @@ class Message:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    trained: bool = True  # whether an assistant's turn is learned
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Messages to token ids and loss masks, and sampled ids back to validated actions. Free of torch."""
 
 from north_lightning.chat.format import ActionFormatError, ChatFormat, parse_calls
-from north_lightning.chat.openai import OpenAIConversion, from_openai, to_openai, tools_to_openai
+from north_lightning.chat.openai import to_openai, tools_to_openai
 from north_lightning.chat.phrases import mine_phrases
 from north_lightning.chat.render import Segment, conversation_texts, render_calls, render_conversation
 from north_lightning.chat.tokenizer import NorthTokenizer
@@ -11,10 +11,8 @@ __all__ = [
     "ActionFormatError",
     "ChatFormat",
     "NorthTokenizer",
-    "OpenAIConversion",
     "Segment",
     "conversation_texts",
-    "from_openai",
     "mine_phrases",
     "parse_calls",
     "render_calls",

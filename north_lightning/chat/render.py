@@ -88,18 +88,19 @@ def tool_result_turn(results: Sequence[ToolResult]) -> list[Segment]:
 
 
 def assistant_turn(message: Message, reasoning: bool) -> list[Segment]:
-    """An assistant's turn; what the model has to produce itself, eos included, is trained."""
+    """An assistant's turn; what the model has to produce itself, eos included, is trained if the message is."""
     if message.tool_calls:
         start, text, end = controls.START_ACTION, render_calls(message.tool_calls), controls.END_ACTION
     else:
         start, text, end = controls.START_TEXT, message.content, controls.END_TEXT
+    learned = message.trained
     segments = generation_prompt(reasoning)
     if reasoning:
-        segments += [Segment(message.reasoning, False, True), _control(controls.END_THINKING, True)]
+        segments += [Segment(message.reasoning, False, learned), _control(controls.END_THINKING, learned)]
     elif message.reasoning:
         raise DataError("assistant reasoning: expected none with reasoning off, got some; strip it or turn it on")
-    segments += [_control(start, True), Segment(text, False, True), _control(end, True)]
-    return [*segments, _control(controls.END_TURN, True)]
+    segments += [_control(start, learned), Segment(text, False, learned), _control(end, learned)]
+    return [*segments, _control(controls.END_TURN, learned)]
 
 
 def text_turn(message: Message) -> list[Segment]:
@@ -217,7 +218,7 @@ def _number_calls(messages: Sequence[Message]) -> list[Message]:
                 numbers[call.id] = str(len(numbers))
                 open_calls.add(call.id)
             calls = tuple(ToolCall(numbers[call.id], call.name, call.arguments) for call in message.tool_calls)
-            message = Message("assistant", message.content, message.reasoning, calls)
+            message = Message("assistant", message.content, message.reasoning, calls, trained=message.trained)
         numbered.append(message)
     return numbered
 

@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 from north_lightning.data.block_lists import (
@@ -22,16 +21,26 @@ from north_lightning.data.block_lists import (
     ngram_fingerprints,
     words_of,
 )
-from north_lightning.data.importers import MAX_ID_CHARS, repository_of
+from north_lightning.data.instances import repositories_in, repository_of
 from north_lightning.interfaces import ConversationFilter
 from north_lightning.types import Conversation, Fraction
 
 _URL = re.compile(r"^(?:https?://|git@|ssh://git@)?(?:www\.)?(?:github|gitlab)\.com[/:]|\.git/?$")
-_CLONE = re.compile(r"(?:git clone|gh repo (?:clone|fork))\s[^\n]{0,300}?github\.com[/:]([\w.-]+/[\w.-]+)")
-_WORD_OF_ID = re.compile(r"[\w.-]+")
-_INSTANCE_ID = re.compile(
-    r"\b([A-Za-z0-9][\w.-]*?__[A-Za-z0-9][\w.-]*?-\d+)\b|\binstance_([\w.-]+__[\w.-]+?-[0-9a-f]{40})"
+_NAME = r"([A-Za-z0-9][\w.-]{0,60}/[A-Za-z0-9][\w.-]{0,100})"
+_HOST = r"(?:github\.com|gitlab\.com|bitbucket\.org)[/:]"
+_CODE_OF = re.compile(  # addresses that give a repository's code, wherever they stand
+    rf"git\+(?:https?|ssh|git)://[^\s/]{{0,80}}[/:]{_NAME}|(?:git://|git@){_HOST}{_NAME}"
+    rf"|(?:raw\.githubusercontent\.com|codeload\.github\.com|cdn\.jsdelivr\.net/gh|api\.github\.com/repos)/{_NAME}"
+    rf"|{_HOST}{_NAME}/(?:-/)?(?:archive|raw|tarball|zipball|releases/download|pull/\d+\.(?:diff|patch)"
+    rf"|commit/[0-9a-f]+\.(?:diff|patch)|compare/\S{{0,80}}\.(?:diff|patch))\b|\bgithub:{_NAME}"
 )
+_FETCHES = re.compile(  # commands that do
+    r"\b(?:git\s(?:[^\n|;&]{0,80}\s)?(?:clone|fetch|pull|ls-remote|remote\s+(?:add|set-url)|submodule\s+add"
+    r"|subtree\s+add)|gh\s+(?:repo\s+(?:clone|fork|sync)|pr\s+(?:checkout|diff)|release\s+download)"
+    r"|svn\s+(?:co|checkout|export)|hg\s+clone"
+    r"|(?:pip3?|uv|poetry|conda|npm|pnpm|yarn|go|cargo)\s+(?:pip\s+)?(?:install|i|add|get))\s([^\n]{0,600})"
+)
+_ADDRESS = re.compile(rf"{_HOST}{_NAME}|(?<![\w./:@-]){_NAME}(?![\w/])")
 _COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{12,40}(?![0-9a-f])")
 _COMMIT_KEY = 12
 
@@ -53,7 +62,8 @@ class LeakFilter(ConversationFilter):
 
 class RepositoryLeak(LeakFilter):
     """The sample is about a benchmark's repository: by its labels, under any of the repository's names, as a fork under
-    another owner, as a mirror (``owner__name.1a2b3c4d``), by an instance id in a text, or by what is cloned."""
+    another owner, as a mirror (``owner__name.1a2b3c4d``), by an instance id or an image in a text, or by what is
+    cloned, fetched, installed or downloaded."""
 
     reason = "leak_repository"
 
@@ -208,13 +218,23 @@ def _repositories(sample: Conversation) -> Iterator[tuple[str, str]]:
     if found := repository_of(sample.task_id):
         yield "task_id", found.lower()
     for where, text in _all_texts(sample):
-        if "__" in text:
-            words = (word for word in _WORD_OF_ID.findall(text) if "__" in word and len(word) <= MAX_ID_CHARS)
-            for match in chain.from_iterable(map(_INSTANCE_ID.finditer, words)):
-                yield where, repository_of(match[1] or match[2]).lower()
-        if "github.com" in text:
-            for match in _CLONE.finditer(text):
-                yield where, normalised_repository(match[1])
+        for repository in repositories_in(text):
+            yield where, repository.lower()
+        for name in _fetched(text):
+            yield where, normalised_repository(name)
+
+
+def _fetched(text: str) -> Iterator[str]:
+    """The repositories whose code a text gets."""
+    if "git" in text or "bitbucket" in text:
+        for found in _CODE_OF.finditer(text):
+            yield next(filter(None, found.groups()))
+    if "/" in text:
+        for command in _FETCHES.finditer(text.replace("\\\n", " ")):
+            is_by_name = command.group().startswith("gh")
+            for address in _ADDRESS.finditer(command[1]):
+                if address[1] or is_by_name:
+                    yield address[1] or address[2]
 
 
 def _all_texts(sample: Conversation) -> Iterator[tuple[str, str]]:
@@ -234,5 +254,8 @@ def _strings(value: Any) -> Iterator[str]:
         for item in value.values():
             yield from _strings(item)
     elif isinstance(value, list | tuple):
+        words = [item for item in value if isinstance(item, str)]
+        if len(words) > 1:  # a command in pieces
+            yield " ".join(words)
         for item in value:
             yield from _strings(item)

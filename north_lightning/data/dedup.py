@@ -14,6 +14,7 @@ from rensa import RMinHash, RMinHashLSH
 
 from north_lightning.chat.render import to_json
 from north_lightning.data.block_lists import words_of
+from north_lightning.data.openings import read_opening
 from north_lightning.errors import ConfigError
 from north_lightning.interfaces import ConversationFilter
 from north_lightning.seeds import run_seed
@@ -40,7 +41,8 @@ class Identical(ConversationFilter):
 class Duplicate(ConversationFilter):
     """A conversation like an earlier one. Put it last: it remembers everything it is asked about and lets pass.
 
-    Several attempts at one task are not duplicates of each other: what is compared is the whole conversation.
+    Several attempts at one task are not duplicates of each other: what is compared is the whole conversation, but for
+    the system's messages and what an agent program says around every task (``openings``).
 
     Args:
         min_similarity: estimated Jaccard similarity of the sets of word runs, from which on it is a duplicate.
@@ -79,7 +81,7 @@ class Duplicate(ConversationFilter):
             if similarity >= self.min_similarity:
                 return f"messages: {similarity:.0%} like {name}"
         self._index.insert(len(self._seen), hashes)
-        self._seen.append((hashes, f"kept sample {len(self._seen)} {sample.source}/{sample.task_id}"))
+        self._seen.append((hashes, f"kept sample {len(self._seen) + 1} {sample.source}/{sample.task_id}"))
         return None
 
 
@@ -90,7 +92,12 @@ def word_runs(sample: Conversation, length: int) -> list[str]:
 
 
 def _texts(sample: Conversation) -> Iterator[str]:
-    for message in sample.messages:
+    opening = read_opening(sample.messages)
+    if opening is not None:
+        yield opening.task
+    for index, message in enumerate(sample.messages):
+        if message.role == "system" or (opening is not None and index == opening.num_messages - 1):
+            continue
         yield message.role
         yield from (message.content, message.reasoning)
         yield from (f"{call.name} {to_json(call.arguments)}" for call in message.tool_calls)

@@ -1,7 +1,8 @@
 """``python -m north_lightning data filter``: raw trajectories to samples fit to train on, and an account of the rest.
 
 In: sources, each with its files and format. Out: ``<output_dir>/<source>.jsonl`` of canonical samples, and
-``filter.json``: what was read, broken, kept, dropped and retold, for which reasons, with examples. It streams: nothing
+``filter.json``: what was read (and in which formats), broken, not understood, changed, kept, dropped and retold, for
+which reasons, with examples. It streams: nothing
 but fingerprints is held in memory. Shares and packing are for ``mixing`` and ``packing``.
 """
 
@@ -20,6 +21,7 @@ from north_lightning.data.block_lists import SHIPPED, load_block_list
 from north_lightning.data.decontamination import all_leaks
 from north_lightning.data.dedup import Duplicate
 from north_lightning.data.filters import SampleFilter, default_filters
+from north_lightning.data.formats import Trajectories
 from north_lightning.data.records import list_files
 from north_lightning.data.sources import SampleReader, write_samples
 from north_lightning.durable import replace_text
@@ -34,12 +36,12 @@ NUM_BROKEN_SHOWN = 20
 
 @dataclass
 class RawSource:
-    """Files of one format."""
+    """Files of conversations."""
 
     files: list[str]
-    """Paths, URLs or patterns with ``*``: .jsonl, .json or .parquet."""
+    """Paths, URLs or patterns with ``*``: .jsonl, .json, .traj, .eval or .parquet."""
     importer: ConversationImporter | None = None
-    """What the records are; canonical samples by default."""
+    """What reads the records; by default ``Trajectories``, which finds out their format."""
     max_broken: Whole = 0
     """So many records may be unreadable; one more is an error."""
 
@@ -52,6 +54,7 @@ def filter_data(
     min_similarity: Fraction | None = 0.9,
     variations: list[ConversationVariation] | None = None,
     seed: int = 0,
+    strict: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Read sources, drop what is faulty, leaked or seen before, and write the rest.
@@ -64,6 +67,7 @@ def filter_data(
         min_similarity: From which similarity on a conversation is a duplicate, of any source; null keeps duplicates.
         variations: Each kept sample is retold by the first of these that knows it and can.
         seed: Seed of the variations and of the hashes that find duplicates.
+        strict: Count a record as broken that has a key which is not understood; without, filter.json lists such keys.
         overwrite: Move an earlier result aside, to NAME.1, instead of refusing to replace it.
     """
     if not sources:
@@ -80,7 +84,9 @@ def filter_data(
     checks += [] if min_similarity is None else [Duplicate(min_similarity, seed=seed)]
     account: dict[str, Any] = {"sources": {}, "examples": {}}
     for name, source in sources.items():
-        reader = SampleReader(source.files, source.importer, source.max_broken)
+        importer = source.importer or Trajectories()
+        importer.strict = strict
+        reader = SampleReader(source.files, importer, source.max_broken)
         fit = SampleFilter(checks)
         labelled = (sample if sample.source else replace(sample, source=name) for sample in reader)
         told: Counter[str] = Counter()
@@ -93,6 +99,7 @@ def filter_data(
             "read": reader.num_read,
             "broken": len(reader.broken),
             "broken_records": reader.broken[:NUM_BROKEN_SHOWN],
+            **importer.account(),
             "kept": fit.kept,
             "dropped": dict(fit.dropped),
             "retold": dict(told),
@@ -123,11 +130,25 @@ def _retell(
 
 def _print(account: dict[str, Any], output_dir: Path) -> None:
     table = Table(
-        "source", "read", "broken", "kept", "dropped", "retold", title=f"{output_dir}/filter.json", title_justify="left"
+        "source",
+        "format",
+        "read",
+        "broken",
+        "kept",
+        "dropped",
+        "retold",
+        title=f"{output_dir}/filter.json",
+        title_justify="left",
     )
     for name, counts in account["sources"].items():
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts["dropped"].items()))
         told = ", ".join(f"{what} {count}" for what, count in sorted(counts["retold"].items()))
         numbers = (str(counts[key]) for key in ("read", "broken", "kept"))
-        table.add_row(name, *numbers, reasons or "nothing", told or "nothing")
-    Console(highlight=False).print(table)
+        formats = ", ".join(counts.get("formats", {})) or "own"
+        table.add_row(name, formats, *numbers, reasons or "nothing", told or "nothing")
+    console = Console(highlight=False)
+    console.print(table)
+    for name, counts in account["sources"].items():
+        if unread := counts.get("not_understood"):
+            shown = ", ".join(f"{key} {count}" for key, count in list(unread.items())[:8])
+            console.print(f"{name}: {len(unread)} keys were not understood: {shown}", soft_wrap=True)

@@ -1,4 +1,5 @@
-"""Records of data files, one at a time, undecoded: JSON Lines, JSON and parquet, local or remote, compressed or not.
+"""Records of data files, one at a time, undecoded: JSON Lines, JSON, agents' logs and parquet, local or remote,
+compressed or not.
 
 In: paths or URLs (anything fsspec opens) and which part of the records is wanted. Out: each record with its place,
 ``file:line``. Nothing is held in memory but one line or one parquet batch. What a record means is for ``sources`` and
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 
 import fsspec
 
+from north_lightning.data.documents import records_of, records_of_archive
 from north_lightning.errors import ConfigError, DataError
 from north_lightning.untrusted import check_depth
 
@@ -134,11 +136,16 @@ def _read_json(file: str, max_record_bytes: int) -> Iterator[Record]:
     left = max_record_bytes + MAX_RATIO * (opened.fs.size(opened.path) or MAX_DOCUMENT_BYTES)
     with opened as compressed:
         lines = io.BufferedReader(compressed, 1 << 20)
-        if ".json" in Path(file).suffixes:
+        suffixes = Path(file).suffixes
+        if ".json" in suffixes or ".traj" in suffixes or ".eval" in suffixes:
             text = lines.read(min(left, MAX_DOCUMENT_BYTES) + 1)
             if len(text) > min(left, MAX_DOCUMENT_BYTES):
                 raise DataError(f"{file}: expected a document of at most {len(text) - 1} bytes, got more")
-            yield from _split_document(file, text)
+            if ".eval" in suffixes:
+                found = records_of_archive(text, min(left, MAX_DOCUMENT_BYTES))
+                yield from ((f"{file}/{name}", record) for name, record in found)
+            else:
+                yield from _split_document(file, text)
             return
         number = 0
         while line := lines.readline(max_record_bytes + 1):
@@ -153,15 +160,24 @@ def _read_json(file: str, max_record_bytes: int) -> Iterator[Record]:
 
 
 def _split_document(file: str, text: bytes) -> Iterator[Record]:
-    """A ``.json`` file is one record, or a list of them."""
+    """A ``.json`` file is one record, or many (``documents``); or lines of them, by a wrong name."""
     try:
         document = json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        is_lines = error.msg == "Extra data" and text[: error.pos].rstrip(b" \r").endswith(b"\n")
+        lines = text.split(b"\n") if is_lines else []
+        yield from ((f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
+        if not is_lines:
+            yield file, text  # whoever decodes the text says what is wrong with it
+        return
     except (ValueError, RecursionError):
-        document = None  # whoever decodes the text says what is wrong with it
-    if isinstance(document, list):
-        yield from ((f"{file}[{index}]", record) for index, record in enumerate(document))
-    else:
         yield file, text
+        return
+    records = records_of(document)
+    if len(records) == 1 and records[0] is document:
+        yield file, document if isinstance(document, dict) else text
+    else:
+        yield from ((f"{file}[{index}]", record) for index, record in enumerate(records))
 
 
 def _read_parquet(file: str, max_record_bytes: int) -> Iterator[Record]:
@@ -174,21 +190,31 @@ def _read_parquet(file: str, max_record_bytes: int) -> Iterator[Record]:
             for batch in parquet.ParquetFile(opened).iter_batches(PARQUET_BATCH):
                 if batch.nbytes > PARQUET_BATCH * max_record_bytes:
                     raise DataError(f"{file}:{number + 1}: expected rows of at most {max_record_bytes} bytes, got more")
-                for row in batch.to_pylist():
+                kinds = dict(zip(batch.schema.names, batch.schema.types, strict=True))
+                for row in batch.to_pylist(maps_as_pydicts="strict"):
                     number += 1
-                    yield f"{file}:{number}", {key: _as_json(value) for key, value in row.items()}
+                    yield f"{file}:{number}", {key: _as_json(value, kinds[key]) for key, value in row.items()}
         except (pyarrow.ArrowException, ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{file}: expected a parquet file, got after {number} rows: {error}") from error
 
 
-def _as_json(value: Any) -> Any:
-    """``value`` with texts for what parquet has and JSON has not: times, bytes, decimals."""
+def _as_json(value: Any, kind: Any) -> Any:
+    """``value`` of an Arrow type, with texts for what parquet has and JSON has not: times, bytes, decimals.
+
+    All structs of a column have the same keys, so one that is null was missing in JSON, and is left out; a map has the
+    keys it was given.
+    """
+    from pyarrow import types
+
+    if isinstance(value, dict) and types.is_struct(kind):
+        below = {field.name: field.type for field in kind}
+        return {key: _as_json(one, below[key]) for key, one in value.items() if one is not None}
     if isinstance(value, dict):
-        return {str(key): _as_json(below) for key, below in value.items()}
+        return {str(key): _as_json(one, kind.item_type) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_json(below) for below in value]
+        return [_as_json(one, kind.value_type) for one in value]
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return str(value) if isinstance(value, date | time | timedelta | Decimal) else value

@@ -2,9 +2,9 @@
 
 In: files of records (``records``). A canonical record is ``{"messages": [...], "tools": [...], "source", "harness",
 "environment", "repo", "task_id", "verified"}`` with OpenAI's message and tool objects (``reasoning_content`` for
-thinking). Out: ``Conversation`` objects; and the way back, as JSON Lines. Anything that is not this is a ``DataError``
-that names file, line and JSON path. Whether a conversation is *good* is for ``filters``; what it looks like in tokens
-for ``chat``.
+thinking, ``weight`` 0 for what is not learned). Out: ``Conversation`` objects; and the way back, as JSON Lines.
+Anything that is not this is a ``DataError`` that names file, line and JSON path. Whether a conversation is *good* is
+for ``filters``; what it looks like in tokens for ``chat``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SampleReader:
 
     Args:
         files: local paths or URLs of ``.jsonl``, ``.json`` or ``.parquet`` files, compressed or not.
-        importer: what the records are; None for canonical samples.
+        importer: what the records are; None for canonical samples, strictly read.
         max_broken: so many records that cannot be read are skipped and listed in ``broken``; one more is an error.
         shard: which part of the records.
     """
@@ -123,7 +123,7 @@ def tools_from_json(tools: Any) -> tuple[ToolSpec, ...]:
 
 
 def _message(record: Any, where: str) -> Message:
-    record = _object(record, where, {"role", "content", "reasoning_content", "tool_calls", "tool_call_id"})
+    record = _object(record, where, {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "weight"})
     role = record.get("role")
     if role not in _ROLES:
         raise DataError(f"{where}.role: expected one of {', '.join(_ROLES)}, got {role!r}")
@@ -131,6 +131,8 @@ def _message(record: Any, where: str) -> Message:
     reasoning = _string(record.get("reasoning_content"), f"{where}.reasoning_content")
     if role != "assistant" and (calls or reasoning):
         raise DataError(f"{where}: expected tool_calls and reasoning_content of an assistant only, got role {role!r}")
+    if (weight := record.get("weight", 1)) not in (0, 1):
+        raise DataError(f"{where}.weight: expected 0 or 1, got {weight!r}"[:200])
     answered = record.get("tool_call_id")
     if (role == "tool") != isinstance(answered, str):
         raise DataError(f"{where}.tool_call_id: expected a string for a tool's message only, got {answered!r} ({role})")
@@ -140,6 +142,7 @@ def _message(record: Any, where: str) -> Message:
         reasoning=reasoning,
         tool_calls=tuple(_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)),
         tool_call_id=answered,
+        trained=bool(weight),
     )
 
 

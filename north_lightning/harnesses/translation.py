@@ -135,7 +135,7 @@ async def translate(
         SandboxUnavailableError: commands cannot be isolated here.
     """
     turns = rewrite(sample.messages[num_opening:], dialect_of(source.name), dialect_of(target.name))
-    exchanges = [exchange for _, turn in turns for exchange in turn]
+    exchanges = [exchange for _, turn, _ in turns for exchange in turn]
     try:
         theirs, ours = await asyncio.gather(
             play(source, task, [one.theirs for one in exchanges], sandboxes),
@@ -154,13 +154,14 @@ async def translate(
 
 # ---- rewriting -----------------------------------------------------------------------------------------------------
 
-Turns = list[tuple[str, list[Exchange]]]
-"""For every turn of the source what was thought, and its actions."""
+Turns = list[tuple[str, list[Exchange], bool]]
+"""For every turn of the source what was thought, its actions, and whether it is learned."""
 
 
 def rewrite(messages: Sequence[Message], source: Dialect, target: Dialect) -> Turns:
     """The turns of a trajectory in both harnesses' calls; nothing is executed yet."""
-    read = [(_read(said, source), observed) for said, observed in _turns(messages)]
+    spoken = _turns(messages)
+    read = [(_read(said, source), observed) for said, observed in spoken]
     turns: Turns = []
     directory = WORK
     for number, (turn, observed) in enumerate(read):
@@ -175,7 +176,7 @@ def rewrite(messages: Sequence[Message], source: Dialect, target: Dialect) -> Tu
             saw = None if shared or index >= len(observed) else observed[index]
             theirs = ending if isinstance(action, Finish) else (turn.calls[index],)
             exchanges.append(_exchange(action, theirs, saw, source, target))
-        turns.append((turn.reasoning, exchanges))
+        turns.append((turn.reasoning, exchanges, spoken[number][0].trained))
         if ending:
             break
     return turns
@@ -309,7 +310,7 @@ def _tell(turns: Turns, seen: Sequence[Sequence[Seen]], source: Dialect, target:
     told: list[Message] = []
     answers = iter(seen)
     next_id = 0
-    for reasoning, exchanges in turns:
+    for reasoning, exchanges, is_learned in turns:
         thought = mentioned(reasoning, names)
         said: list[tuple[AssistantAction, str]] = []
         for exchange in exchanges:
@@ -320,7 +321,7 @@ def _tell(turns: Turns, seen: Sequence[Sequence[Seen]], source: Dialect, target:
             action = _numbered(
                 replace(group[0][0], tool_calls=tuple(c for a, _ in group for c in a.tool_calls)), next_id
             )
-            told.append(Message("assistant", action.content, action.reasoning, action.tool_calls))
+            told.append(Message("assistant", action.content, action.reasoning, action.tool_calls, trained=is_learned))
             observed = [text for _, text in group]
             if not action.tool_calls:
                 told += [Message("user", text) for text in observed if text]

@@ -17,7 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from north_lightning.data.openings import read_opening
+from north_lightning.errors import InvalidActionError, RetellingError
 from north_lightning.harnesses.prompts import SWE_REVIEW
+from north_lightning.harnesses.terminus2 import FIRST_SCREEN
 from north_lightning.harnesses.turn import head, only_call
 from north_lightning.interfaces import ConversationVariation, Harness, HarnessSession, Sandbox
 from north_lightning.seeds import run_seed
@@ -58,6 +61,7 @@ CUTS = (100_000, 32_000, 16_000, 8_000)
 """Characters an observation keeps at most."""
 
 _OWN_FRAME = "OBSERVATION:\n"  # SWE-agent's
+_TASK = "\ue001"  # the same, inside that
 _INSTRUCTION = "\ue000"  # stands for the task in a prompt, so that nothing in it is renamed
 
 
@@ -230,17 +234,24 @@ class HarnessVariation(ConversationVariation):
         if found is None:
             return None
         instruction, num_opening = found
-        task = Task(sample.task_id, sample.environment, "", instruction, Path(), 1)
+        task = Task(sample.task_id, sample.environment, "", _TASK, Path(), 1)
         varied = VariedHarness(self.harness, seed)
         shown = varied.presentation(task)
         prompt = varied.prompt(task, random.Random(seed).randrange(self.num_wordings))
+        opening = [
+            replace(one, content=_at_home(one.content, sample).replace(_TASK, instruction)) for one in prompt.messages
+        ]
         names = {call.id: call.name for message in sample.messages for call in message.tool_calls}
         told = (_retell(message, shown, names) for message in sample.messages[num_opening:])
-        return replace(sample, messages=(*prompt.messages, *told), tools=prompt.tools)
+        return replace(sample, messages=(*opening, *told), tools=prompt.tools)
 
 
 def find_instruction(sample: Conversation, harness: Harness, num_wordings: int = 3) -> tuple[str, int] | None:
-    """The task in the opening of a sample of ``harness``, and how many messages that opening has; None for others."""
+    """The task in the opening of a sample of ``harness``, and how many messages that opening has; None for others.
+
+    The opening is one of this package's, or the original program's; then the calls must be ones that the harness's
+    tools take.
+    """
     if sample.harness != harness.name:
         return None
     task = Task(sample.task_id, sample.environment, "", _INSTRUCTION, Path(), 1)
@@ -251,7 +262,38 @@ def find_instruction(sample: Conversation, harness: Harness, num_wordings: int =
         match = re.fullmatch(pattern.replace(_INSTRUCTION, "(.*)"), opening, re.DOTALL)
         if match and match.groups() and sample.tools == prompt.tools:
             return match[1], len(prompt.messages)
-    return None
+    opening, prompt = read_opening(sample.messages), harness.prompt(task)
+    is_bare = prompt.messages[-1].content == _INSTRUCTION
+    if opening is None or not (opening.is_framed or is_bare):
+        return None
+    if not _fits(sample.messages[opening.num_messages :], prompt.tools):
+        return None
+    return opening.task, opening.num_messages
+
+
+def _fits(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> bool:
+    """Whether turns could have been made with these tools: calls of them where there are any, else none."""
+    calls = [call for message in messages if message.trained for call in message.tool_calls]
+    for call in calls:
+        try:
+            only_call(AssistantAction(tool_calls=(call,)), tools)
+        except InvalidActionError:
+            return False
+    return bool(calls) == bool(tools)
+
+
+def _at_home(text: str, sample: Conversation) -> str:
+    """A prompt that says where the sample's repository is, and what its terminal shows, not what ours would be."""
+    opening = read_opening(sample.messages)
+    if opening is None or sample.messages[opening.num_messages - 1].content == text:
+        return text
+    if opening.terminal:
+        text = text.replace(FIRST_SCREEN, opening.terminal)
+    if "/work" not in text:
+        return text
+    if not opening.directory:
+        raise RetellingError("no_directory", "expected an opening that says where the repository is")
+    return text.replace("/work", opening.directory)
 
 
 def mentioned(text: str, names: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from north_lightning.chat import ActionFormatError, ChatFormat, from_openai
+from north_lightning.chat import ActionFormatError, ChatFormat
 from north_lightning.chat import controls as c
 from north_lightning.chat.render import render_with_melody, to_json
 from north_lightning.errors import DataError, InvalidActionError
@@ -270,28 +270,6 @@ def test_foreign_call_ids_are_renumbered(tokenizer):
 
     chat = ChatFormat(tokenizer, False)
     assert chat.encode_prompt(messages("call_b", "call_a"), TOOLS) == chat.encode_prompt(messages("0", "1"), TOOLS)
-
-
-def test_openai_messages_are_converted_and_every_change_is_counted(tokenizer):
-    call = {"id": "c1", "function": {"name": "terminal", "arguments": '{"keystrokes": "ls"}'}}
-    converted = from_openai(
-        [
-            {"role": "developer", "content": [{"type": "text", "text": "Rules."}]},
-            {"role": "assistant", "content": "I look.", "reasoning_content": "Hm.", "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "c1", "content": "a"},
-        ]
-    )
-    expected = ToolCall("c1", "terminal", {"keystrokes": "ls"})
-    assert converted.messages[0] == Message("system", "Rules.")
-    assert converted.messages[1] == Message("assistant", "", "Hm.\n\nI look.", (expected,))
-    assert (converted.num_moved_contents, converted.num_decoded_arguments) == (1, 1)
-    assert ChatFormat(tokenizer, True).encode_conversation(converted.messages, TOOLS)
-    for wrong in ({"role": "robot"}, {"role": "user", "content": [{"type": "image"}]}):
-        with pytest.raises(DataError, match=r"messages\[0\]"):
-            from_openai([wrong])
-    call["function"]["arguments"] = "[1]"
-    with pytest.raises(DataError, match=r"\$.messages\[0\].tool_calls\[0\].function.arguments: expected an object"):
-        from_openai([{"role": "assistant", "tool_calls": [call]}])
 
 
 # ---- parsing -------------------------------------------------------------------------------------------------------

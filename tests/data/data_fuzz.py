@@ -211,14 +211,6 @@ DEFECTS: list[tuple[str, Plant]] = [
     ),
     ("truncated_ending", lambda s, r: replace(s, messages=(*s.messages[:-1], Message("assistant", "It calls f(")))),
     (
-        "truncated_ending",
-        lambda s, r: (
-            replace(s, messages=(*s.messages, Message("user", said(r))))
-            if not s.messages[-1].tool_calls
-            else replace(s, messages=(*s.messages, Message("tool", "x", tool_call_id=s.messages[-1].tool_calls[0].id)))
-        ),
-    ),
-    (
         "round_trip",
         lambda s, r: (
             with_call(s, "note", {"number": r.choice([2**64, -(2**63) - 1, float("nan"), 3.9917007467776965e-25])})

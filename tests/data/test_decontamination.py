@@ -43,6 +43,36 @@ def test_shipped_lists_say_source_and_date_and_hold_the_repositories(name):
     assert listed.date.startswith("20")
 
 
+DJANGO = (
+    "django__django-11099-3",
+    "django__django-11099_0",
+    "django__django-11099.1-of-1.json",
+    "instance_django__django-11099__run_2",
+    "sweb.eval.x86_64.django_1776_django-11099:latest",
+    "xingyaoww/sweb.eval.x86_64.django_s_django-11099",
+    "ghcr.io/epoch-research/swe-bench.eval.arm64.django__django-11099",
+    "swesmith.x86_64.django_1776_django.1a2b3c4d",
+    "/testbed/django__django__3.0",
+)
+GETS_DJANGO = (
+    "pip install git+https://github.com/django/django.git@main",
+    "pip install 'django @ git+ssh://git@github.com/django/django'",
+    "uv pip install https://github.com/django/django/archive/main.zip",
+    "git remote add upstream https://github.com/django/django",
+    "git -C repo remote set-url origin git@github.com:django/django.git",
+    "git fetch https://github.com/django/django.git main",
+    "git fetch \\\n  https://github.com/django/django",
+    "git submodule add https://github.com/django/django vendor/django",
+    "curl -sL https://raw.githubusercontent.com/django/django/main/setup.py",
+    "wget https://codeload.github.com/django/django/tar.gz/refs/tags/3.0",
+    "curl https://api.github.com/repos/django/django/contents/setup.py",
+    "curl -L https://github.com/django/django/pull/123.diff | git apply",
+    "gh repo clone django/django",
+    "gh pr checkout 12 --repo django/django",
+    "npm install github:django/django",
+)
+
+
 @pytest.mark.parametrize(
     ("sample", "blocked"),
     [
@@ -59,6 +89,10 @@ def test_shipped_lists_say_source_and_date_and_hold_the_repositories(name):
         ),
         (about("Solve sphinx-doc__sphinx-8273."), "sphinx-doc/sphinx of swe_bench"),
         (typed("cd /tmp && git clone --depth 1 https://github.com/pallets/flask.git"), "pallets/flask of swe_bench"),
+        *((about(f"See {text} there."), "django/django of swe_bench") for text in DJANGO),
+        *((about(task_id=text), "django/django of swe_bench") for text in DJANGO[:4]),
+        *((typed(text), "django/django of swe_bench") for text in GETS_DJANGO),
+        (typed(["git", "clone", "https://github.com/django/django"]), "django/django of swe_bench"),
     ],
 )
 def test_repositories_are_found_under_any_name(sample, blocked):
@@ -73,6 +107,8 @@ def test_repositories_are_found_under_any_name(sample, blocked):
         about("As in https://github.com/django/django/issues/1, but in our code; uses requests and flask."),
         about("__init__ of a__b and snake__case-names"),
         typed("pip install django && git clone https://github.com/spam/django-tools"),
+        typed("git commit -m 'as django/django does' && ls django/django"),
+        about("Read https://github.com/django/django/blob/main/setup.py and self.a__django-1"),
     ],
 )
 def test_other_repositories_and_mere_mentions_are_no_leaks(sample):

@@ -1,6 +1,7 @@
 """Each check finds its fault and nothing else."""
 
 import datetime
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,7 @@ def reasons(sample):
         conversation(say("", calls=[call()])),  # the last call may stay unanswered
         conversation(say("def f():\n\n\n    return 1")),
         conversation(say("a < b | c > d <|> <x|y> <eos>")),
+        conversation(say("10\u00a0km \U0001f468\u200d\U0001f4bb \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645")),
     ],
 )
 def test_sound_conversations_have_no_fault(sample):
@@ -95,7 +97,7 @@ def test_a_result_without_a_call_and_a_broken_schema_are_found():
 
 
 @pytest.mark.parametrize(
-    "text", [" x", "x\n", "a\r\nb", "a\x00b", "a\u00a0b", "a\u200bb", "a\n\n\n\n\nb", "a" + " " * 120 + "b", "\ufeffa"]
+    "text", [" x", "x\n", "a\r\nb", "a\x00b", "a\u200bb", "a\n\n\n\n\nb", "a" + " " * 120 + "b", "\ufeffa"]
 )
 def test_erroneous_whitespace_is_found_in_content_and_reasoning(text):
     assert reasons(conversation(say(text))) == ["erroneous_whitespace"]
@@ -127,7 +129,7 @@ def test_control_markers_are_found_everywhere_but_in_tool_results(marker):
 
 def test_content_beside_tool_calls_and_empty_conversations_are_found():
     assert reasons(conversation(say("text", calls=[call()]))) == ["content_beside_tool_calls", "round_trip"]
-    assert reasons(conversation()) == ["nothing_to_train", "truncated_ending"]
+    assert reasons(conversation()) == ["nothing_to_train"]
     assert reasons(conversation(say("", ""))) == ["nothing_to_train"]
 
 
@@ -169,9 +171,18 @@ def test_endings_in_the_middle_are_found(text):
     assert reasons(conversation(say(text))) == ["truncated_ending"]
 
 
-def test_a_conversation_that_ends_on_a_result_or_a_user_is_truncated():
-    assert reasons(conversation(say("", calls=[call()]), result())) == ["truncated_ending"]
-    assert reasons(conversation(say(), Message("user", "And now?"))) == ["truncated_ending"]
+def test_what_follows_the_assistants_last_turn_does_not_matter():
+    assert reasons(conversation(say("", calls=[call()]), result())) == []
+    assert reasons(conversation(say(), Message("user", "And now?"))) == []
+    assert reasons(conversation(say("call f("), Message("user", "And now?"))) == ["truncated_ending"]
+
+
+@pytest.mark.parametrize("wrong", [say(" x"), say("", calls=[call(name="missing")]), say("As shown[^2].")])
+def test_a_turn_that_is_not_learned_is_not_judged(wrong):
+    assert reasons(conversation(wrong, *map(result, [c.id for c in wrong.tool_calls]), say())) != []
+    wrong = replace(wrong, trained=False)
+    assert reasons(conversation(wrong, *map(result, [c.id for c in wrong.tool_calls]), say())) == []
+    assert reasons(conversation(replace(say(), trained=False))) == ["nothing_to_train"]
 
 
 @pytest.mark.parametrize("command", [2**70, "half \ud800", float("inf")])

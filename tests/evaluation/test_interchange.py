@@ -17,7 +17,7 @@ import pytest
 from test_regrade import MODEL, SolvingRunner
 
 from north_lightning.cli import main
-from north_lightning.data.importers import ATIFTrajectories
+from north_lightning.data.formats import ATIFTrajectories
 from north_lightning.evaluation.attempts import Attempt, append_attempts
 from north_lightning.evaluation.evaluate import run_attempts
 from north_lightning.evaluation.works import Works

@@ -27,8 +27,10 @@ from pyarrow import parquet
 from north_lightning.chat import NorthTokenizer
 from north_lightning.cli import main
 from north_lightning.data.decontamination import _repositories
+from north_lightning.data.dedup import Duplicate
 from north_lightning.data.filters import InvalidToolCall, SampleFilter, TruncatedEnding
-from north_lightning.data.importers import OpenAIMessages, repository_of
+from north_lightning.data.formats import OpenAIMessages, Trajectories
+from north_lightning.data.instances import repository_of
 from north_lightning.data.sources import SampleReader
 from north_lightning.errors import CheckpointError, ConfigError, DataError, TaskError, TokenizerError
 from north_lightning.model.checkpoint import check_replaceable, load_checkpoint, save_checkpoint
@@ -426,6 +428,16 @@ FLOODS = {
     "brackets": "【" * 50_000,
     "notes": "[^1" * 50_000,
     "semicolons": ";\n" * 100_000,
+    "thoughts": "<think>" * 20_000,
+    "ends of thoughts": "x</think>\n<think>" * 20_000,
+    "calls": "<tool_call>" * 20_000,
+    "responses": "<tool_response>" * 20_000,
+    "instances": "a-__b_s_c_1776_" * 10_000,
+    "addresses": "git+https://" * 20_000,
+    "names": "github.com/a/b/" * 20_000,
+    "tags": "<issue>" * 30_000,
+    "tasks": "You are an AI assistant as JSON " + "\nTask Description:\n" * 20_000,
+    "plans": "Analysis: " + "\nPlan: " * 20_000,
 }
 
 
@@ -443,6 +455,12 @@ def test_our_own_patterns_take_a_bounded_time_on_any_text(name: str, world: Worl
             for check in SampleFilter().filters:
                 check.find_fault(sample)
             list(_repositories(sample))
+            Duplicate().find_fault(sample)
+        for role in ("user", "assistant", "tool"):
+            messages = [{"role": "user", "content": text}, {"role": role, "content": text, "thinking": text}]
+            Trajectories().convert({"messages": messages, "resolved": text})
+        steps = [{"source": "user", "message": text}, {"source": "agent", "message": text}]
+        Trajectories().convert({"schema_version": "ATIF-v1.7", "agent": {"name": "terminus-2"}, "steps": steps})
         assert repository_of("_" * 3000) == ""
         assert repository_of("a__b-1") == "a/b"
 

@@ -1,0 +1,56 @@
+"""Samples of Inspect's logs, ``.json`` or ``.eval``: ``documents`` gives each with its log's ``eval`` beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from north_lightning.data.formats.base import Format, Notes, holds, words
+
+_ATTACHMENT = "attachment://"
+_READ = words(
+    "id epoch input choices target sandbox files setup messages output store events timelines attachments events_data "
+    "eval uuid error limit error_retries role_usage model_usage total_time working_time started_at completed_at "
+    "turn_count invalidation description model_fallbacks message_count"
+)
+
+
+class InspectSamples(Format):
+    """One sample of a log a record."""
+
+    name = "inspect"
+
+    @classmethod
+    def detects(cls, record: Mapping[str, Any]) -> bool:
+        is_sample = "epoch" in record and "target" in record and "id" in record
+        return isinstance(record.get("messages"), list) and (is_sample or isinstance(record.get("eval"), dict))
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
+        attachments = record.get("attachments") if isinstance(record.get("attachments"), dict) else {}
+        events = [event for event in record.get("events") or [] if isinstance(event, dict)]
+        offered = {
+            tool["name"]: tool
+            for event in events
+            for tool in event.get("tools") or []
+            if isinstance(tool, dict) and isinstance(tool.get("name"), str)
+        }
+        evaluation = record.get("eval") if isinstance(record.get("eval"), dict) else {}
+        metadata = record.get("metadata") if isinstance(record.get("metadata"), dict) else {}
+        labels = {"task_id": str(record.get("id", "")), "harness": (evaluation.get("metadata") or {}).get("harness")}
+        rest = {key: value for key, value in record.items() if key not in (*_READ, "metadata")}
+        labels |= {key: metadata[key] for key in ("repo", "environment") if isinstance(metadata.get(key), str)}
+        tools = {"tools": list(offered.values())} if offered else {}
+        messages = [_resolved(message, attachments) for message in record["messages"]]
+        if holds(messages, "source") and not any(message.get("role") == "assistant" for message in messages):
+            notes.changed["samples without an answer"] += 1
+        return {**labels, **rest, **tools, "messages": messages}
+
+
+def _resolved(value: Any, attachments: Mapping[str, Any]) -> Any:
+    """``value`` with what the log keeps beside it put in its place; ``source`` of a message is no role."""
+    if isinstance(value, str) and value.startswith(_ATTACHMENT):
+        return attachments.get(value.removeprefix(_ATTACHMENT), value)
+    if isinstance(value, dict):
+        return {key: _resolved(below, attachments) for key, below in value.items() if key != "source"}
+    return [_resolved(below, attachments) for below in value] if isinstance(value, list) else value
