@@ -301,7 +301,8 @@ def test_every_format_is_found_by_itself_alone():
     assert found["Inspect"] == "inspect"
     assert found["ATIF"] == "atif"
     assert found["sharegpt"] == found["Hermes"] == "sharegpt"
-    assert {found[name] for name in ("openai", "SWE-smith", "anthropic", "LLaMA-Factory's parts")} == {"messages"}
+    assert found["SWE-smith"] == "swe_smith"
+    assert {found[name] for name in ("openai", "anthropic", "LLaMA-Factory's parts")} == {"messages"}
     with pytest.raises(
         DataError, match="expected messages, or a trajectory of one of the formats atif.*got the keys a"
     ):

@@ -15,7 +15,7 @@ from north_lightning.data.formats.inspect_log import InspectSamples
 from north_lightning.data.formats.mini_swe_agent import MiniSWEAgentTrajectory
 from north_lightning.data.formats.openhands import OpenHandsEvents
 from north_lightning.data.formats.plain import OpenAIMessages, ShareGPT
-from north_lightning.data.formats.swe_agent import SWEAgentTrajectory
+from north_lightning.data.formats.swe_agent import SWEAgentTrajectory, SWESmithTraces
 from north_lightning.errors import DataError
 
 FORMATS: tuple[type[Format], ...] = (
@@ -23,6 +23,7 @@ FORMATS: tuple[type[Format], ...] = (
     MiniSWEAgentTrajectory,
     InspectSamples,
     SWEAgentTrajectory,
+    SWESmithTraces,
     OpenHandsEvents,
     ShareGPT,
     OpenAIMessages,
