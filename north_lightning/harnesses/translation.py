@@ -27,7 +27,7 @@ from north_lightning.errors import (
 )
 from north_lightning.harnesses.actions import WORK, Action, Dialect, Finish, Outcome, ReadTurn, Run
 from north_lightning.harnesses.dialects import dialect_of
-from north_lightning.harnesses.variation import find_instruction, mentioned
+from north_lightning.harnesses.variation import find_opening, mentioned
 from north_lightning.interfaces import ConversationVariation, Harness, Sandbox, SandboxProvider
 from north_lightning.tasks import image_of, load_task_sets
 from north_lightning.types import AssistantAction, Conversation, Count, Fraction, Message, Step, Task
@@ -98,15 +98,14 @@ class HarnessTranslation(ConversationVariation):
 
     def vary(self, sample: Conversation, seed: int) -> Conversation | None:
         rng = random.Random(seed)
-        found = find_instruction(sample, self.source, self.num_wordings)
+        found = find_opening(sample, self.source, self.num_wordings)
         if found is None or rng.random() >= self.share:
             return None
-        instruction, num_opening = found
         if sample.task_id not in self.tasks:
             raise RetellingError("task_unknown", f"task {sample.task_id!r} is in none of the task sets")
-        task = replace(self.tasks[sample.task_id], instruction=instruction)
+        task = replace(self.tasks[sample.task_id], instruction=found.task)
         target, wording = rng.choice(self.targets), rng.randrange(self.num_wordings)
-        return asyncio.run(translate(sample, num_opening, task, self.source, target, self.sandboxes, wording))
+        return asyncio.run(translate(sample, found.num_messages, task, self.source, target, self.sandboxes, wording))
 
 
 async def translate(

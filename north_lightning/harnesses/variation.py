@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from north_lightning.data.openings import read_opening
-from north_lightning.errors import InvalidActionError, RetellingError
+from north_lightning.data.openings import Opening, read_opening
+from north_lightning.errors import InvalidActionError
+from north_lightning.harnesses.actions import WORK
 from north_lightning.harnesses.prompts import SWE_REVIEW
 from north_lightning.harnesses.terminus2 import FIRST_SCREEN
 from north_lightning.harnesses.turn import head, only_call
@@ -230,27 +232,23 @@ class HarnessVariation(ConversationVariation):
         self.num_wordings = num_wordings
 
     def vary(self, sample: Conversation, seed: int) -> Conversation | None:
-        found = find_instruction(sample, self.harness, self.num_wordings)
+        found = find_opening(sample, self.harness, self.num_wordings)
         if found is None:
             return None
-        instruction, num_opening = found
         task = Task(sample.task_id, sample.environment, "", _TASK, Path(), 1)
         varied = VariedHarness(self.harness, seed)
         shown = varied.presentation(task)
         prompt = varied.prompt(task, random.Random(seed).randrange(self.num_wordings))
-        opening = [
-            replace(one, content=_at_home(one.content, sample).replace(_TASK, instruction)) for one in prompt.messages
-        ]
+        opening = [replace(one, content=_at_home(one.content, found, sample)) for one in prompt.messages]
         names = {call.id: call.name for message in sample.messages for call in message.tool_calls}
-        told = (_retell(message, shown, names) for message in sample.messages[num_opening:])
+        told = (_retell(message, shown, names) for message in sample.messages[found.num_messages :])
         return replace(sample, messages=(*opening, *told), tools=prompt.tools)
 
 
-def find_instruction(sample: Conversation, harness: Harness, num_wordings: int = 3) -> tuple[str, int] | None:
-    """The task in the opening of a sample of ``harness``, and how many messages that opening has; None for others.
+def find_opening(sample: Conversation, harness: Harness, num_wordings: int = 3) -> Opening | None:
+    """The opening of a sample of ``harness``, in this package's words or in the original program's; None for others.
 
-    The opening is one of this package's, or the original program's; then the calls must be ones that the harness's
-    tools take.
+    Under the original's prompt, the calls must be ones that the harness's tools take.
     """
     if sample.harness != harness.name:
         return None
@@ -261,14 +259,12 @@ def find_instruction(sample: Conversation, harness: Harness, num_wordings: int =
         opening = "\x00".join(f"{m.role}\x01{m.content}" for m in sample.messages[: len(prompt.messages)])
         match = re.fullmatch(pattern.replace(_INSTRUCTION, "(.*)"), opening, re.DOTALL)
         if match and match.groups() and sample.tools == prompt.tools:
-            return match[1], len(prompt.messages)
-    opening, prompt = read_opening(sample.messages), harness.prompt(task)
+            return Opening(len(prompt.messages), match[1], is_framed=True, directory=WORK)
+    foreign = read_opening(sample.messages)
     is_bare = prompt.messages[-1].content == _INSTRUCTION
-    if opening is None or not (opening.is_framed or is_bare):
+    if foreign is None or not (foreign.is_framed or is_bare):
         return None
-    if not _fits(sample.messages[opening.num_messages :], prompt.tools):
-        return None
-    return opening.task, opening.num_messages
+    return foreign if _fits(sample.messages[foreign.num_messages :], prompt.tools) else None
 
 
 def _fits(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> bool:
@@ -282,18 +278,19 @@ def _fits(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> bool:
     return bool(calls) == bool(tools)
 
 
-def _at_home(text: str, sample: Conversation) -> str:
-    """A prompt that says where the sample's repository is, and what its terminal shows, not what ours would be."""
-    opening = read_opening(sample.messages)
-    if opening is None or sample.messages[opening.num_messages - 1].content == text:
-        return text
-    if opening.terminal:
-        text = text.replace(FIRST_SCREEN, opening.terminal)
-    if "/work" not in text:
-        return text
-    if not opening.directory:
-        raise RetellingError("no_directory", "expected an opening that says where the repository is")
-    return text.replace("/work", opening.directory)
+def _at_home(text: str, opening: Opening, sample: Conversation) -> str:
+    """A prompt that says what the task is, where the sample's files are and what its terminal shows."""
+    directory = opening.directory or _directory_of(sample) or WORK
+    text = text.replace(FIRST_SCREEN, opening.terminal or FIRST_SCREEN)
+    return text.replace(WORK, directory).replace(_TASK, opening.task)
+
+
+def _directory_of(sample: Conversation) -> str:
+    """Below which directory most of the paths in a sample's calls are; empty where there are none."""
+    values = (value for message in sample.messages for call in message.tool_calls for value in call.arguments.values())
+    paths = (re.match(r"(/[\w.-]+)/[\w./-]+\Z", value) for value in values if isinstance(value, str))
+    found = Counter(path[1] for path in paths if path and path[1] not in ("/tmp", "/usr", "/etc"))
+    return found.most_common(1)[0][0] if found else ""
 
 
 def mentioned(text: str, names: Mapping[str, str]) -> str:

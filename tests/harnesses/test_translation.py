@@ -5,12 +5,15 @@ import hashlib
 import itertools
 import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 from fuzz import make_chat
 from translation_scripts import FILES, SCRIPTS, bash, edit, keys, reply
 
 from north_lightning.data.filters import default_filters
+from north_lightning.data.formats import Trajectories
+from north_lightning.data.sources import SampleReader
 from north_lightning.errors import ConfigError, RetellingError, SandboxError
 from north_lightning.harnesses import (
     HarnessTranslation,
@@ -276,6 +279,20 @@ def test_a_variation_tells_a_share_of_its_sources_samples_and_the_same_for_the_s
     with pytest.raises(RetellingError) as refused:
         half.vary(replace(sample, task_id="another"), seeds[0])
     assert refused.value.reason == "task_unknown"
+
+
+def test_a_trajectory_under_the_original_programs_prompt_is_told_too(told, task, task_sets, sandboxes):
+    """SWE-agent's own prompt and no list of tools, as SWE-smith publishes trajectories."""
+    file = Path(__file__).parents[1] / "fixtures" / "trajectories" / "swe_agent.traj"
+    (foreign,) = SampleReader([file], Trajectories())
+    opening = [replace(one, content=one.content.replace("/testbed", "/work")) for one in foreign.messages[:2]]
+    sample = told[0]["swe_agent"][0]
+    own = next(iter(variation(task_sets, sandboxes).tasks))
+    foreign = replace(sample, messages=(*opening, *sample.messages[2:]), tools=foreign.tools, task_id=own)
+    one, other = (variation(task_sets, sandboxes).vary(replace(s, task_id=own), 3) for s in (sample, foreign))
+    assert other.harness == "opencode"
+    assert one.messages[2:] == other.messages[2:]
+    assert "add must add: fix calc.py." in other.messages[1].content
 
 
 def test_a_share_of_nothing_and_an_unknown_harness_are_refused(task_sets, sandboxes):

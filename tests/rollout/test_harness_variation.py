@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 
 from north_lightning.data.filters import SampleFilter
-from north_lightning.data.sources import read_samples
+from north_lightning.data.formats import Trajectories
+from north_lightning.data.sources import SampleReader, read_samples
 from north_lightning.errors import InvalidActionError
-from north_lightning.harnesses import HarnessVariation, ReActTerminalHarness, SWEAgentHarness, VariedHarness
+from north_lightning.harnesses import (
+    HarnessVariation,
+    MiniSWEAgentHarness,
+    OpenCodeHarness,
+    ReActTerminalHarness,
+    SWEAgentHarness,
+    Terminus2Harness,
+    VariedHarness,
+)
 from north_lightning.harnesses.variation import Presentation
 from north_lightning.rollout.attempt import record_scripted
 from north_lightning.rollout.settings import AttemptSettings
@@ -132,6 +141,53 @@ def test_the_instruction_is_never_reworded():
     for seed in range(8):
         told = HarnessVariation(harness).vary(sample, seed)
         assert "submit() of bash.py\nshould call str_replace_editor" in told.messages[1].content
+
+
+FOREIGN = Path(__file__).parents[1] / "fixtures" / "trajectories"
+
+
+@pytest.mark.parametrize(
+    ("file", "harness", "home"),
+    [
+        ("swe_agent.traj", SWEAgentHarness(), "/testbed"),
+        ("swesmith_tool.jsonl", SWEAgentHarness(), "/testbed"),
+        ("mini_calls.traj.json", MiniSWEAgentHarness(), None),
+        ("mini_swebench.traj.json", MiniSWEAgentHarness(), None),
+        ("atif_mini_calls.json", MiniSWEAgentHarness(), None),
+        ("atif_terminus_json.json", Terminus2Harness(), "root@host:/app#"),
+        ("atif_terminus_json_raw.json", Terminus2Harness(), "root@host:/app#"),
+        ("atif_opencode.json", OpenCodeHarness(), None),
+    ],
+)
+def test_trajectories_of_the_original_programs_are_retold(file, harness, home):
+    (sample,) = SampleReader([FOREIGN / file], Trajectories())
+    for seed in range(6):
+        told = HarnessVariation(harness).vary(sample, seed)
+        opening = told.messages[: len(harness.prompt(TASK).messages)]
+        assert "add must add: fix calc.py." in opening[-1].content
+        assert "pr_description" not in opening[-1].content
+        if home:
+            assert home in opening[-1].content
+            assert "/work" not in opening[-1].content
+        assert {call.name for m in told.messages for call in m.tool_calls} <= {tool.name for tool in told.tools}
+        said = [[m for m in one.messages if m.role == "assistant"] for one in (sample, told)]
+        assert [len(m.tool_calls) for m in said[0]] == [len(m.tool_calls) for m in said[1]]
+        assert SampleFilter().passes(told)
+
+
+@pytest.mark.parametrize(
+    ("file", "harness"),
+    [
+        ("atif_terminus_xml.json", Terminus2Harness()),
+        ("mini_text.traj.json", MiniSWEAgentHarness()),
+        ("atif_swe_agent.json", SWEAgentHarness()),
+        ("swesmith_xml.jsonl", SWEAgentHarness()),
+    ],
+)
+def test_turns_that_the_harness_does_not_take_are_left_alone(file, harness):
+    (sample,) = SampleReader([FOREIGN / file], Trajectories(harness=harness.name))
+    assert sample.harness == harness.name
+    assert HarnessVariation(harness).vary(sample, 0) is None
 
 
 def test_foreign_samples_are_left_alone():

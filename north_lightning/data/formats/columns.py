@@ -37,7 +37,7 @@ _VERDICTS = words(
     "reward rewards score scores result outcome verdict target label kto_tag report test_result verifier_result "
     "eval_result"
 )
-_ONLY_TRUTH = ("target", "label", "kto_tag")  # columns that hold many other things
+_ONLY_TRUTH = ("target", "label", "kto_tag", "correct")  # columns that hold many other things
 _YES = words("true yes pass passed success succeeded successful resolved solved correct c")
 _NO = words(
     "false no fail failed failure unresolved unsolved incorrect wrong error i n p resolved_no empty_patch timeout"

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from north_lightning.data.formats.base import MESSAGE_KEYS, Format, Notes, decoded, listed, words
+from north_lightning.data.formats.base import MESSAGE_KEYS, Format, Notes, decoded, listed, text_of_parts, words
 from north_lightning.data.formats.columns import COLUMNS, labels_of, verdict_of
 from north_lightning.data.formats.pairing import Pairing, Said
 from north_lightning.data.formats.text_calls import RESPONSE, read_calls, read_responses, tools_in_text
@@ -30,7 +30,7 @@ _ROLES: dict[str, Role] = {
     **dict.fromkeys(("assistant", "gpt", "ai", "model", "chatbot", "bot", "function_call", "tool_call"), "assistant"),
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response", "ipython"), "tool"),
+    **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response", "environment"), "tool"),
 }
 _CONTENT = ("content", "value", "text", "system_prompt")
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thinking_blocks", "reasoning_details")
@@ -58,8 +58,9 @@ def conversation_of(record: Mapping[str, Any], settings: Format, notes: Notes) -
         found = decoded(record.get(given), f"$.{given}")
         raise DataError(f"$.{given}: expected a list of messages, got {found!r}"[:200])
     pairing = Pairing(notes)
-    opening = record.get("system") or record.get("system_prompt")
-    if isinstance(opening, str) and not (isinstance(raw[0], dict) and raw[0].get("role") == "system"):
+    opening = text_of_parts(record.get("system") or record.get("system_prompt"))
+    first = raw[0] if isinstance(raw[0], dict) else {}
+    if opening and "system" not in (first.get("role"), first.get("from")):
         pairing.add(Said("system", opening))
     weightless = is_zero(record)
     for index, message in enumerate(raw):
@@ -122,7 +123,7 @@ def _read(message: Any, where: str, notes: Notes) -> Iterator[Said]:
         if said.content or not results:
             yield said
     else:
-        said.answers = _answered(message, where)
+        said.answers = _answered(message)
         yield from read_responses(said)
 
 
@@ -212,11 +213,9 @@ def _calls(value: Any, where: str, said: Said, notes: Notes) -> list[tuple[str |
     return calls
 
 
-def _answered(message: Mapping[str, Any], where: str) -> str | None:
+def _answered(message: Mapping[str, Any]) -> str | None:
     """The id of the call that a result names, if it does."""
     value = next((message[key] for key in (*_IDS, "source_call_id") if message.get(key)), None)
     if isinstance(value, list):  # SWE-agent's
-        if len(value) != 1:
-            raise DataError(f"{where}.tool_call_ids: expected one, got {value!r}"[:200])
-        value = value[0]
+        value = value[0] if len(value) == 1 else None
     return value if isinstance(value, str) else None
