@@ -3,7 +3,7 @@ compressed or not.
 
 In: paths or URLs (anything fsspec opens) and which part of the records is wanted. Out: each record with its place,
 ``file:line``. Nothing is held in memory but one line or one parquet batch. What a record means is for ``sources`` and
-``importers``.
+``formats``.
 
 pyarrow reads parquet and fsspec opens files; ``datasets`` would do both, but takes six times as long to import and
 infers one schema over all JSON lines, which refuses tool arguments of different types and loses line numbers.

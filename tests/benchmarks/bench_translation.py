@@ -25,7 +25,7 @@ from test_translation import HARNESSES, record, turns_of  # noqa: E402
 from north_lightning.data.sources import read_samples  # noqa: E402
 from north_lightning.errors import RetellingError  # noqa: E402
 from north_lightning.harnesses.translation import translate  # noqa: E402
-from north_lightning.harnesses.variation import find_instruction  # noqa: E402
+from north_lightning.harnesses.variation import find_opening  # noqa: E402
 from north_lightning.rollout.settings import AttemptSettings  # noqa: E402
 from north_lightning.rollout.trajectories import record_trajectories  # noqa: E402
 from north_lightning.sandbox import BubblewrapProvider  # noqa: E402
@@ -57,10 +57,12 @@ async def tell_all(samples, tasks, target, slots):
         source = HARNESSES[sample.harness]
         if source.name == target:
             return sample
-        found = find_instruction(sample, source)
+        found = find_opening(sample, source)
         async with slots:
             try:
-                return await translate(sample, found[1], tasks[sample.task_id], source, HARNESSES[target], SANDBOXES)
+                return await translate(
+                    sample, found.num_messages, tasks[sample.task_id], source, HARNESSES[target], SANDBOXES
+                )
             except RetellingError as error:
                 refused[error.reason] += 1
                 return None

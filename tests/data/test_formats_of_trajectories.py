@@ -469,6 +469,24 @@ def test_text_calls_are_python_too_and_tools_stand_in_the_prompt():
     assert sample.messages[-1].tool_calls[0].arguments == {"command": "ls"}
 
 
+def test_harbors_tables_have_results_as_what_the_user_says():
+    content = '<think>I look.</think>\n<tool_call>\n{"name": "bash", "arguments": {"command": "ls"}}\n</tool_call>'
+    turns = [("user", f"<tools>\n{json.dumps([BASH], indent=2)}\n</tools>\n\nYou are an agent."), ("user", "Fix it."),
+             ("assistant", content), ("user", "a.py"), ("assistant", "Done.")]  # fmt: skip
+    record = {
+        "conversations": [{"role": role, "content": text} for role, text in turns],
+        "agent": "terminus-2", "model": "m", "model_provider": "p", "date": "2026", "task": "t", "episode": "episode-0",
+        "run_id": "r", "trial_name": "n", "result": "1.0", "tool_definitions": None, "instruction": "Fix it.",
+    }  # fmt: skip
+    importer = Trajectories()
+    sample = importer.convert(record)
+    assert [replace(message, tool_calls=(), tool_call_id=None) for message in sample.messages[2:]] == [
+        Message("assistant", reasoning="I look."), Message("tool", "a.py"), Message("assistant", "Done."),
+    ]  # fmt: skip
+    assert (sample.tools, sample.verified, sample.harness, sample.task_id) == (TOOLS, True, "terminus2", "t")
+    assert importer.account()["not_understood"] == {}
+
+
 def test_an_agent_whose_calls_are_text_keeps_its_text():
     xml = "I look.\n\n<function=bash>\n<parameter=command>ls</parameter>\n</function>"
     turns = [{"role": "assistant", "content": "\n" + xml}, {"role": "user", "content": "OBSERVATION:\na.py"}] * 2

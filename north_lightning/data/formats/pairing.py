@@ -27,6 +27,7 @@ class Said:
     calls: list[tuple[str | None, str, dict[str, Any]]] = field(default_factory=list)  # id, name, arguments
     answers: str | None = None  # the id of a call
     trained: bool = True
+    calls_are_text: bool = False
 
     @property
     def reasoning(self) -> str:
@@ -104,13 +105,16 @@ class Pairing:
         self._open: dict[str, str] = {}  # id as written -> id of its own
         self._loose: list[str] = []  # results that named no open call
         self._has_calls = False  # the last turn
+        self._calls_are_text = False
 
     def add(self, said: Said) -> None:
-        if said.role != "tool":
+        if self._calls_are_text and said.role == "user" and self._open and not self._loose:
+            self._loose.append(said.content)  # Harbor's tables have results as what the user says
+        elif said.role != "tool":
             self._close()
             calls = tuple(ToolCall(self._own_id(id), name, arguments) for id, name, arguments in said.calls)
             if said.role == "assistant":
-                self._has_calls = bool(calls)
+                self._has_calls, self._calls_are_text = bool(calls), said.calls_are_text
             trained = said.trained or said.role != "assistant"
             self.messages.append(Message(said.role, said.content, said.reasoning, calls, trained=trained))
         elif said.answers in self._open:

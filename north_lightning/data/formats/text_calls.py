@@ -40,6 +40,7 @@ def read_calls(said: Said, notes: Notes) -> None:
         words.append(after)
     said.content = "\n".join(word.strip() for word in words if word.strip())
     said.calls += [(None, name, arguments) for name, arguments in calls]
+    said.calls_are_text = True
     notes.changed["turns whose calls were text"] += 1
 
 
