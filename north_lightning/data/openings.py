@@ -17,7 +17,7 @@ _TAGS = "pr_description|issue_description|github_issue|issue|task_description|ta
 _FRAMES = (
     re.compile(rf"<({_TAGS})>\s*(?:Consider the following PR description:\n)?(?P<task>.*?)\s*</\1>", re.DOTALL),
     re.compile(
-        r"\AYou are an AI assistant .{0,600}?as JSON .*?\nTask Description:\n(?P<task>.*)\n\n"
+        r"\AYou are an AI assistant .{0,600}?as JSON\b.*?\nTask Description:\n(?P<task>.*)\n\n"
         r"Current terminal state:\n(?P<terminal>.*)\Z",
         re.DOTALL,
     ),

@@ -272,6 +272,30 @@ def test_foreign_call_ids_are_renumbered(tokenizer):
     assert chat.encode_prompt(messages("call_b", "call_a"), TOOLS) == chat.encode_prompt(messages("0", "1"), TOOLS)
 
 
+@pytest.mark.parametrize("reasoning", [True, False])
+def test_a_turn_that_is_not_learned_is_shown_and_masked_whole(tokenizer, reasoning):
+    def messages(first, second):
+        thought = "Hm." * reasoning
+        call = ToolCall("0", "terminal", {"keystrokes": "ls"})
+        return [
+            Message("user", "Go."),
+            Message("assistant", "", thought, (call,), trained=first),
+            Message("tool", "a", tool_call_id="0"),
+            Message("assistant", "Done.", thought, trained=second),
+        ]
+
+    chat = ChatFormat(tokenizer, reasoning)
+    both, one, other, none = (
+        chat.encode_conversation(messages(*which), TOOLS)
+        for which in ((True, True), (True, False), (False, True), (False, False))
+    )
+    assert both.token_ids == one.token_ids == other.token_ids == none.token_ids
+    assert not any(none.loss_mask)
+    assert [a or b for a, b in zip(one.loss_mask, other.loss_mask, strict=True)] == both.loss_mask
+    assert not any(a and b for a, b in zip(one.loss_mask, other.loss_mask, strict=True))
+    assert sum(one.loss_mask) > sum(other.loss_mask) > 0
+
+
 # ---- parsing -------------------------------------------------------------------------------------------------------
 
 

@@ -108,7 +108,7 @@ def test_repositories_are_found_under_any_name(sample, blocked):
         about("__init__ of a__b and snake__case-names"),
         typed("pip install django && git clone https://github.com/spam/django-tools"),
         typed("git commit -m 'as django/django does' && ls django/django"),
-        about("Read https://github.com/django/django/blob/main/setup.py and self.a__django-1"),
+        about("Read https://github.com/django/django/blob/main/setup.py"),
     ],
 )
 def test_other_repositories_and_mere_mentions_are_no_leaks(sample):
@@ -202,3 +202,27 @@ def test_another_attempt_at_the_same_task_is_no_duplicate():
         attempt = sound_conversation(rng)
         attempt = edit(replace(attempt, task_id="same"), 0, content=task)
         assert duplicate.find_fault(attempt) is None
+
+
+def test_the_system_prompt_and_an_agent_programs_words_make_no_duplicate_and_hide_none():
+    rng = random.Random(0)
+    system = Message("system", prose(rng, 1800, 1900))
+    rules = f"<uploaded_files>\n/testbed\n</uploaded_files>\n{prose(rng, 900, 1000)}"
+    terminal = f"You are an AI assistant in a terminal. Answer as JSON.\n{prose(rng, 500, 600)}\nTask Description:\n"
+    frames = (
+        lambda task: (system, Message("user", task)),
+        lambda task: (Message("user", f"{rules}\n<pr_description>\n{task}\n</pr_description>\n{rules}"),),
+        lambda task: (Message("user", f"{terminal}{task}\n\nCurrent terminal state:\n$"),),
+        lambda task: (Message("user", f"Please solve this issue: {task}\n\nYou can execute bash commands. {rules}"),),
+    )
+    for frame in frames:
+        duplicate = Duplicate()
+        tasks = [prose(rng, 12, 15) for _ in range(20)]
+        found = [duplicate.find_fault(Conversation((*frame(task), Message("assistant", "Done.")))) for task in tasks]
+        assert found == [None] * 20
+        again = duplicate.find_fault(Conversation((*frame(tasks[0]), Message("assistant", "Done."))))
+        assert again == "messages: 100% like kept sample 1 /"
+    duplicate = Duplicate()
+    task = prose(rng, 40, 60)
+    assert duplicate.find_fault(Conversation((*frames[0](task), Message("assistant", "Done.")))) is None
+    assert duplicate.find_fault(about(task)) is not None, "the same task under another system prompt"
