@@ -13,16 +13,20 @@ from dataclasses import dataclass
 
 from north_lightning.types import Message
 
-_TAGS = "pr_description|issue_description|github_issue|issue|task_description|task|problem_statement|instruction"
-_FRAMES = (
-    re.compile(rf"<({_TAGS})>\s*(?:Consider the following PR description:\n)?(?P<task>.*?)\s*</\1>", re.DOTALL),
-    re.compile(
-        r"\AYou are an AI assistant .{0,600}?as JSON\b.*?\nTask Description:\n(?P<task>.*)\n\n"
-        r"Current terminal state:\n(?P<terminal>.*)\Z",
-        re.DOTALL,
-    ),
-    re.compile(r"\APlease solve this issue: (?P<task>.*?)\n\nYou can execute bash commands", re.DOTALL),
-)
+_TAGS = [
+    "pr_description",
+    "issue_description",
+    "github_issue",
+    "issue",
+    "task_description",
+    "task",
+    "problem_statement",
+    "instruction",
+]
+_TERMINUS = ("You are an AI assistant ", "\nTask Description:\n", "\n\nCurrent terminal state:\n")
+_MINI = ("", "Please solve this issue: ", "\n\nYou can execute bash commands")
+_FRAMES = (_TERMINUS, _MINI, *((None, f"<{tag}>", f"</{tag}>") for tag in _TAGS))
+"""How a prompt begins, if that matters, and what stands before and after the task."""
 _DIRECTORIES = (
     re.compile(r"<uploaded_files>\s*(/\S+)\s*</uploaded_files>"),
     re.compile(r"(?:[Dd]irectory|repository|code files):? (?:in |at )?`?(/[\w./-]*\w)"),
@@ -48,7 +52,13 @@ def read_opening(messages: Sequence[Message]) -> Opening | None:
     text = messages[length - 1].content
     places = (place.search(message.content) for place in _DIRECTORIES for message in messages[:length])
     directory = next((place[1] for place in places if place), "")
-    found = next(filter(None, (frame.search(text) for frame in _FRAMES)), None)
-    if found is None:
-        return Opening(length, text, False, directory)
-    return Opening(length, found["task"], True, directory, found.groupdict().get("terminal", ""))
+    for first, start, end in _FRAMES:
+        before, starts, rest = text.partition(start)
+        task, ends, after = rest.rpartition(end)
+        is_other = first is not None and (not before.startswith(first) or (not first and before))
+        if not (starts and ends) or is_other or (first == _TERMINUS[0] and "as JSON" not in before):
+            continue
+        task = task.strip() if first is None else task
+        task = task.removeprefix("Consider the following PR description:\n")
+        return Opening(length, task, True, directory, after if first == _TERMINUS[0] else "")
+    return Opening(length, text, False, directory)
