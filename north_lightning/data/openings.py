@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from north_lightning.types import Message
 
-_TAGS = [
+_TAGS = (
     "pr_description",
     "issue_description",
     "github_issue",
@@ -21,8 +21,7 @@ _TAGS = [
     "task_description",
     "task",
     "problem_statement",
-    "instruction",
-]
+)
 _TERMINUS = ("You are an AI assistant ", "\nTask Description:\n", "\n\nCurrent terminal state:\n")
 _MINI = ("", "Please solve this issue: ", "\n\nYou can execute bash commands")
 _FRAMES = (_TERMINUS, _MINI, *((None, f"<{tag}>", f"</{tag}>") for tag in _TAGS))
@@ -39,7 +38,7 @@ class Opening:
 
     num_messages: int
     task: str
-    is_framed: bool  # by an agent program's words
+    is_framed: bool  # by an agent program's words, for a harness that is here too
     directory: str = ""  # where the repository is, if the opening says so
     terminal: str = ""  # what the terminal showed, if the opening says so
 
@@ -56,9 +55,11 @@ def read_opening(messages: Sequence[Message]) -> Opening | None:
         before, starts, rest = text.partition(start)
         task, ends, after = rest.rpartition(end)
         is_other = first is not None and (not before.startswith(first) or (not first and before))
-        if not (starts and ends) or is_other or (first == _TERMINUS[0] and "as JSON" not in before):
+        if not (starts and ends) or is_other:
             continue
         task = task.strip() if first is None else task
         task = task.removeprefix("Consider the following PR description:\n")
-        return Opening(length, task, True, directory, after if first == _TERMINUS[0] else "")
+        is_terminus = first == _TERMINUS[0]
+        is_xml = is_terminus and "as JSON" not in before  # which no harness of ours takes
+        return Opening(length, task, not is_xml, directory, after if is_terminus else "")
     return Opening(length, text, False, directory)
