@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from north_lightning.chat.controls import CONTROL_TOKENS, RESERVED_TOKENS
+from north_lightning.data.tool_call_filter import calls_of
 from north_lightning.interfaces import ConversationFilter
-from north_lightning.types import Conversation, Count, Message, ToolCall
+from north_lightning.types import Conversation, Count, Message
 
 _BAD_WHITESPACE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029\u200b\ufeff]"  # control characters and what nobody sees
@@ -106,7 +107,9 @@ class RepetitionLoop(ConversationFilter):
     def find_fault(self, sample: Conversation) -> str | None:
         results = {m.tool_call_id: m.content for m in sample.messages if m.role == "tool"}
         previous, times = None, 0
-        for place, call in _calls(sample):
+        for place, call, is_learned in calls_of(sample):
+            if not is_learned:
+                continue
             step = (call.name, dict(call.arguments), results.get(call.id))
             times = times + 1 if step == previous else 1
             previous = step
@@ -131,12 +134,6 @@ class RepetitionLoop(ConversationFilter):
             if longest >= needed:
                 return period
         return None
-
-
-def _calls(sample: Conversation) -> Iterator[tuple[str, ToolCall]]:
-    for index, message in enumerate(sample.messages):
-        for number, call in enumerate(message.tool_calls if message.trained else ()):
-            yield f"messages[{index}].tool_calls[{number}]", call
 
 
 def _assistant_texts(sample: Conversation) -> Iterator[tuple[str, str]]:

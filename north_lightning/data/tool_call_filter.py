@@ -33,7 +33,7 @@ class InvalidToolCall(ConversationFilter):
                 return f"tools[{index}]: {tool.name}: parameters are no JSON schema"
             validators[tool.name] = validator
         seen: set[str] = set()
-        for place, call, is_learned in _calls(sample):
+        for place, call, is_learned in calls_of(sample):
             if call.id in seen:
                 return f"{place}: id {call.id!r} again"
             seen.add(call.id)
@@ -103,7 +103,8 @@ _BoundedValidator = extend(
 )
 
 
-def _calls(sample: Conversation) -> Iterator[tuple[str, ToolCall, bool]]:
+def calls_of(sample: Conversation) -> Iterator[tuple[str, ToolCall, bool]]:
+    """Every call with its place, and whether it is learned."""
     for index, message in enumerate(sample.messages):
         for number, call in enumerate(message.tool_calls):
             yield f"messages[{index}].tool_calls[{number}]", call, message.trained

@@ -17,11 +17,13 @@ import pytest
 from test_regrade import MODEL, SolvingRunner
 
 from north_lightning.cli import main
-from north_lightning.data.formats import ATIFTrajectories
+from north_lightning.data import SampleFilter, SampleReader
+from north_lightning.data.formats import Trajectories
 from north_lightning.evaluation.attempts import Attempt, append_attempts
 from north_lightning.evaluation.evaluate import run_attempts
 from north_lightning.evaluation.works import Works
 from north_lightning.rollout import ScriptedPolicy, script_of_calls
+from north_lightning.rollout.records import rollout_of
 from north_lightning.tasks import load_task, write_task
 from north_lightning.tasks.harbor import TaskSource
 from north_lightning.types import Message, Reward, Rollout, ToolCall, Turn
@@ -77,30 +79,17 @@ def test_what_is_written_is_what_other_packages_have_read(written: Path) -> None
         assert dated.sub("", (written / file).read_text()) == dated.sub("", expected), file
 
 
-def test_a_trajectory_is_read_back_by_our_own_importer(written: Path) -> None:
-    record = json.loads((written / "atif" / "rl" / "task-a-0.json").read_text())
-    conversation = ATIFTrajectories(tools=None).convert(
-        record | {"agent": record["agent"] | {"tool_definitions": [TOOL]}}
-    )
-    assert [message.role for message in conversation.messages] == [
-        "system",
-        "user",
-        "assistant",
-        "tool",
-        "tool",
-        "assistant",
-    ]
-    assert conversation.messages[2].reasoning == "First a look."
-
-
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "bash",
-        "description": "",
-        "parameters": {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]},
-    },
-}
+@pytest.mark.parametrize(("file", "kind"), [("atif/rl/task-a-0.json", "atif"), ("inspect/rl.json", "inspect")])
+def test_what_is_written_is_read_back_as_it_was(written: Path, tmp_path: Path, file: str, kind: str) -> None:
+    importer = Trajectories()
+    sample, *others = SampleReader([written / file], importer)
+    rollout = rollout_of(Works(tmp_path / "eval" / "works").read_record("kept-a"))
+    assert list(sample.messages) == rollout.messages
+    assert (sample.harness, sample.task_id, sample.verified) == ("react-1", "task-a", True)
+    assert [other.verified for other in others] == ([False, None] if kind == "inspect" else [])
+    assert [SampleFilter().passes(one) for one in (sample, *others)] == [True, *[False] * len(others)]
+    assert importer.account()["not_understood"] == {}
+    assert list(importer.account()["formats"]) == [kind]
 
 
 def test_a_prediction_applied_to_the_base_is_what_the_attempt_left(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from north_lightning.interfaces import ConversationImporter
 from north_lightning.types import Conversation, ToolSpec
 from north_lightning.untrusted import load_json
 
+MAX_SHOWN = 200
 MESSAGE_KEYS = (
     "messages",
     "conversations",
@@ -54,7 +55,7 @@ class Notes:
         """Count the keys of ``record`` that hold something and are not ``understood``."""
         for key, value in record.items():
             if key not in understood and value not in (None, "", [], {}, False):
-                self.not_understood[f"{place}{key}"] += 1
+                self.not_understood[f"{place}{key}"[:120]] += 1
 
 
 class Format(ConversationImporter):
@@ -108,7 +109,7 @@ class Format(ConversationImporter):
         notes = self.notes
         return {
             "formats": dict(notes.formats),
-            "not_understood": dict(notes.not_understood.most_common()),
+            "not_understood": dict(notes.not_understood.most_common(MAX_SHOWN)),
             "changed": dict(notes.changed.most_common()),
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from north_lightning.data.formats.base import Format, Notes, holds, words
+from north_lightning.data.formats.base import Format, Notes, words
 
 _ATTACHMENT = "attachment://"
 _READ = words(
@@ -41,9 +41,9 @@ class InspectSamples(Format):
         rest = {key: value for key, value in record.items() if key not in (*_READ, "metadata")}
         labels |= {key: metadata[key] for key in ("repo", "environment") if isinstance(metadata.get(key), str)}
         tools = {"tools": list(offered.values())} if offered else {}
-        messages = [_resolved(message, attachments) for message in record["messages"]]
-        if holds(messages, "source") and not any(message.get("role") == "assistant" for message in messages):
-            notes.changed["samples without an answer"] += 1
+        asked = record.get("input")
+        asked = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        messages = [_resolved(message, attachments) for message in record["messages"] or asked or []]
         return {**labels, **rest, **tools, "messages": messages}
 
 
