@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pyarrow
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -307,6 +307,47 @@ def test_every_format_is_found_by_itself_alone():
         DataError, match="expected messages, or a trajectory of one of the formats atif.*got the keys a"
     ):
         Trajectories().convert({"a": 1})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats(allow_nan=False) | st.sampled_from(["", "a", "{", "[1]", "<think>"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "type", "name", "id"]), inner, max_size=3),
+    max_leaves=4,
+)  # fmt: skip
+
+
+def damaged(value, data, chance):
+    """``value`` with some of what it holds replaced by anything."""
+    if data.draw(st.integers(0, chance)) == 0:
+        return data.draw(JSON)
+    if isinstance(value, dict):
+        return {key: damaged(below, data, chance) for key, below in value.items()}
+    return [damaged(below, data, chance) for below in value] if isinstance(value, list) else value
+
+
+def check_damage(data):
+    record = RECORDS[data.draw(st.sampled_from(sorted(RECORDS)))]
+    record = {key: damaged(value, data, 25) for key, value in record.items()}
+    try:
+        sample = Trajectories().convert(record)
+    except DataError:
+        return
+    for check in SampleFilter().filters:
+        check.find_fault(sample)
+    assert sample_from_json(json.loads(json.dumps(sample_to_json(sample)))) == sample
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_a_damaged_record_is_read_or_refused(data):
+    check_damage(data)
+
+
+@pytest.mark.long
+@settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_many_damaged_records_are_read_or_refused(data):
+    check_damage(data)
 
 
 # ---- what is trained -----------------------------------------------------------------------------------------------

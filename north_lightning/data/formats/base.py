@@ -94,9 +94,12 @@ class Format(ConversationImporter):
         from north_lightning.data.formats.messages import conversation_of  # which reads plain records by this module
 
         notes = Notes()
-        plain = self.read(record, notes)
-        notes.formats[self.name] += not notes.formats
-        sample = conversation_of(plain, self, notes)
+        try:
+            plain = self.read(record, notes)
+            notes.formats[self.name] += not notes.formats
+            sample = conversation_of(plain, self, notes)
+        except (AttributeError, KeyError, TypeError, IndexError) as error:  # a stranger's value of another kind
+            raise DataError(f"$: expected a record of the format {self.name}, got: {error}"[:300]) from error
         if self.strict and notes.not_understood:
             raise DataError(
                 f"$: expected only keys that are understood, got {', '.join(sorted(notes.not_understood))}; list them "

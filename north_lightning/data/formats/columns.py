@@ -43,11 +43,12 @@ _NO = words(
     "false no fail failed failure unresolved unsolved incorrect wrong error i n p resolved_no empty_patch timeout"
 )
 _METADATA = words(
-    "id uuid idx index model model_name model_provider teacher license timestamp date created_at trajectory_id traj_id "
-    "session_id run_id trial_name episode patch model_patch generated_patch test_patch gold_patch cost usage metrics "
-    "num_tokens num_turns length language lang category version split exit_status stop_reason eval_logs hints_text base_commit "
-    "problem_statement instruction verifier_output trace_source notes final_metrics continued_trajectory_ref info "
-    "loss_weight weight train trainable original_id conversation_id image image_name"
+    "id uuid idx index model model_name model_provider teacher license timestamp date created_at trajectory_id "
+    "traj_id session_id run_id trial_name episode patch model_patch generated_patch test_patch gold_patch cost "
+    "usage metrics num_tokens num_turns length language lang category version split exit_status stop_reason "
+    "eval_logs hints_text base_commit problem_statement instruction verifier_output trace_source notes "
+    "final_metrics continued_trajectory_ref info loss_weight weight train trainable original_id conversation_id "
+    "image image_name"
 )
 COLUMNS = _VERDICTS | frozenset([*(key for keys in _LABELS.values() for key in keys), *_METADATA, *TOOL_KEYS])
 """Columns that are read, or that hold nothing for a model. Verdicts are counted where they could not be read."""
