@@ -61,7 +61,9 @@ def test_a_broken_line_stops_the_command_unless_the_budget_allows_it(tmp_path, c
         json.dumps({"a": {"files": [str(tmp_path / "a.jsonl")]}}),
     ]
     assert cli.main(["data", "filter", *arguments]) == 1
-    assert "a.jsonl:1: $.messages[0].content: expected a string, got 3" in capsys.readouterr().err
+    assert (
+        "a.jsonl:1: $.messages[0].content: expected a string or a list of text parts, got 3" in capsys.readouterr().err
+    )
     assert not (tmp_path / "out" / "a.jsonl").exists()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from north_lightning.data.formats import terminus
-from north_lightning.data.formats.base import Format, Notes, text_of_parts, words
+from north_lightning.data.formats.base import Format, Notes, below, text_of_parts, words
 from north_lightning.errors import DataError
 
 _TRAJECTORY = words(
@@ -51,7 +51,7 @@ class ATIFTrajectories(Format):
                 messages += terminus.messages_of(step, terminus.is_xml(agent, steps), notes)
             else:
                 messages += _messages(step, notes)
-        extra = record.get("extra") if isinstance(record.get("extra"), dict) else {}
+        extra = below(record, "extra")
         rest = {key: value for key, value in record.items() if key not in _TRAJECTORY}
         tools = {"tools": agent["tool_definitions"]} if agent.get("tool_definitions") else {}
         return {"harness": agent.get("name"), **extra, **rest, **tools, "messages": messages}

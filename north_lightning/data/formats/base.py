@@ -152,6 +152,12 @@ def listed(record: Mapping[str, Any], *keys: str) -> tuple[str, list[Any]]:
     return "", []
 
 
+def below(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The object under a key; an empty one where there is none."""
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
 def holds(items: list[Any], *keys: str) -> bool:
     """Whether the first object of a list has one of ``keys``."""
     first = next((item for item in items if isinstance(item, dict)), {})

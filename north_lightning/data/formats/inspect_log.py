@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from north_lightning.data.formats.base import Format, Notes, words
+from north_lightning.data.formats.base import Format, Notes, below, words
 
 _ATTACHMENT = "attachment://"
 _READ = words(
@@ -27,7 +27,7 @@ class InspectSamples(Format):
 
     @classmethod
     def read(cls, record: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
-        attachments = record.get("attachments") if isinstance(record.get("attachments"), dict) else {}
+        attachments = below(record, "attachments")
         events = [event for event in record.get("events") or [] if isinstance(event, dict)]
         offered = {
             tool["name"]: tool
@@ -35,9 +35,9 @@ class InspectSamples(Format):
             for tool in event.get("tools") or []
             if isinstance(tool, dict) and isinstance(tool.get("name"), str)
         }
-        evaluation = record.get("eval") if isinstance(record.get("eval"), dict) else {}
-        metadata = record.get("metadata") if isinstance(record.get("metadata"), dict) else {}
-        labels = {"task_id": str(record.get("id", "")), "harness": (evaluation.get("metadata") or {}).get("harness")}
+        evaluation = below(record, "eval")
+        metadata = below(record, "metadata")
+        labels = {"task_id": str(record.get("id", "")), "harness": below(evaluation, "metadata").get("harness")}
         rest = {key: value for key, value in record.items() if key not in (*_READ, "metadata")}
         labels |= {key: metadata[key] for key in ("repo", "environment") if isinstance(metadata.get(key), str)}
         tools = {"tools": list(offered.values())} if offered else {}

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from north_lightning.data.formats.base import MESSAGE_KEYS, Format, Notes, decoded, listed, text_of_parts, words
+from north_lightning.data.formats.base import MESSAGE_KEYS, Format, Notes, below, decoded, listed, text_of_parts, words
 from north_lightning.data.formats.columns import COLUMNS, labels_of, verdict_of
 from north_lightning.data.formats.pairing import Pairing, Said
 from north_lightning.data.formats.text_calls import RESPONSE, read_calls, read_responses, tools_in_text
@@ -44,8 +44,9 @@ _MESSAGE = frozenset(
     ["role", "from", *_CONTENT, *_REASONING, "thought", *_IDS, *_METADATA, "tool_calls", "function_call", *WEIGHT_KEYS]
 )
 _CALL = words("id type function name arguments input args parameters index call_id tool_call_id parse_error view extra")
-_THOUGHT_PARTS = ("thinking", "reasoning", "redacted_thinking", "reasoning.text", "reasoning.summary", "summary_text")
-_THOUGHT_PARTS += ("reasoning_text", "reasoning.encrypted")
+_THOUGHT_PARTS = words(
+    "thinking reasoning redacted_thinking reasoning.text reasoning.summary reasoning.encrypted reasoning_text summary_text"
+)
 _CALL_PARTS = ("tool_call", "tool_use", "function_call")
 
 
@@ -192,13 +193,13 @@ def _calls(value: Any, where: str, said: Said, notes: Notes) -> list[tuple[str |
         if not isinstance(call, Mapping):
             raise DataError(f"{place}: expected an object, got {call!r}"[:200])
         notes.skip("$.messages[].tool_calls[].", call, _CALL)
-        function = call.get("function") if isinstance(call.get("function"), Mapping) else call
+        function = below(call, "function") or call
         name = function.get("name") or call.get("function")
         if not isinstance(name, str) or not name:
             raise DataError(f"{place}.function.name: expected a string, got {name!r}"[:200])
         id = next((call[key] for key in ("call_id", "tool_call_id", "id") if isinstance(call.get(key), str)), None)
         keys = ("arguments", "input", "args", "parameters")
-        arguments = next((function[key] for key in keys if function.get(key) is not None), {})
+        arguments: Any = next((function[key] for key in keys if function.get(key) is not None), {})
         if isinstance(arguments, str):
             try:
                 arguments = load_json(arguments or "{}")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from north_lightning.data.documents import is_event
-from north_lightning.data.formats.base import Format, Notes, holds, listed, words
+from north_lightning.data.formats.base import Format, Notes, below, holds, listed, words
 
 _LISTS = ("history", "trajectory", "events")
 _NAMES = {
@@ -47,7 +47,7 @@ class OpenHandsEvents(Format):
         key, events = listed(record, *_LISTS)
         tools: list[Any] = []
         messages = list(_messages(_flat(events), tools, notes))
-        instance = record.get("instance") if isinstance(record.get("instance"), dict) else {}
+        instance = below(record, "instance")
         rest = {name: value for name, value in record.items() if name not in (key, "instance", "metadata", "error")}
         labels = {name: instance[name] for name in ("instance_id", "repo") if instance.get(name)}
         return {"harness": "openhands", **labels, **rest, **({"tools": tools} if tools else {}), "messages": messages}
@@ -92,8 +92,8 @@ def _read(event: Mapping[str, Any], tools: list[Any], notes: Notes) -> tuple[dic
         return None, None
     if "kind" in event:
         return _read_sdk(event, str(kind), tools, notes)
-    arguments = event.get("args") if isinstance(event.get("args"), dict) else {}
-    metadata = event.get("tool_call_metadata") if isinstance(event.get("tool_call_metadata"), dict) else {}
+    arguments = below(event, "args")
+    metadata = below(event, "tool_call_metadata")
     if "observation" in event:
         role = "tool" if metadata or event.get("source") != "user" else "user"
         return {"role": role, "content": event.get("content"), "tool_call_id": metadata.get("tool_call_id")}, None
@@ -133,7 +133,7 @@ def _read_sdk(
         said = {"role": "assistant", "content": event.get("thought"), "tool_calls": [call], **thoughts}
         return said, event.get("llm_response_id")
     if "tool_call_id" in event:
-        observation = event.get("observation") if isinstance(event.get("observation"), dict) else {}
+        observation = below(event, "observation")
         content = observation.get("content") or observation.get("output") or event.get("error")
         content = content or (f"Action rejected: {event['rejection_reason']}" if "rejection_reason" in event else "")
         parts = content if isinstance(content, list) else [{"type": "text", "text": str(content)}]

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from north_lightning.data.formats.base import Notes
+from north_lightning.data.formats.base import Notes, below
 from north_lightning.data.formats.pairing import Said
 from north_lightning.data.formats.tools import read_tool
 from north_lightning.errors import DataError
@@ -75,7 +75,7 @@ def _read(text: str) -> list[tuple[str, dict[str, Any]]]:
         return [(found[1], dict(map(_parameter, body.split(_PARAMETER)[1:])))]
     calls = []
     for call in _objects(text):
-        call = call.get("function") if isinstance(call.get("function"), Mapping) else call
+        call = below(call, "function") or call
         arguments = call.get("arguments", call.get("parameters", {}))
         if isinstance(arguments, str):
             arguments = next(iter(_objects(arguments)), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from north_lightning.data.formats.base import Notes, decoded
+from north_lightning.data.formats.base import Notes, below, decoded
 from north_lightning.errors import DataError
 from north_lightning.types import Message, ToolSpec
 
@@ -29,7 +29,7 @@ def read_tools(record: Mapping[str, Any], notes: Notes) -> tuple[ToolSpec, ...]:
 
 def read_tool(tool: Any, where: str, notes: Notes) -> ToolSpec:
     tool = decoded(tool, where)
-    function = tool.get("function") if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping) else tool
+    function = (below(tool, "function") or tool) if isinstance(tool, Mapping) else tool
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise DataError(f"{where}: expected a tool with a name, got {tool!r}"[:200])
     notes.skip("$.tools[].", {**tool, **function}, _TOOL | _SILENT)
