@@ -66,7 +66,7 @@ def _read(archive: zipfile.ZipFile, data: bytes, info: zipfile.ZipInfo, limit: i
         start = info.header_offset + 30 + name_length + extra_length
         packed = io.BytesIO(data[start : start + info.compress_size])
         try:
-            with pyarrow.CompressedInputStream(pyarrow.PythonFile(packed), "zstd") as stream:
+            with pyarrow.CompressedInputStream(pyarrow.PythonFile(packed, mode="r"), "zstd") as stream:
                 text = bytes(stream.read(limit + 1))
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{info.filename}: expected zstandard, got: {error}") from error

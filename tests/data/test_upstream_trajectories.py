@@ -27,7 +27,8 @@ def read(path):
 def test_what_a_program_wrote_is_kept_and_understood(path):
     samples, account = read(path)
     fit = SampleFilter()
-    assert [fit.passes(sample) for sample in samples] == [True] * (2 if "inspect" in path.name else 1), fit.examples
+    sound = [True, False] if "inspect" in path.name else [True]  # the second answer is wrong
+    assert [fit.passes(sample) for sample in samples] == sound, fit.examples
     assert account["not_understood"] == {}
     expected = {"swesmith_tool.jsonl": "swe_smith", "llamafactory_sharegpt.jsonl": "sharegpt"}
     kind = path.name.partition("_")[0].partition(".")[0]

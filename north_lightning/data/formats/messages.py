@@ -45,7 +45,8 @@ _MESSAGE = frozenset(
 )
 _CALL = words("id type function name arguments input args parameters index call_id tool_call_id parse_error view extra")
 _THOUGHT_PARTS = words(
-    "thinking reasoning redacted_thinking reasoning.text reasoning.summary reasoning.encrypted reasoning_text summary_text"
+    "thinking reasoning redacted_thinking reasoning.text reasoning.summary reasoning.encrypted reasoning_text "
+    "summary_text"
 )
 _CALL_PARTS = ("tool_call", "tool_use", "function_call")
 
