@@ -17,6 +17,7 @@ from north_lightning.types import (
     AssistantAction,
     CommandResult,
     Conversation,
+    Grading,
     Prompt,
     Reward,
     Rollout,
@@ -237,6 +238,9 @@ class Sandbox(ABC):
         ``TreeTooLargeError`` if what the attempt left could not be the image of a fresh sandbox.
         """
 
+    def check_intact(self) -> None:  # noqa: B027
+        """``SandboxError`` if the machine ended a process inside for a reason that is not the sandbox's own limits."""
+
     @abstractmethod
     async def close(self) -> None:
         """End every process and delete everything. May be called twice."""
@@ -332,6 +336,12 @@ class RewardVerifier(ABC):
     ``workdir`` is a snapshot of the attempt's ``/work``, every agent process gone; ``sandboxes`` opens fresh sandboxes
     to grade in. Raise to say "not graded" (an infrastructure failure, never a 0).
     """
+
+    grading: Grading = "strict"
+
+    def grader(self, task: Task) -> str:
+        """Name and version of what decides the verdict on ``task``: recorded, shown, and graded again by another."""
+        return type(self).__name__
 
     def limit_s(self, task: Task) -> float | None:
         """Seconds after which this verifier itself ends the grading of ``task``; None: not limited here."""

@@ -33,6 +33,8 @@ Positive = Annotated[float, Strict(), AllowInfNan(False), Gt(0)]
 NotNegative = Annotated[float, Strict(), AllowInfNan(False), Ge(0)]
 Fraction = Annotated[float, Strict(), Ge(0), Le(1)]
 
+Grading = Literal["official", "strict"]
+"""Whether a benchmark's verdict is its own grader's, or fails what no honest attempt does, too."""
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort"]
 StopReason = Literal["finished", "invalid_action", "max_turns", "length", "context", "loop", "timeout"]
@@ -273,12 +275,14 @@ class Reward:
     Left out, ``solved`` is whether the value is full marks (1 or more). A verifier that scales another's verdict uses
     ``dataclasses.replace(verdict, value=...)``, which keeps ``solved`` as it was. ``numbers`` is what the tests said,
     by name, where they say more than pass or fail; a task of several steps compares them with its ``min_reward``.
+    ``unended`` says that the tests did not end, which is the attempt's doing unless they never end.
     """
 
     value: float
     details: Mapping[str, Any] = field(default_factory=dict)
     solved: bool | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
+    unended: bool = False
 
     def __post_init__(self) -> None:
         if self.solved is None:

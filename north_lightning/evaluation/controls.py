@@ -2,7 +2,7 @@
 
 In: tasks, and how attempts are graded. Out: a verdict on both for every task, kept in ``controls.json`` until the task,
 its solution or its grading changes. A benchmark whose solutions do not score 1, or whose untouched tasks do not score
-0, measures something else than what it says.
+0, measures something else than what it says. Tests that do not end on the solution are no verdict on anything.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import TypedDict
 
 from north_lightning.durable import replace_text
-from north_lightning.errors import DataError, InfrastructureError
+from north_lightning.errors import DataError, InfrastructureError, VerifierError
 from north_lightning.evaluation.attempts import grading_digest, task_digest, verifier_digest
 from north_lightning.rollout.attempt import AttemptLoop
+from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.rollout.settings import AttemptSettings
 from north_lightning.rollout.stages import Timeouts
 from north_lightning.sandbox.scratch import Scratch
 from north_lightning.tasks import image_of
-from north_lightning.types import Rollout, Task
+from north_lightning.types import Reward, Rollout, Task
 
 SOLUTION = "solution/solve.sh"
+SOLVE = "bash /solution/solve.sh </dev/null"
 SOLUTION_TIMEOUT_S = 3600.0
 """Limit of a solution whose task does not limit its agent."""
 
@@ -43,9 +45,10 @@ NOTHING = Control(gold=None, noop=None, why="it has not run")
 def run_controls(tasks: Sequence[Task], settings: AttemptSettings, path: Path, concurrency: int) -> dict[str, Control]:
     """Task id -> its controls; those in the file ``path`` are not run again if task and grading are the same."""
     known: dict[str, Control] = json.loads(path.read_text()) if path.exists() else {}
-    grader = verifier_digest(settings.verifier)
+    verifier = settings.verifier
     keys = {
-        task.id: " ".join((task.id, task_digest(task), grading_digest(task), grader, _solution_digest(task)))
+        task.id: f"{task.id} {task_digest(task)} {grading_digest(task)} {verifier_digest(verifier)} "
+        f"{verifier.grader(task)} {_solution_digest(task)}"
         for task in tasks
     }
     loop = AttemptLoop(settings.sandboxes, settings.verifier, image_of, settings.timeouts or Timeouts())
@@ -96,22 +99,36 @@ async def _control(loop: AttemptLoop, task: Task) -> Control:
     if task.steps:
         return Control(gold=None, noop=None, why="a task of several steps, which controls do not run")
     try:
-        noop = await _solves(loop, task, "")
+        noop = bool((await _verdict(loop, task, "")).solved)
         if not (task.directory / SOLUTION).is_file():
             return Control(gold=None, noop=noop, why=f"it has no {SOLUTION}")
-        return Control(gold=await _solves(loop, task, "bash /solution/solve.sh </dev/null"), noop=noop, why="")
+        gold = await _verdict(loop, task, SOLVE)
+        if gold.unended:
+            return Control(gold=None, noop=None, why=f"its tests do not end on what its {SOLUTION} makes")
+        return Control(gold=bool(gold.solved), noop=noop, why="")
     except InfrastructureError as error:
         return Control(gold=None, noop=None, why=f"{type(error).__name__}: {error}")
 
 
-async def _solves(loop: AttemptLoop, task: Task, command: str) -> bool:
-    """Whether the task is solved by running ``command`` in its sandbox."""
+async def check_that_tests_end(runner: AttemptRunner, task: Task) -> None:
+    """``VerifierError`` if ``task``'s tests do not end on its own solution, or untouched if it has none."""
+    has_solution = (task.directory / SOLUTION).is_file()
+    if (await _verdict(runner, task, SOLVE if has_solution else "")).unended:
+        where = f"what its {SOLUTION} makes" if has_solution else f"the untouched task, which has no {SOLUTION},"
+        raise VerifierError(
+            f"task {task.id}: its tests do not end on {where} either: they hang, or this machine is too slow for their "
+            "limit"
+        )
+
+
+async def _verdict(judge: AttemptLoop | AttemptRunner, task: Task, command: str) -> Reward:
+    """On what ``command`` makes of the task in its sandbox."""
     scratch = Scratch("attempt")
     try:
         image = image_of(task) if task.root is None else None
         solution = task.directory / "solution"
         mounts = {"/solution": solution} if command else {}
-        sandbox = await loop.sandboxes.open(image, read_only=mounts, root=task.root)
+        sandbox = await judge.sandboxes.open(image, read_only=mounts, root=task.root)
         try:
             if command:
                 await sandbox.run(f"cd /work && {command}", task.agent_timeout_s or SOLUTION_TIMEOUT_S)
@@ -119,6 +136,6 @@ async def _solves(loop: AttemptLoop, task: Task, command: str) -> bool:
         finally:
             await sandbox.close()
         rollout = Rollout(task.id, task.environment, task.family, group_id=-1, index=0, seed=0)
-        return bool((await loop.verify(task, rollout, scratch.path / "work")).solved)
+        return await judge.verify(task, rollout, scratch.path / "work")
     finally:
         await asyncio.to_thread(scratch.delete)

@@ -43,6 +43,19 @@ class Cgroups:
             raise
         return [directory / name / "cgroup.procs" for directory in self.directories]
 
+    def machine_killed(self, name: str) -> bool:
+        """Whether the kernel killed a process of the group for want of memory, though the group kept its own limit."""
+        for directory in self.directories:
+            counts: dict[str, int] = {}
+            for file in ("memory.events", "memory.oom_control", "memory.failcnt"):  # v2, v1, v1
+                with contextlib.suppress(OSError):
+                    for line in (directory / name / file).read_text().splitlines():
+                        *key, count = line.split()
+                        counts["".join(key)] = int(count)
+            if counts.get("oom_kill") and not counts.get("oom") and not counts.get(""):
+                return True
+        return False
+
     def remove(self, name: str, timeout_s: float = _REMOVE_TIMEOUT_S) -> None:
         """Remove a group whose processes have been killed; the kernel may need a moment until it is empty."""
         for directory in self.directories:

@@ -238,6 +238,7 @@ class LocalSandbox(ProgramSandbox):
         """
         self._check_open()
         await self._end_processes()
+        self.check_intact()
         try:
             # The copy becomes the image of another sandbox, which needs some room and files of its own beside it.
             allowance = Allowance(self._max_work_bytes * 7 // 8, self._max_files * 7 // 8)
@@ -246,6 +247,13 @@ class LocalSandbox(ProgramSandbox):
         except OSError as error:
             kind = SandboxError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else AttemptError
             raise kind(f"cannot copy the sandbox's files to {destination}: {error}") from error
+
+    def check_intact(self) -> None:
+        """As root, where a sandbox has a control group."""
+        if self._host.cgroups.machine_killed(self._slot.name):
+            raise SandboxError(
+                "the machine ran out of memory and killed a process of the sandbox, within its own limit"
+            )
 
     async def _delete(self) -> None:
         await asyncio.to_thread(self._give_back)

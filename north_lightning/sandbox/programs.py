@@ -89,6 +89,7 @@ class ProgramSandbox(Sandbox):
         self._processes.discard(process)
         if exit_code < 0:
             raise SandboxError(f"the sandboxed process was ended from outside (signal {-exit_code})")
+        self.check_intact()
         text = output.text()
         if flooded:
             text += f"\n[killed: more than {_MAX_OUTPUT_FACTOR * self._max_output_bytes} bytes of output]\n"
