@@ -242,7 +242,8 @@ class AttemptLoop:
                 if reason := await self._prepare(step, sandbox):
                     if not verdicts:
                         raise SandboxError(f"task {task.id}: {reason}")
-                    verdicts.append(Reward(0.0, {"reason": reason}))
+                    if self.verifier.grading == "strict":
+                        verdicts.append(Reward(0.0, {"reason": reason}))
                     break
                 if number:
                     conversation.go_on_with(step.task.instruction)

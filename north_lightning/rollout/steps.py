@@ -2,8 +2,8 @@
 
 Follows Harbor's multi-step trials: a step's files and its ``setup.sh``, then its healthcheck; after a step whose reward
 falls short of ``min_reward`` the others are not begun; the mean, per number, is over the steps that were verified, or
-the last of these counts alone. One difference: there, a step that cannot be made ready ends the trial and is left out
-of the mean, which an attempt could use that has broken the next step on purpose. Here it counts 0.
+the last of these counts alone. A step that cannot be made ready ends the attempt and is left out of the mean, which an
+attempt could use that breaks the next step on purpose: strict grading counts it 0.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""LiveCodeBench's verdict on one answer: the answer runs in a sandbox, and what it gives is compared here.
+"""LiveCodeBench's verdict on one answer, which runs in a sandbox.
 
 In: a task of ``tasks.live_code_bench`` and the attempt's ``solution.py``. Out: a ``Reward``, 1 if every test passes.
 Tests run in order and the first that fails ends the run, as in the official runner, to which the comparison is equal:
 lines are stripped and compared as texts or as decimals; a value that a function returns is compared with ``==``, where
-a tuple counts as a list. The sandbox is given inputs only (``live_code_bench_runner``).
-
-Stricter than the official runner, on purpose: a test that outlasts its limit by ``GRACE_S`` fails even if the code
-silenced the alarm (the official runner waits for the global limit alone); a class whose ``__eq__`` says that it equals
-everything equals nothing; an output fails that is far longer than what is expected.
+a tuple counts as a list. Official grading compares in the process of the answer, as the official runner does
+(``live_code_bench_runner``). Strict grading gives the sandbox inputs only and compares here what comes back as JSON:
+the value's own ``==`` is not asked, a nested tuple and a key that is a number are what JSON makes of them, and what
+JSON cannot say is wrong. It also limits the time of each test and the length of an answer.
 """
 
 from __future__ import annotations
@@ -17,24 +16,21 @@ import json
 import time
 from asyncio.subprocess import Process
 from collections.abc import Mapping
-from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from north_lightning.errors import VerifierError
 from north_lightning.interfaces import SandboxProvider
 from north_lightning.tasks.live_code_bench import TEST_TIMEOUT_S, global_limit_s
-from north_lightning.types import Reward
+from north_lightning.types import Grading, Reward
 from north_lightning.verifiers.frameworks import PACKAGES
+from north_lightning.verifiers.live_code_bench_runner import same_lines, same_value
 
 RUNNER = "/grader/live_code_bench_runner.py"
 START_TIMEOUT_S = 30.0
 GRACE_S = 2.0
 MIN_OUTPUT_BYTES, OUTPUT_FACTOR = 1 << 20, 32
-"""An answer may take this much, or this many times what is expected: a number takes 14 bytes on its way."""
+"""An answer may take this much, or this many times what is expected."""
 
 
 class AnswerFails(Exception):
@@ -42,7 +38,13 @@ class AnswerFails(Exception):
 
 
 async def grade(
-    tests: Mapping[str, Any], code: str, image: Path, sandboxes: SandboxProvider, python: str, packages: Path | None
+    tests: Mapping[str, Any],
+    code: str,
+    image: Path,
+    sandboxes: SandboxProvider,
+    python: str,
+    packages: Path | None,
+    grading: Grading = "strict",
 ) -> Reward:
     """Run ``code`` on the ``inputs`` of ``tests`` and compare with its ``outputs``.
 
@@ -62,11 +64,18 @@ async def grade(
         end = time.monotonic() + global_limit_s(len(expected))
         try:
             for passed, (text, wanted) in enumerate(zip(tests["inputs"], expected, strict=True)):
-                limit_s = TEST_TIMEOUT_S + GRACE_S + (0 if passed else TEST_TIMEOUT_S)  # the first loads the code
-                answer = await runner.ask({"input": text}, min(limit_s, end - time.monotonic()), len(wanted))
-                if "output" not in answer or not same(answer["output"], wanted):
+                left_s = end - time.monotonic()
+                if grading == "official":
+                    answer = await runner.ask({"input": text, "expected": wanted}, left_s)
+                    is_right = answer.get("passed") is True
+                else:
+                    limit_s = TEST_TIMEOUT_S + GRACE_S + (0 if passed else TEST_TIMEOUT_S)  # the first loads the code
+                    answer = await runner.ask({"input": text}, min(limit_s, left_s), len(wanted))
+                    is_right = "output" in answer and same(answer["output"], wanted)
+                if not is_right:
                     raise AnswerFails("wrong answer")
         except AnswerFails as error:
+            sandbox.check_intact()
             return Reward(0.0, {"reason": f"test {passed + 1} of {len(expected)}: {error}"})
     finally:
         await sandbox.close()
@@ -106,59 +115,3 @@ class Runner:
         if "error" in answer:
             raise AnswerFails(f"{answer['error']}: {answer.get('what')}"[:300])
         return answer
-
-
-# ---- comparison ----------------------------------------------------------------------------------------------------
-
-
-def same_lines(printed: Any, expected: str) -> bool:
-    """Line by line, blanks around each apart: the same text, or the same decimals."""
-    lines, wanted = ([line.strip() for line in str(text).strip().split("\n")] for text in (printed, expected))
-    return len(lines) == len(wanted) and all(map(_same_line, lines, wanted))
-
-
-def _same_line(line: str, wanted: str) -> bool:
-    try:
-        return line == wanted or [*map(Decimal, line.split())] == [*map(Decimal, wanted.split())]
-    except ArithmeticError:
-        return False
-
-
-def same_value(encoded: Any, expected: str) -> bool:
-    """``==`` with the JSON value ``expected``; a tuple is a list, and an array of one element is that element."""
-    try:
-        value = decode(encoded)
-        return bool((list(value) if isinstance(value, tuple) else value) == json.loads(expected))
-    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):  # an array has no one truth value
-        return False
-
-
-def decode(encoded: Any) -> Any:
-    """The value that ``live_code_bench_runner.encode`` wrote."""
-    if not isinstance(encoded, list):
-        return encoded
-    kind, *rest = encoded
-    match kind:
-        case "int":
-            return int(rest[0], 16)
-        case "float":
-            return float.fromhex(rest[0])
-        case "complex":
-            return complex(*map(float.fromhex, rest))
-        case "Decimal":
-            return Decimal(rest[0])
-        case "Fraction":
-            return Fraction(*(int(part, 16) for part in rest))
-        case "list" | "tuple":
-            return (list if kind == "list" else tuple)(map(decode, rest))
-        case "dict":
-            return {decode(key): decode(below) for key, below in rest}
-        case "numpy" | "array":
-            number = np.dtype(rest[0])
-            if number.kind not in "biufc":
-                raise ValueError(f"expected a type of numbers, got {number}")
-            one = number.type(decode(rest[1]))
-            return np.array([one]) if kind == "array" else one
-        case "other":
-            return object()
-    raise ValueError(f"unknown value {kind!r}")

@@ -2,8 +2,9 @@
 
 In, on stdin: frames, a decimal length and a newline before each: first ``{"code", "fn_name", "stdin_buffer"}``, then
 ``{"input"}`` of each test. Out, on stdout: a frame for each: ``{}`` before the code is loaded, then ``{"output"}`` or
-``{"error"}``. What is expected never comes here: the verifier outside compares (``live_code_bench``), so that nothing
-the code does or reads can make a wrong output right.
+``{"error"}``. As in the official runner, a test with its ``"expected"`` is compared here, in the process of the code:
+the answer is ``{"passed"}``. Strict grading sends no ``"expected"`` and compares outside (``live_code_bench``), so that
+nothing the code does or reads can make a wrong output right.
 
 All tests run in one process, as in the official runner: what a solution keeps in its modules lives from test to test.
 So do names that are always there (``PREAMBLE``), what ``open`` and ``sys.stdin`` are for code that reads stdin, the
@@ -16,7 +17,6 @@ import ast
 import builtins
 import contextlib
 import decimal
-import fractions
 import io
 import json
 import os
@@ -144,16 +144,17 @@ def run_with_stdin(function: Any, text: str, has_buffer: bool) -> str:
         sys.stdout = shown
 
 
-def run_test(function: Any, text: str, is_call: bool, has_buffer: bool) -> dict[str, Any]:
-    """The answer to one input; an ``error`` where there is none."""
+def run_test(function: Any, question: dict[str, Any], is_call: bool, has_buffer: bool) -> dict[str, Any]:
+    """What one input gives, or whether that is ``expected``; an ``error`` where there is none."""
     try:
+        text = question["input"]
         arguments = [json.loads(line) for line in text.split("\n")] if is_call else []
         signal.alarm(TIMEOUT_S)
-        if not is_call:
-            return {"output": run_with_stdin(function, text, has_buffer)}
-        value = function(*arguments)
+        value = function(*arguments) if is_call else run_with_stdin(function, text, has_buffer)
         signal.alarm(0)
-        return {"output": encode(value)}
+        if "expected" in question:
+            return {"passed": (same_value if is_call else same_lines)(value, question["expected"])}
+        return {"output": json.loads(json.dumps(value, default=number_of))}
     except Exception as error:
         signal.alarm(0)
         return failure(error)
@@ -164,36 +165,32 @@ def failure(error: Exception) -> dict[str, Any]:
     return {"error": "timeout" if is_late else "exception", "what": repr(error)[:300]}
 
 
-# ---- values --------------------------------------------------------------------------------------------------------
+# ---- comparison ----------------------------------------------------------------------------------------------------
 
 
-def encode(value: Any) -> Any:
-    """A value as JSON, its type beside what JSON cannot say; ``["other"]`` for what equals no expected value."""
-    if type(value).__module__ == "numpy":
-        is_array = type(value).__name__ == "ndarray"
-        if is_array and value.size != 1:
-            return ["other"]
-        one = value.item()
-        if value.dtype.kind in "biufc" and type(one).__module__ != "numpy":
-            return ["array" if is_array else "numpy", value.dtype.name, encode(one)]
-        return encode(one) if isinstance(one, str) and not is_array else ["other"]
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return ["int", hex(value)]
-    if isinstance(value, float):
-        return ["float", value.hex()]
-    if isinstance(value, complex):
-        return ["complex", value.real.hex(), value.imag.hex()]
-    if isinstance(value, decimal.Decimal):
-        return ["Decimal", str(value)]
-    if isinstance(value, fractions.Fraction):
-        return ["Fraction", hex(value.numerator), hex(value.denominator)]
-    if isinstance(value, list | tuple):
-        return ["list" if isinstance(value, list) else "tuple", *map(encode, value)]
-    if isinstance(value, dict):
-        return ["dict", *([encode(key), encode(below)] for key, below in value.items())]
-    return ["other"]
+def same_lines(printed: Any, expected: str) -> bool:
+    """Line by line, blanks around each apart: the same text, or the same decimals."""
+    lines, wanted = ([line.strip() for line in str(text).strip().split("\n")] for text in (printed, expected))
+    return len(lines) == len(wanted) and all(map(_same_line, lines, wanted))
+
+
+def _same_line(line: str, wanted: str) -> bool:
+    try:
+        return line == wanted or [*map(decimal.Decimal, line.split())] == [*map(decimal.Decimal, wanted.split())]
+    except ArithmeticError:
+        return False
+
+
+def same_value(value: Any, expected: str) -> bool:
+    """``==`` with the JSON value ``expected``; a tuple is a list, and an array of one element is that element."""
+    return bool((list(value) if isinstance(value, tuple) else value) == json.loads(expected))
+
+
+def number_of(value: Any) -> Any:
+    """What a value of numpy with one element is as JSON; an exception for any other that JSON has no word for."""
+    if type(value).__module__ != "numpy":
+        raise TypeError(f"a value of {type(value)}")
+    return value.item()
 
 
 # ---- frames --------------------------------------------------------------------------------------------------------
@@ -236,7 +233,7 @@ def main() -> None:
         receive()
         send(failure(error))
     while True:
-        send(run_test(function, receive()["input"], name is not None, task["stdin_buffer"]))
+        send(run_test(function, receive(), name is not None, task["stdin_buffer"]))
 
 
 if __name__ == "__main__":

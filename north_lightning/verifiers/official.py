@@ -1,14 +1,13 @@
 """Rows of SWE-bench and SWE-bench Pro, graded as their own harnesses do it.
 
 In: a task and what an attempt left in ``/work``. Out: a ``Reward``. As in those harnesses, the attempt is its patch:
-what ``git add -A`` would take of it, without binary files. It is made and applied in a fresh sandbox that begins with
-the untouched repository, and there the benchmark's own scripts run. SWE-bench's log is judged by its own package
+what ``git add -A`` would take of it. It is made and applied in a fresh sandbox that begins with the untouched
+repository, and there the benchmark's own scripts run. SWE-bench's log is judged by its own package
 (``tasks.swe_bench``). SWE-bench Pro's parser writes which tests passed, and all expected ones have to be among them.
 
-What they do and nothing else here: files that are no part of the tests' patch are as the attempt left them, and code
-under test can print what the parsers read. Where this differs: an empty patch is graded like any other; a patch is
-relative to the untouched repository, whatever the attempt committed; a sandbox that is killed, and a grader that fails
-or does not end, is an error and no verdict.
+As in those harnesses, files that are no part of the tests' patch are as the attempt left them, and code under test can
+print what the parsers read. A patch is relative to the untouched repository, whatever the attempt committed: that is
+what is submitted, not how it is graded. No verdict is a killed sandbox, or a grader that fails or does not end.
 """
 
 from __future__ import annotations
@@ -25,12 +24,10 @@ from north_lightning.errors import ConfigError, VerifierError
 from north_lightning.interfaces import SandboxProvider
 from north_lightning.tasks import image_of, swe_bench
 from north_lightning.tasks.git import without_binary
-from north_lightning.types import Reward, Task
+from north_lightning.types import CommandResult, Reward, Task
 
 GRADERS = ("swe_bench", "swe_bench_pro")
 ATTEMPT = "/attempt"
-MAX_PATCH_BYTES = 64 << 20
-MAX_LOG_BYTES = 256 << 20
 MAX_OUTPUT_CHARS = 2_000
 PREPARING_S = 300.0
 NOT_STARTED = (126, 127)  # a shell's exit codes where a program is missing
@@ -46,11 +43,21 @@ tree() {{
 }}
 before=$(tree /work) || exit {_BAD_REPOSITORY}
 after=$(tree {ATTEMPT}) || exit {_BAD_ATTEMPT}
-{_GIT} diff --no-color --no-ext-diff --no-textconv "$before" "$after" >/logs/verifier/attempt.patch
+{_GIT} diff --binary --no-color --no-ext-diff --no-textconv "$before" "$after" >/logs/verifier/attempt.patch
 """
-APPLY_PATCH = f"""cd /work && if [ -s /logs/verifier/model.patch ]; then
-    git -c safe.directory='*' apply --whitespace=nowarn /logs/verifier/model.patch || exit {_BAD_PATCH}
-fi"""
+_APPLY = "/logs/verifier/model.patch"
+APPLY_PATCH = {
+    "swe_bench": f"""cd /work || exit 1
+git() {{ command git -c safe.directory='*' "$@"; }}
+for how in "git apply --verbose" "git apply --verbose --3way" "git apply --verbose --reject" \\
+    "patch --batch --forward --fuzz=5 -p1 -i"; do
+    $how {_APPLY} && exit 0
+    git checkout -- .; git clean -fd
+done
+git apply --check --reverse {_APPLY} || exit {_BAD_PATCH}""",
+    "swe_bench_pro": f"cd /work && git -c safe.directory='*' apply -v {_APPLY}; exit 0",
+}
+"""As each harness does it: SWE-bench tries four ways, SWE-bench Pro goes on without a patch that does not apply."""
 
 
 def check_official(task: Task) -> None:
@@ -63,12 +70,19 @@ def check_official(task: Task) -> None:
         swe_bench.grader_version()
 
 
+def grader_of(task: Task) -> str:
+    """Name and version of the benchmark's grader."""
+    is_pro = task.metadata["grader"] == "swe_bench_pro"
+    return "SWE-bench Pro's scripts" if is_pro else f"swebench {swe_bench.grader_version()}"
+
+
 async def verify_official(
     task: Task, tests: Path, workdir: Path, logs: Path, sandboxes: SandboxProvider, limit_s: float
 ) -> Reward:
     """The benchmark's verdict on ``workdir``; ``logs`` is an empty directory that sandboxes may write in."""
     check_official(task)
     instance = json.loads((tests / "instance.json").read_text())
+    is_pro = instance["grader"] == "swe_bench_pro"
     root = task.own_verifier.root if task.own_verifier is not None else task.root
     mounts = {"/tests": tests, ATTEMPT: workdir}
     image = image_of(task) if root is None else None
@@ -79,12 +93,13 @@ async def verify_official(
             return Reward(0.0, {"reason": f"no patch can be made of the attempt: {taken.output[-MAX_OUTPUT_CHARS:]}"})
         if taken.exit_code != 0 or taken.timed_out:
             raise VerifierError(f"task {task.id}: the attempt's patch cannot be made: {taken.output[-500:]}")
-        patch = read_untrusted(logs / "attempt.patch", MAX_PATCH_BYTES)
-        if patch is None:
-            return Reward(0.0, {"reason": f"the attempt's patch is longer than {MAX_PATCH_BYTES} bytes"})
-        text = without_binary(patch.decode(errors="surrogateescape"))
-        (logs / "model.patch").write_bytes(text.encode(errors="surrogateescape"))
-        applied = await sandbox.run(APPLY_PATCH, PREPARING_S)
+        patch = read_untrusted(logs / "attempt.patch")
+        if is_pro:
+            patch = without_binary(patch.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+        elif not patch:
+            return Reward(0.0, {"reason": "the attempt's patch is empty"})
+        (logs / "model.patch").write_bytes(patch)
+        applied = CommandResult("", 0) if not patch else await sandbox.run(APPLY_PATCH[instance["grader"]], PREPARING_S)
         if applied.exit_code == _BAD_PATCH:
             return Reward(0.0, {"reason": f"the patch does not apply: {applied.output[-MAX_OUTPUT_CHARS:]}"})
         if applied.exit_code != 0 or applied.timed_out:
@@ -92,14 +107,14 @@ async def verify_official(
         result = await sandbox.run("/bin/bash /tests/test.sh </dev/null; exit 0", limit_s)
     finally:
         await sandbox.close()
-    details: dict[str, Any] = {"output": result.output[-MAX_OUTPUT_CHARS:], "patch_is_empty": not text}
+    details: dict[str, Any] = {"output": result.output[-MAX_OUTPUT_CHARS:]}
     if result.timed_out:
-        return Reward(0.0, {**details, "reason": f"the tests did not end within {limit_s:g} s"})
+        return Reward(0.0, {**details, "reason": f"the tests did not end within {limit_s:g} s"}, unended=True)
     if result.exit_code != 0:
         raise VerifierError(
             f"task {task.id}: the tests were killed (exit code {result.exit_code}): {result.output[-500:]}"
         )
-    verdict = await (grade_log if instance["grader"] == "swe_bench" else grade_output)(task.id, instance, logs)
+    verdict = await (grade_output if is_pro else grade_log)(task.id, instance, logs)
     expected = [*instance["FAIL_TO_PASS"], *instance["PASS_TO_PASS"]]
     passed = set(verdict.pop("passed", ()))
     details |= {"passed": [test for test in expected if test in passed]}
@@ -110,40 +125,38 @@ async def verify_official(
 async def grade_log(task_id: str, instance: Mapping[str, Any], logs: Path) -> dict[str, Any]:
     """SWE-bench: what its package says of the log."""
     try:
-        content = await asyncio.to_thread(read_untrusted, logs / "log", MAX_LOG_BYTES)
+        content = await asyncio.to_thread(read_untrusted, logs / "log")
     except FileNotFoundError as error:
         raise VerifierError(f"task {task_id}: test.sh wrote no /logs/verifier/log") from error
-    if content is None:
-        return {"resolved": False, "reason": f"the tests' log is longer than {MAX_LOG_BYTES} bytes"}
     log = logs.parent / "test_output.txt"
     log.write_text(content.decode(errors="replace"), encoding="utf-8", newline="")
     report: dict[str, Any] = await swe_bench.grade(instance, log)
     status = report.get("tests_status", {})
     kept = {key: report[key] for key in ("resolved", "error", "infra_failure", "infra_failure_reason") if key in report}
     passed = [test for kind in ("FAIL_TO_PASS", "PASS_TO_PASS") for test in status.get(kind, {}).get("success", ())]
-    return kept | {"passed": passed, "grader": f"swebench {swe_bench.grader_version()}"}
+    return kept | {"passed": passed}
 
 
 async def grade_output(task_id: str, instance: Mapping[str, Any], logs: Path) -> dict[str, Any]:
     """SWE-bench Pro: resolved if every expected test is among those that its parser found passed."""
     try:
-        code = (read_untrusted(logs / "parser_exit_code", 16) or b"").decode(errors="replace").strip()
+        code = read_untrusted(logs / "parser_exit_code").decode(errors="replace").strip()
     except FileNotFoundError:
         code = ""
     if code in map(str, NOT_STARTED):
         raise VerifierError(f"task {task_id}: parser.py cannot be run in the image: python was not found")
     expected = {*instance["FAIL_TO_PASS"], *instance["PASS_TO_PASS"]}
     try:
-        output = json.loads((read_untrusted(logs / "output.json", MAX_LOG_BYTES) or b"").decode())
+        output = json.loads(read_untrusted(logs / "output.json").decode())
         passed = {test["name"] for test in output["tests"] if test["status"] == "PASSED"}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"parser.py wrote no list of tests to output.json: {type(error).__name__}: {error}"
         return {"resolved": False, "reason": reason[:MAX_OUTPUT_CHARS]}
-    return {"resolved": expected <= passed, "passed": expected & passed, "grader": "SWE-bench Pro's parser.py"}
+    return {"resolved": expected <= passed, "passed": expected & passed}
 
 
-def read_untrusted(path: Path, max_bytes: int, cut: bool = False) -> bytes | None:
-    """Content of a file that untrusted code may have placed; a longer one is None, or its beginning.
+def read_untrusted(path: Path, max_bytes: int = -1) -> bytes:
+    """Content of a file that untrusted code may have placed, or its beginning. A sandbox limits the size of a file.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -159,7 +172,6 @@ def read_untrusted(path: Path, max_bytes: int, cut: bool = False) -> bytes | Non
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise VerifierError(f"{path.name}: expected a regular file")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            content = file.read(max_bytes + 1)
+            return file.read(max_bytes)
     finally:
         os.close(descriptor)
-    return content[:max_bytes] if cut or len(content) <= max_bytes else None

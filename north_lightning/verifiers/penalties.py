@@ -16,12 +16,12 @@ A penalty is a verifier like any other: its value is 0 or less, it looks at the 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from north_lightning.errors import ConfigError, VerifierError
 from north_lightning.interfaces import RewardVerifier, SandboxProvider
-from north_lightning.types import Count, Positive, Reward, Rollout, Task, Whole
+from north_lightning.types import Count, Grading, Positive, Reward, Rollout, Task, Whole
 from north_lightning.verifiers.checked import checked_reward
 from north_lightning.verifiers.loops import has_loop
 
@@ -57,6 +57,13 @@ class RewardSum(RewardVerifier):
     judge: Part
     further: dict[str, Part] = field(default_factory=dict)
 
+    @property
+    def grading(self) -> Grading:  # type: ignore[override]
+        return self.judge.verifier.grading
+
+    def grader(self, task: Task) -> str:
+        return self.judge.verifier.grader(task)
+
     def limit_s(self, task: Task) -> float | None:
         """Of all parts, one after another; None if none is limited."""
         limits = []
@@ -77,14 +84,13 @@ class RewardSum(RewardVerifier):
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
         """The sum; a part that raises, takes too long or returns no finite number leaves the attempt ungraded."""
         values = {}
-        details: dict[str, object] = {}
-        solved = False
+        judged = Reward(0.0)
         for name, part in {"judge": self.judge, **self.further}.items():
             reward = await _graded(name, part, task, rollout, workdir, sandboxes)
             values[name] = part.weight * reward.value
             if name == "judge":
-                details, solved = dict(reward.details), bool(reward.solved)
-        return Reward(sum(values.values()), {**details, "parts": values}, solved)
+                judged = reward
+        return replace(judged, value=sum(values.values()), details={**judged.details, "parts": values}, numbers={})
 
 
 async def _graded(

@@ -4,9 +4,10 @@ In: ``/tests/problem.json``, the answers in ``/work``, ``/logs/verifier/targets.
 ``unittest_runner``. Out: the secret of each step whose tests all passed, a note on every other.
 
 A step is what the official script is: the dependencies, the code of the steps before it, its own, its tests, as one
-``__main__``, ended after ``TIMEOUT_S``. The targets and the comparisons mean what the official ones mean. Stricter, on
-purpose: code that ends the process before its tests have run has failed, with exit code 0 too; so has code that
-replaces numpy or what compares.
+``__main__``, ended after ``TIMEOUT_S``. The targets and the comparisons mean what the official ones mean. Started with
+the word ``official``, a step has passed if its process ends with exit code 0, which is all that the official runner
+asks for. Without it, grading is strict: the tests must have run to their end, with the modules and comparisons that
+were there before the code.
 
 Beside the standard library it imports numpy, scipy, sympy and h5py, of ``PACKAGES`` if the sandbox has none.
 """
@@ -145,50 +146,67 @@ COMPARISONS = {one.__name__: one for one in
 # ---- steps ---------------------------------------------------------------------------------------------------------
 
 
-def run_step(dependencies: str, codes: Sequence[str], tests: Sequence[str], targets: Sequence[Any]) -> None:
+def run_step(
+    is_official: bool, step: str, dependencies: str, codes: Sequence[str], tests: Sequence[str], targets: Sequence[Any]
+) -> None:
     """Run the code of all steps up to one, and that one's tests; whatever is wrong is an exception."""
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    names = vars(main)
-    exec(dependencies, names)
-    kept = {name: value for name, value in names.items() if isinstance(value, types.ModuleType)}
+    names, untouched = vars(main), dict[str, Any]()
+    exec(dependencies, untouched)
+    kept = {name: value for name, value in untouched.items() if isinstance(value, types.ModuleType)}
     judges = [(np, "allclose", np.allclose), (np, "isclose", np.isclose)]
-    exec(compile("\n".join((dependencies, *codes)), f"{WORK}/step.py", "exec"), names)
-    compare = types.ModuleType("scicode.compare.cmp")
-    vars(compare).update(COMPARISONS)
-    for name in ("scicode", "scicode.compare"):
-        sys.modules[name] = types.ModuleType(name)
-    sys.modules["scicode.compare.cmp"] = compare
-    if any(names.get(name) is not value for name, value in kept.items()):
-        raise AssertionError("the code replaced a module that the tests use")
-    names["targets"] = targets
-    for test, target in zip(tests, targets, strict=True):
-        names["target"] = target
-        exec(compile(test, f"{TESTS}", "exec"), names)
-    if any(getattr(module, name) is not value for module, name, value in judges):
+    provide(targets)
+    exec(compile("\n".join((dependencies, *codes, "\n")), f"{WORK}/step.py", "exec"), names)
+    if not is_official:
+        provide(targets)
+        if any(names.get(name) is not value for name, value in kept.items()):
+            raise AssertionError("the code replaced a module that the tests use")
+    asked = "from scicode.parse.parse import process_hdf5_to_tuple\n"
+    asked += f"targets = process_hdf5_to_tuple({step!r}, {len(tests)})\n"
+    asked += "".join(f"target = targets[{number}]\n\n{test}\n" for number, test in enumerate(tests))
+    exec(compile(asked, TESTS, "exec"), names)
+    if not is_official and any(getattr(module, name) is not value for module, name, value in judges):
         raise AssertionError("the code replaced what the tests compare with")
 
 
-def run_apart(channel: Channel, step: str, *work: Any) -> None:
-    """``run_step`` in a process of its own, which hands the step's secret back if nothing was wrong."""
+def provide(targets: Sequence[Any]) -> None:
+    """The modules of the package ``scicode`` that tests import."""
+    parse, compare = "scicode.parse.parse", "scicode.compare.cmp"
+    for name in ("scicode", "scicode.parse", "scicode.compare", parse, compare):
+        sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[parse])["process_hdf5_to_tuple"] = lambda step, num_tests: targets
+    vars(sys.modules[compare]).update(COMPARISONS)
+
+
+def run_apart(channel: Channel, is_official: bool, step: str, *work: Any) -> None:
+    """``run_step`` in a process of its own; hands the step's secret back if nothing was wrong."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)
+        if is_official:  # an exception, or the code's own exit, ends this process as it ends a script
+            run_step(True, step, *work)
+            sys.exit()
         try:
-            os.setpgid(0, 0)
-            run_step(*work)
+            run_step(False, step, *work)
             channel.passed(step)
         except BaseException as error:
             channel.note(step, "failed", repr(error))
         finally:
             os._exit(0)
     end = time.monotonic() + TIMEOUT_S
-    while os.waitpid(child, os.WNOHANG)[0] == 0:
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         if time.monotonic() > end:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
             channel.note(step, "timeout", f"more than {TIMEOUT_S} s")
             return
         time.sleep(0.01)
+    code = os.waitstatus_to_exitcode(ended[1])
+    if is_official and code == 0:
+        channel.passed(step)
+    elif is_official:
+        channel.note(step, "failed", f"exit code {code}")
 
 
 def main() -> None:
@@ -212,7 +230,8 @@ def main() -> None:
             codes.append("")
             continue  # not answered
         channel = Channel({number: secrets.pop(number)}, descriptor)
-        run_apart(channel, number, problem["dependencies"], codes, step["tests"], targets[number])
+        work = (problem["dependencies"], codes, step["tests"], targets[number])
+        run_apart(channel, sys.argv[1:] == ["official"], number, *work)
     Channel(secrets, descriptor).passed(END)
 
 

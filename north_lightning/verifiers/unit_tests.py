@@ -4,10 +4,29 @@ In: a task and the snapshot of the attempt's ``/work``. Out: a ``Reward``. The t
 process of the attempt has seen; the task's ``tests/`` is mounted read-only at ``/tests``, a new directory at
 ``/logs/verifier``. What is not the attempt's doing (no sandbox, no reward file, no interpreter) raises.
 
+**Grading** is ``official`` or ``strict``. Official is the verdict of the benchmark's own grader on the same work, and
+what numbers are reported by. Strict, for training, also fails what no honest attempt does:
+
+- a terminal task's process that outlives ``test.sh``, as it may have rewritten the reward;
+- a step of a task that cannot be made ready, as the step before may have seen to that (``rollout.steps``);
+- a LiveCodeBench answer that outlasts the limit of a test with the alarm silenced, that is far longer than what is
+  expected, or whose value is not what is expected once it is JSON (``live_code_bench``);
+- a SciCode step that ends its process before its tests have run, or replaces what they compare with
+  (``scicode_runner``).
+
+Rows of SWE-bench and SWE-bench Pro are graded the same in both (``official``). Both give no verdict on a link where the
+reward should be. Both grade a terminal task on what is in ``/work``, where Harbor grades in the attempt's own
+environment: a task whose tests need a service, or a file elsewhere, is to be left out.
+
+**Infrastructure failures** are errors, never a score. Tests that do not end score 0, because what they wait for may be
+what the attempt left. The verdict says so (``Reward.unended``), and an evaluation then runs them on the task's own
+solution, or on the untouched task if it has none: tests that do not end there either hang, or the machine is too slow
+for their limit, and there is no verdict (``evaluation.controls``). Errors at once are: a runner of ours that does not
+start, a grader that fails or hangs, a sandbox in which the machine ran out of memory and killed a process, and a full
+disk where an unsolved attempt was graded.
+
 **Terminal tasks** follow Harbor: ``test.sh`` runs in ``/work``, its exit code is ignored, ``reward.json`` beats
-``reward.txt``. Two choices of ours: a ``test.sh`` that does not end in time scores 0, because what it waits for is what
-the attempt left (a machine that is merely too slow scores 0 as well, so the limit has to be generous); and a process
-that outlives ``test.sh`` scores 0, because it may have rewritten the reward.
+``reward.txt``.
 
 Where a task has its verifier in an environment of its own, that is as the task gives it, with the declared artifacts
 of the attempt put in place of what is there; one that is missing is left out, as in Harbor.
@@ -16,8 +35,8 @@ of the attempt put in place of what is there; one that is missing is left out, a
 expected test must be in it as passed. As in the benchmarks themselves, code under test can print such a log. Rows of
 SWE-bench and SWE-bench Pro are graded by what these grade with (``official``).
 
-**Single answers** (``tasks.live_code_bench``, ``tasks.scicode``) are graded as their benchmark's own grader does. What
-a LiveCodeBench test expects never enters the sandbox; of SciCode, a step is what a software test is.
+**Single answers** (``tasks.live_code_bench``, ``tasks.scicode``) are graded as their benchmark's own grader does; a
+step of SciCode is what a software test is.
 
 **Software tasks** are judged here, not in the sandbox: every expected test id gets a secret, the runner inside hands
 back the secret of each test that passed, and a missing one is a failure. ``unittest_runner`` and ``pytest_runner`` say
@@ -43,12 +62,13 @@ import re
 import secrets
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from north_lightning.errors import ConfigError, UploadRefusedError, VerifierError
-from north_lightning.interfaces import RewardVerifier, Sandbox, SandboxProvider
+from north_lightning.interfaces import RewardVerifier, SandboxProvider
 from north_lightning.sandbox.scratch import Scratch
 from north_lightning.sandbox.upload import upload
 from north_lightning.tasks import image_of
@@ -56,17 +76,17 @@ from north_lightning.tasks.logs import PARSERS
 from north_lightning.types import (
     CommandResult,
     Count,
+    Grading,
     Positive,
     Reward,
     Rollout,
-    RootFileSystem,
     Task,
     VerifierEnvironment,
 )
 from north_lightning.verifiers import live_code_bench
-from north_lightning.verifiers.frameworks import GRADER, PACKAGES, PYTEST, Framework, framework_of
+from north_lightning.verifiers.frameworks import GRADER, PACKAGES, PYTEST, UNITTEST, Framework, framework_of
 from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
-from north_lightning.verifiers.official import check_official, read_untrusted, verify_official
+from north_lightning.verifiers.official import check_official, grader_of, read_untrusted, verify_official
 
 END = "-"
 VARIABLES = ".variables"
@@ -74,6 +94,11 @@ _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\}")
 """Alone in a value, as in Harbor."""
 
 LIVE_CODE_BENCH = "live_code_bench"
+OWN_GRADERS = {
+    LIVE_CODE_BENCH: ("live_code_bench_runner", "nvidia-livecodebench 26.3"),
+    "scicode": ("scicode_runner", "nvidia-scicode 26.3"),
+}
+"""Our program that grades, and the package whose verdicts official grading gives."""
 ANSWER_PACKAGES = {LIVE_CODE_BENCH: ("numpy",), "scicode": ("numpy", "scipy", "sympy", "h5py", "matplotlib")}
 SCICODE_MOUNTS = {
     f"{GRADER}/{name}": Path(__file__).with_name(name) for name in ("scicode_runner.py", "unittest_runner.py")
@@ -81,6 +106,8 @@ SCICODE_MOUNTS = {
 
 MAX_REPORT_BYTES = 1_000_000
 MAX_OUTPUT_CHARS = 2_000
+
+MIN_FREE_BYTES = 1 << 20
 
 LEFT_RUNNING = 77
 RUN_TEST_SCRIPT = f"""cd /work || exit
@@ -92,6 +119,7 @@ for wait in 0 0.05 0.2; do
     [ ${{#after[@]}} -gt ${{#before[@]}} ] || exit 0
 done
 exit {LEFT_RUNNING}"""
+RUN_LIKE_HARBOR = "cd /work || exit\n/bin/bash /tests/test.sh </dev/null\nexit 0"
 
 
 class UnitTestVerifier(RewardVerifier):
@@ -107,6 +135,8 @@ class UnitTestVerifier(RewardVerifier):
             the attempt's own code in them, can read the values; rewards and records do not show them.
         packages: Directory of the packages that single answers may import, made for ``python`` with ``pip install
             --target``: numpy for LiveCodeBench; numpy, scipy, sympy, h5py and matplotlib for SciCode.
+        grading: Whether the verdict on a benchmark's task is that of its own grader (official), or also fails what no
+            honest attempt does (strict): evaluations report the first, training needs the second.
     """
 
     def __init__(
@@ -116,30 +146,50 @@ class UnitTestVerifier(RewardVerifier):
         max_snapshot_mib: Count = 256,
         variables: list[str] | None = None,
         packages: Path | None = None,
+        grading: Grading = "strict",
     ) -> None:
         self.timeout_s = timeout_s
         self.python = python
         self.max_snapshot_mib = max_snapshot_mib
         self.variables = variables or []
         self.packages = packages
+        self.grading = grading
 
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
         """``VerifierError`` or ``SandboxError`` if the tests could not be run; any other outcome is a ``Reward``."""
         scratch = Scratch("verify")
         try:
             tests = await asyncio.to_thread(tests_of, task, scratch.path)
+            how = self._verify_by_script
             if "grader" in task.metadata:
-                if "answer_files" in task.metadata:
-                    return await self._verify_answers(task, tests, workdir, scratch.path, sandboxes)
-                logs, limit_s = make_writable(scratch.path / "logs"), self.limit_s(task)
-                return await verify_official(task, tests, workdir, logs, sandboxes, limit_s)
-            if "log_parser" in task.metadata:
-                return await self._verify_by_log(task, tests, workdir, scratch.path, sandboxes)
-            if task.environment == "swe":
-                return await self._verify_by_name(task, tests, workdir, scratch.path, sandboxes)
-            return await self._verify_by_script(task, tests, workdir, scratch.path, sandboxes)
+                how = self._verify_answers if "answer_files" in task.metadata else self._verify_officially
+            elif "log_parser" in task.metadata:
+                how = self._verify_by_log
+            elif task.environment == "swe":
+                how = self._verify_by_name
+            reward = await how(task, tests, workdir, scratch.path, sandboxes)
+            if not reward.solved and shutil.disk_usage(scratch.path).free < MIN_FREE_BYTES:
+                raise VerifierError(f"{scratch.path}: the disk is full, so what the tests wrote may be cut off")
+            return reward
+        except (UngradableTree, UploadRefusedError) as error:
+            return Reward(0.0, {"reason": str(error)})
         finally:
             await asyncio.to_thread(scratch.delete)
+
+    def grader(self, task: Task) -> str:
+        """As the benchmark or framework is named, with its version, or a digest of our program."""
+        kind = task.metadata.get("grader", "")
+        if kind in OWN_GRADERS:
+            runner, official = OWN_GRADERS[kind]
+            return f"{runner.replace('_', ' ')} {_digest(runner)}, equals {official} ({self.grading})"
+        if kind:
+            return grader_of(task)
+        if "log_parser" in task.metadata:
+            return f"log of {task.metadata['log_parser']}"
+        if task.environment == "swe":
+            name = task.metadata.get("framework", UNITTEST)
+            return f"{name} by name, runner {_digest(f'{name}_runner')}"
+        return f"test.sh, as Harbor 0.25.0 ({self.grading})"
 
     def check_task(self, task: Task) -> None:
         self._variables(task)
@@ -185,28 +235,36 @@ class UnitTestVerifier(RewardVerifier):
         variables, secret = self._variables(task)
         exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
         (logs / VARIABLES).write_text(exports)  # not on a command line, which every user of the machine can read
-        command = f". /logs/verifier/{VARIABLES}; rm -f /logs/verifier/{VARIABLES}\n{RUN_TEST_SCRIPT}"
-        if task.own_verifier is None:
-            result = await self._run(task, sandboxes, workdir, {"/tests": tests}, logs, command)
-        else:
-            try:
-                result = await self._run_apart(task, task.own_verifier, sandboxes, workdir, tests, logs, command)
-            except UploadRefusedError as error:
-                return Reward(0.0, {"reason": f"an artifact: {error}"})
+        script = RUN_LIKE_HARBOR if self.grading == "official" else RUN_TEST_SCRIPT
+        command = f". /logs/verifier/{VARIABLES}; rm -f /logs/verifier/{VARIABLES}\n{script}"
+        result = await self._run(task, sandboxes, workdir, {"/tests": tests}, logs, command, task.own_verifier)
         output = result.output
         for value in secret:
             output = output.replace(value, "[secret]")
         details = {"output": output[-MAX_OUTPUT_CHARS:]}
-        if result.timed_out:
-            return Reward(0.0, {**details, "reason": f"test.sh did not end within {self.limit_s(task):g} s"})
-        if result.exit_code not in (0, LEFT_RUNNING):
-            raise VerifierError(
-                f"task {task.id}: test.sh was killed (exit code {result.exit_code}): {details['output']}"
-            )
-        if result.exit_code == LEFT_RUNNING:
-            return Reward(0.0, {**details, "reason": "a process outlived test.sh"})
+        if fault := self._fault(task, result, details):
+            return fault
         numbers = read_reward(logs, task.id)
         return Reward(only_reward(numbers, task.id), {**details, **numbers}, numbers=numbers)
+
+    def _fault(self, task: Task, result: CommandResult, details: Mapping[str, Any]) -> Reward | None:
+        """The verdict on tests that did not end as they should; ``VerifierError`` if they were killed."""
+        if result.timed_out:
+            reason = f"the tests did not end within {self.limit_s(task):g} s"
+            return Reward(0.0, {**details, "reason": reason}, unended=True)
+        if result.exit_code == LEFT_RUNNING:
+            return Reward(0.0, {**details, "reason": "a process outlived the tests"})
+        if result.exit_code != 0:
+            raise VerifierError(
+                f"task {task.id}: the tests were killed (exit code {result.exit_code}): {details['output']}"
+            )
+        return None
+
+    async def _verify_officially(
+        self, task: Task, tests: Path, workdir: Path, scratch: Path, sandboxes: SandboxProvider
+    ) -> Reward:
+        logs = make_writable(scratch / "logs")
+        return await verify_official(task, tests, workdir, logs, sandboxes, self.limit_s(task))
 
     # ---- software tasks: expected tests by name --------------------------------------------------------------------
 
@@ -215,12 +273,7 @@ class UnitTestVerifier(RewardVerifier):
     ) -> Reward:
         framework = framework_of(task)
         expected = expected_tests(task, tests, framework)
-        graded = scratch / "work"
-        try:
-            await self._build_graded(task, workdir, graded)
-        except UngradableTree as error:
-            return Reward(0.0, {"reason": str(error)})
-        logs = make_writable(scratch / "logs")
+        graded, logs = await self._build_graded(task, workdir, scratch), make_writable(scratch / "logs")
         with Exchange(logs, expected) as exchange:
             result = await self._run(
                 task, sandboxes, graded, {"/tests": tests, **framework.mounts}, logs,
@@ -232,17 +285,12 @@ class UnitTestVerifier(RewardVerifier):
                     f"{result.output[-MAX_OUTPUT_CHARS:]}"
                 )
             passed, ended, notes = exchange.read()
-        details: dict[str, Any] = {
-            "output": result.output[-MAX_OUTPUT_CHARS:],
-            "passed": [test for test in expected if test in passed],
-            "failed": [test for test in expected if test not in passed],
-            "notes": notes,
-        }
+        details = _listed(result, expected, passed) | {"notes": notes}
         orderly = ended and result.exit_code == 0 and not result.timed_out
         if not orderly:
             within = f" within {self.limit_s(task):g} s" if result.timed_out else ""
             details["reason"] = f"the tests did not run to their end{within}"
-        return Reward(float(orderly and not details["failed"]), details)
+        return Reward(float(orderly and not details["failed"]), details, unended=result.timed_out)
 
     # ---- single answers --------------------------------------------------------------------------------------------
 
@@ -256,7 +304,8 @@ class UnitTestVerifier(RewardVerifier):
             except FileNotFoundError:  # the attempt ended before the answer
                 code = ""
             cases = json.loads(await asyncio.to_thread((tests / "tests.json").read_bytes))
-            return await live_code_bench.grade(cases, code, image_of(task), sandboxes, self.python, self.packages)
+            where = (image_of(task), sandboxes, self.python, self.packages)
+            return await live_code_bench.grade(cases, code, *where, self.grading)
         logs = make_writable(scratch / "logs")
         await asyncio.to_thread(shutil.copyfile, tests / "targets.h5", logs / "targets.h5")
         (logs / "targets.h5").chmod(0o666)
@@ -266,21 +315,15 @@ class UnitTestVerifier(RewardVerifier):
         with Exchange(logs, steps) as exchange:
             result = await self._run(
                 task, sandboxes, workdir, mounts, logs,
-                f"cd /work && exec {self.python} -I -B {GRADER}/scicode_runner.py </dev/null",
+                f"cd /work && exec {self.python} -I -B {GRADER}/scicode_runner.py {self.grading} </dev/null",
             )  # fmt: skip
-            if not exchange.was_taken():
+            if not exchange.was_taken() or result.timed_out:  # the runner itself ends its steps
                 raise VerifierError(
-                    f"task {task.id}: the runner of SciCode did not start (exit code {result.exit_code}): "
+                    f"task {task.id}: the runner of SciCode did not start or end (exit code {result.exit_code}): "
                     f"{result.output[-MAX_OUTPUT_CHARS:]}"
                 )
             passed, _, notes = exchange.read()
-        details = {
-            "output": result.output[-MAX_OUTPUT_CHARS:],
-            "passed": [step for step in steps if step in passed],
-            "failed": [step for step in steps if step not in passed],
-            "notes": notes,
-            "extraction": task.metadata["extraction"],
-        }
+        details = _listed(result, steps, passed) | {"notes": notes, "extraction": task.metadata["extraction"]}
         numbers = {"reward": len(passed) / len(steps), "steps_passed": float(len(passed)), "steps": float(len(steps))}
         return Reward(numbers["reward"], details, len(passed) == len(steps), numbers)
 
@@ -297,66 +340,24 @@ class UnitTestVerifier(RewardVerifier):
                 f"task {task.id}: expected tests and a log_parser of {', '.join(PARSERS)}, got "
                 f"{len(expected)} tests and {task.metadata['log_parser']!r}"
             )
-        graded = scratch / "work"
-        try:
-            await self._build_graded(task, workdir, graded)
-        except UngradableTree as error:
-            return Reward(0.0, {"reason": str(error)})
-        logs = make_writable(scratch / "logs")
+        graded, logs = await self._build_graded(task, workdir, scratch), make_writable(scratch / "logs")
         result = await self._run(task, sandboxes, graded, {"/tests": tests}, logs, RUN_TEST_SCRIPT)
-        details: dict[str, Any] = {"output": result.output[-MAX_OUTPUT_CHARS:]}
-        if result.timed_out:
-            return Reward(0.0, {**details, "reason": f"the tests did not end within {self.limit_s(task):g} s"})
-        if result.exit_code == LEFT_RUNNING:
-            return Reward(0.0, {**details, "reason": "a process outlived the tests"})
+        if fault := self._fault(task, result, _listed(result, expected, ())):
+            return fault
         try:
             outcomes = parse(read_regular_file(logs / "log"))
         except FileNotFoundError as error:
             raise VerifierError(
                 f"task {task.id}: test.sh wrote no /logs/verifier/log: {result.output[-500:]}"
             ) from error
-        passed = [test for test in expected if outcomes.get(test) == "passed"]
-        failed = [test for test in expected if outcomes.get(test) != "passed"]
-        return Reward(float(not failed), {**details, "passed": passed, "failed": failed})
+        details = _listed(result, expected, {test for test, outcome in outcomes.items() if outcome == "passed"})
+        return Reward(float(not details["failed"]), details)
 
-    async def _build_graded(self, task: Task, workdir: Path, graded: Path) -> None:
-        """The task's files with the attempt's changes, in ``graded``; ``UngradableTree`` says why there is none."""
+    async def _build_graded(self, task: Task, workdir: Path, scratch: Path) -> Path:
+        """The task's files with the attempt's changes; ``UngradableTree`` says why there are none."""
         pristine, allowance = task.directory / "environment" / "files", Allowance(self.max_snapshot_mib * 2**20)
-        await asyncio.to_thread(build_graded_tree, pristine, workdir, graded, allowance)
-
-    async def _run_apart(
-        self,
-        task: Task,
-        place: VerifierEnvironment,
-        sandboxes: SandboxProvider,
-        workdir: Path,
-        tests: Path,
-        logs: Path,
-        command: str,
-    ) -> CommandResult:
-        """Run ``command`` where the attempt has never been, with nothing of it but the declared artifacts."""
-        image = None if place.root is not None else image_of(task)
-        read_only = {} if place.brings_tests else {"/tests": tests}
-        sandbox = await self._open(sandboxes, image, read_only, logs, place.root)
-        try:
-            for artifact in place.artifacts:
-                found = declared(workdir, artifact.path)
-                if found is not None:
-                    inside = str(PurePosixPath("/work", artifact.path))
-                    await upload(sandbox, found, inside, artifact.exclude, replace=True)
-            return await sandbox.run(command, self.limit_s(task))
-        finally:
-            await sandbox.close()
-
-    @staticmethod
-    async def _open(
-        sandboxes: SandboxProvider,
-        image: Path | None,
-        read_only: Mapping[str, Path],
-        logs: Path,
-        root: RootFileSystem | None,
-    ) -> Sandbox:
-        return await sandboxes.open(image, read_only=read_only, writable={"/logs/verifier": logs}, root=root)
+        await asyncio.to_thread(build_graded_tree, pristine, workdir, scratch / "work", allowance)
+        return scratch / "work"
 
     async def _run(
         self,
@@ -366,13 +367,38 @@ class UnitTestVerifier(RewardVerifier):
         read_only: Mapping[str, Path],
         logs: Path,
         command: str,
+        apart: VerifierEnvironment | None = None,
     ) -> CommandResult:
-        """Run ``command`` in a fresh sandbox; no process of it is left when this returns."""
-        sandbox = await self._open(sandboxes, image, read_only, logs, task.root)
+        """Run ``command`` in a fresh sandbox that begins with ``image``, or in an environment ``apart``, with nothing
+        of ``image`` but the declared artifacts; no process of it is left when this returns."""
+        start: Path | None = image
+        root = task.root if apart is None else apart.root
+        if apart is not None:
+            start = None if root is not None else image_of(task)
+            read_only = {} if apart.brings_tests else read_only
+        sandbox = await sandboxes.open(start, read_only=read_only, writable={"/logs/verifier": logs}, root=root)
         try:
+            for artifact in apart.artifacts if apart is not None else ():
+                found = declared(image, artifact.path)
+                if found is not None:
+                    inside = str(PurePosixPath("/work", artifact.path))
+                    await upload(sandbox, found, inside, artifact.exclude, replace=True)
             return await sandbox.run(command, self.limit_s(task))
         finally:
             await sandbox.close()
+
+
+def _listed(result: CommandResult, expected: Sequence[str], passed: Container[str]) -> dict[str, Any]:
+    """The details of a verdict on tests by name."""
+    return {
+        "output": result.output[-MAX_OUTPUT_CHARS:],
+        "passed": [test for test in expected if test in passed],
+        "failed": [test for test in expected if test not in passed],
+    }
+
+
+def _digest(program: str) -> str:
+    return sha256(Path(__file__).with_name(f"{program}.py").read_bytes()).hexdigest()[:8]
 
 
 class Exchange:
@@ -465,16 +491,18 @@ def read_reward(logs: Path, task_id: str) -> dict[str, float]:
     """The numbers of ``reward.json``, or else of ``reward.txt`` as ``{"reward": x}``; ``VerifierError`` without any."""
     for name in ("reward.json", "reward.txt"):
         try:
-            text = read_regular_file(logs / name)
+            text = read_untrusted(logs / name).decode()
         except FileNotFoundError:
             continue
+        except UnicodeDecodeError as error:
+            raise VerifierError(f"task {task_id}: expected text in {name}: {error}") from error
         try:
-            value = json.loads(text) if name == "reward.json" else float(text)
-            numbers = {
-                key: float(number) for key, number in (value if isinstance(value, dict) else {"reward": value}).items()
-            }
-        except (ValueError, TypeError) as error:
-            raise VerifierError(f"task {task_id}: expected numbers in {name}, got {text[:80]!r}") from error
+            numbers = json.loads(text) if name == "reward.json" else {"reward": float(text)}
+            if not all(isinstance(number, int | float) for number in numbers.values()):
+                raise TypeError("numbers")
+            numbers = {key: float(number) for key, number in numbers.items()}
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise VerifierError(f"task {task_id}: expected numbers by name in {name}, got {text[:80]!r}") from error
         if not numbers or not all(math.isfinite(number) for number in numbers.values()):
             raise VerifierError(f"task {task_id}: expected finite numbers in {name}, got {text[:80]!r}")
         return numbers
@@ -492,4 +520,4 @@ def only_reward(numbers: Mapping[str, float], task_id: str) -> float:
 
 def read_regular_file(path: Path) -> str:
     """The beginning of a file that untrusted code may have placed, as text."""
-    return (read_untrusted(path, MAX_REPORT_BYTES, cut=True) or b"").decode(errors="replace")
+    return read_untrusted(path, MAX_REPORT_BYTES).decode(errors="replace")

@@ -42,27 +42,21 @@ FUNCTIONAL = live_code_bench_row(
 
 # ---- answers whose verdicts are compared with the official runner's ----------------------------------------------------
 
-PRINTED = (  # what is expected, what is printed
-    *(
-        ("6", text)
-        for text in ("6", "6\n", " 6 ", "6\n\n", "\n6", "6.0", "6.", "06", "+6", "6e0", "0.6e1", "6,", "six")
-    ),
-    *(("6", text) for text in ("", "5", "6 6", "6\n6", "٦", "６", "1_0", "6_", "NaN", "-6", "6\r\n", "\t6", "6\x00")),
-    *(("1000", text) for text in ("1e3", "1E+3", "1_000", "1,000", "1000.000", "999.9999999999999999999999")),
-    *(("0.1", text) for text in ("0.10", ".1", "1e-1", "0.1000000000000000055511151231257827", "1/10")),
-    *(("50000000000000001", text) for text in ("50000000000000000", "50000000000000001.0", "5.0000000000000001e16")),
-    *(("NaN", text) for text in ("NaN", "nan", "sNaN", "Infinity")),
-    *(("inf", text) for text in ("inf", "Infinity", "INF", "1e999", "-inf")),
-    *(("Yes", text) for text in ("Yes", "YES", "yes", " Yes", "Yes.", "'Yes'")),
-    *(
-        ("1 2 3", text)
-        for text in ("1 2 3", "1  2 3", "1 2 3 ", "1\t2\t3", "1.0 2.00 3", "1 2", "1\n2\n3", "[1, 2, 3]")
-    ),
-    *(("1 2\n3 4", text) for text in ("1 2\n3 4", "1 2 \n 3 4\n", "1 2\n\n3 4", "1 2\n3 5", "3 4\n1 2", "1 2\n3 4\n5")),
-    *(("", text) for text in ("", "\n", " ", "0", "None")),
-    *(("a b", text) for text in ("a b", "a  b", "a\u00a0b", "b a")),
-    *(("-0", text) for text in ("0", "-0.0", "00")),
-)
+PRINTED = {  # what is expected: what is printed
+    "6": ("6", "6\n", " 6 ", "6\n\n", "\n6", "6.0", "6.", "06", "+6", "6e0", "0.6e1", "6,", "six", "", "5", "6 6",
+        "6\n6", "٦", "６", "1_0", "6_", "NaN", "-6", "6\r\n", "\t6", "6\x00"),
+    "1000": ("1e3", "1E+3", "1_000", "1,000", "1000.000", "999.9999999999999999999999"),
+    "0.1": ("0.10", ".1", "1e-1", "0.1000000000000000055511151231257827", "1/10"),
+    "50000000000000001": ("50000000000000000", "50000000000000001.0", "5.0000000000000001e16"),
+    "NaN": ("NaN", "nan", "sNaN", "Infinity"),
+    "inf": ("inf", "Infinity", "INF", "1e999", "-inf"),
+    "Yes": ("Yes", "YES", "yes", " Yes", "Yes.", "'Yes'"),
+    "1 2 3": ("1 2 3", "1  2 3", "1 2 3 ", "1\t2\t3", "1.0 2.00 3", "1 2", "1\n2\n3", "[1, 2, 3]"),
+    "1 2\n3 4": ("1 2\n3 4", "1 2 \n 3 4\n", "1 2\n\n3 4", "1 2\n3 5", "3 4\n1 2", "1 2\n3 4\n5"),
+    "": ("", "\n", " ", "0", "None"),
+    "a b": ("a b", "a  b", "a\xa0b", "b a"),
+    "-0": ("0", "-0.0", "00"),
+}  # fmt: skip
 
 READINGS = (
     "print(int(input()) * 2)",
@@ -139,96 +133,34 @@ READINGS = (
     "print(sum(int(c) for c in input()) * 2 * (1 if int(open(0).read()) > 0 else -1))",
 )
 
-VALUES = (  # what is expected, the expression that is returned
-    *(
-        ("6", value)
-        for value in ("6", "6.0", "6 + 0j", "'6'", "[6]", "(6,)", "True * 6", "None", "6.5", "-6", "[]", "{}")
-    ),
-    *(
-        ("6", f"__import__('numpy').{value}")
-        for value in ("int64(6)", "float32(6)", "array(6)", "array([6])", "array([[6]])")
-    ),
-    *(
-        ("6", f"__import__('numpy').{value}")
-        for value in ("array([6, 6])", "array([])", "array(['6'])", "complex64(6)", "bool_(1)")
-    ),
-    *(
-        ("6", value)
-        for value in (
-            "Decimal(6)",
-            "Fraction(6)",
-            "Fraction(13, 2)",
-            "iter([6])",
-            "6 .__add__",
-            "lambda: 6",
-            "range(6)",
-        )
-    ),
-    *(("1", value) for value in ("True", "1.0", "__import__('numpy').bool_(True)", "'1'", "[1]")),
-    *(
-        ("true", value)
-        for value in ("True", "1", "1.0", "'true'", "not []", "__import__('numpy').bool_(True)", "[True]")
-    ),
-    *(("null", value) for value in ("None", "0", "[]", "False", "'null'", "print('x')")),
-    *(
-        ("0.1", value)
-        for value in ("0.1", "0.10000000000000001", "1 / 10", "0.1 + 1e-12", "Decimal('0.1')", "Decimal(0.1)")
-    ),
-    *(("0.1", value) for value in ("Fraction(1, 10)", "Fraction(0.1)", "__import__('numpy').float32(0.1)", "'0.1'")),
-    *(("0.30000000000000004", value) for value in ("0.1 + 0.2", "0.3", "3 / 10")),
-    *(
-        ("[1, 2]", value)
-        for value in ("[1, 2]", "(1, 2)", "[1.0, 2]", "[2, 1]", "{1, 2}", "[1]", "[1, 2, 3]", "range(1, 3)")
-    ),
-    *(
-        ("[1, 2]", value)
-        for value in ("__import__('numpy').array([1, 2])", "deque([1, 2])", "list(map(int, '12'))", "map(int, '12')")
-    ),
-    *(
-        ("[1, 2]", value)
-        for value in ("list(__import__('numpy').array([1, 2]))", "['1', '2']", "[True, 2]", "iter([1, 2])")
-    ),
-    *(("[1, 2]", value) for value in ("namedtuple('P', 'x y')(1, 2)", "{1: 1, 2: 2}.keys()", "[[1], [2]]", "'[1, 2]'")),
-    *(("[[1, 2], [3]]", value) for value in ("[[1, 2], [3]]", "[(1, 2), (3,)]", "((1, 2), (3,))", "([1, 2], [3])")),
-    *(
-        ("[[1, 2], [3]]", value)
-        for value in ("[[3], [1, 2]]", "[[1, 2], 3]", "[__import__('numpy').array([1, 2]), [3]]")
-    ),
-    *(
-        ("[[1], [3]]", value)
-        for value in ("[__import__('numpy').array([1]), [3]]", "__import__('numpy').array([[1], [3]])")
-    ),
-    *(
-        ("[]", value)
-        for value in ("[]", "()", "{}", "None", "''", "set()", "[[]]", "__import__('numpy').array([])", "range(0)")
-    ),
-    *(
-        ("[6]", value)
-        for value in ("__import__('numpy').array([6])", "__import__('numpy').array(6)", "[6,]", "6", "(6,)")
-    ),
-    *(
-        ('"ab"', value)
-        for value in (
-            "'ab'",
-            '"ab"',
-            "'AB'",
-            "'ab '",
-            "b'ab'",
-            "['a', 'b']",
-            "str('ab')",
-            "__import__('numpy').str_('ab')",
-        )
-    ),
-    *(('["a"]', value) for value in ("['a']", "('a',)", "'a'", "{'a'}", "[b'a']", "[__import__('numpy').str_('a')]")),
-    *(
-        ('{"a": 1}', value)
-        for value in ("{'a': 1}", "OrderedDict(a=1)", "Counter('a')", "defaultdict(int, a=1)", "[('a', 1)]", "{'a': 2}")
-    ),
-    *(('{"1": 1}', value) for value in ("{'1': 1}", "{1: 1}")),
-    *(("100000000000000000000000", value) for value in ("10 ** 23", "1e23", "int(1e23)", "99999999999999991611392")),
-    *(("1e400", value) for value in ("float('inf')", "1e999", "10 ** 400")),
-    *(("NaN", value) for value in ("float('nan')", "nan")),
-)
+VALUES = {  # what is expected: the expression that is returned; np is numpy
+    "6": ("6", "6.0", "6 + 0j", "'6'", "[6]", "(6,)", "True * 6", "None", "6.5", "-6", "[]", "{}", "np.int64(6)",
+        "np.float32(6)", "np.array(6)", "np.array([6])", "np.array([[6]])", "np.array([6, 6])", "np.array([])",
+        "np.array(['6'])", "np.complex64(6)", "np.bool_(1)", "Decimal(6)", "Fraction(6)", "Fraction(13, 2)",
+        "iter([6])", "6 .__add__", "lambda: 6", "range(6)"),
+    "1": ("True", "1.0", "np.bool_(True)", "'1'", "[1]"),
+    "true": ("True", "1", "1.0", "'true'", "not []", "np.bool_(True)", "[True]"),
+    "null": ("None", "0", "[]", "False", "'null'", "print('x')"),
+    "0.1": ("0.1", "0.10000000000000001", "1 / 10", "0.1 + 1e-12", "Decimal('0.1')", "Decimal(0.1)",
+        "Fraction(1, 10)", "Fraction(0.1)", "np.float32(0.1)", "'0.1'"),
+    "0.30000000000000004": ("0.1 + 0.2", "0.3", "3 / 10"),
+    "[1, 2]": ("[1, 2]", "(1, 2)", "[1.0, 2]", "[2, 1]", "{1, 2}", "[1]", "[1, 2, 3]", "range(1, 3)",
+        "np.array([1, 2])", "deque([1, 2])", "list(map(int, '12'))", "map(int, '12')", "list(np.array([1, 2]))",
+        "['1', '2']", "[True, 2]", "iter([1, 2])", "namedtuple('P', 'x y')(1, 2)", "{1: 1, 2: 2}.keys()",
+        "[[1], [2]]", "'[1, 2]'"),
+    "[[1, 2], [3]]": ("[[1, 2], [3]]", "[(1, 2), (3,)]", "((1, 2), (3,))", "([1, 2], [3])", "[[3], [1, 2]]",
+        "[[1, 2], 3]", "[np.array([1, 2]), [3]]"),
+    "[[1], [3]]": ("[np.array([1]), [3]]", "np.array([[1], [3]])"),
+    "[]": ("[]", "()", "{}", "None", "''", "set()", "[[]]", "np.array([])", "range(0)"),
+    "[6]": ("np.array([6])", "np.array(6)", "[6,]", "6", "(6,)"),
+    '"ab"': ("'ab'", '"ab"', "'AB'", "'ab '", "b'ab'", "['a', 'b']", "str('ab')", "np.str_('ab')"),
+    '["a"]': ("['a']", "('a',)", "'a'", "{'a'}", "[b'a']", "[np.str_('a')]"),
+    '{"a": 1}': ("{'a': 1}", "OrderedDict(a=1)", "Counter('a')", "defaultdict(int, a=1)", "[('a', 1)]", "{'a': 2}"),
+    '{"1": 1}': ("{'1': 1}", "{1: 1}"),
+    "100000000000000000000000": ("10 ** 23", "1e23", "int(1e23)", "99999999999999991611392"),
+    "1e400": ("float('inf')", "1e999", "10 ** 400"),
+    "NaN": ("float('nan')", "nan"),
+}  # fmt: skip
 
 BODIES = (
     "class Solution:\n    def double(self, x):\n        return x * 2",
@@ -263,6 +195,30 @@ BODIES = (
 )
 
 
+EQUALS = "class {0}:\n    __eq__ = lambda self, other: {1}\nclass Solution:\n    def double(self, x):\n        return Own({2})"
+STRICT = {  # what strict grading judges otherwise, and why: the outputs expected, the code
+    "equals everything": (["6"], EQUALS.format("Own", "True", "")),
+    "a number that equals everything": (["6"], EQUALS.format("Own(int)", "True", "x")),
+    "the right number, which equals nothing": (["6"], EQUALS.format("Own(int)", "False", "2 * x")),
+    "the right list, which equals nothing": (["[3]"], EQUALS.format("Own(list)", "False", "[x]")),
+    "far longer than what is expected": ("6", "print('6' + ' ' * 2**21)"),
+    "the alarm is silenced": ("6", "import signal, time\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\ntime.sleep(9)\nprint(6)"),
+}  # fmt: skip
+
+
+def pairs_of(table: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
+    return [(wanted, given) for wanted, several in table.items() for given in several]
+
+
+def strict_answers() -> list[dict[str, Any]]:
+    rows = []
+    for name, (outputs, code) in STRICT.items():
+        calls = isinstance(outputs, list)
+        tests = {"inputs": ["3"], "outputs": [*outputs], "fn_name": "double" if calls else None, "stdin_buffer": False}
+        rows.append({"name": f"strict: {name}", "tests": tests, "code": code})
+    return rows
+
+
 def answers() -> list[dict[str, Any]]:
     """Every kind of answer once: ``name``, ``tests`` and ``code``."""
     numbers = {"inputs": ["3\n", "-4\n", "0"], "outputs": ["6\n", "-8", "0\n"], "fn_name": None, "stdin_buffer": False}
@@ -273,15 +229,16 @@ def answers() -> list[dict[str, Any]]:
             "tests": numbers | {"inputs": [""], "outputs": [wanted]},
             "code": f"print({text!r}, end='')",
         }
-        for n, (wanted, text) in enumerate(PRINTED)
+        for n, (wanted, text) in enumerate(pairs_of(PRINTED))
     ]
     rows += [{"name": f"reading-{n}", "tests": numbers, "code": code} for n, code in enumerate(READINGS)]
     imports = "from fractions import Fraction\nfrom decimal import Decimal\n"
-    for n, (wanted, value) in enumerate(VALUES):
+    for n, (wanted, value) in enumerate(pairs_of(VALUES)):
         code = f"{imports}class Solution:\n    def double(self, x):\n        return {value}"
+        code = code.replace("np.", "__import__('numpy').")  # only where it is needed
         rows.append({"name": f"value-{n}", "tests": calls | {"inputs": ["3"], "outputs": [wanted]}, "code": code})
     rows += [{"name": f"body-{n}", "tests": calls, "code": code} for n, code in enumerate(BODIES)]
-    return rows
+    return rows + strict_answers()
 
 
 def random_answers(count: int, seed: int) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ of the rows without a sandbox.
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import sympy as sp
 if not hasattr(np, "float_"):
     np.float_ = np.float64
 from scicode.parse import parse  # type: ignore[import-not-found]
+from scicode_rows import CODES, STRICT_CODES  # type: ignore[import-not-found]
 
 
 def save(step: dict[str, Any], number: int, file: Any) -> None:
@@ -30,12 +32,22 @@ def save(step: dict[str, Any], number: int, file: Any) -> None:
         parse.save_data_to_hdf5(f"var{index}", eval(expression, {"np": np, "scipy": scipy, "sp": sp}), group)
 
 
+RUN = (
+    "import runpy, sys; sys.path[:0] = sys.argv[1].split(':'); import numpy as np; from scicode.parse import parse; "
+    "np.float_ = np.float64; parse.process_hdf5_to_tuple.__defaults__ = (sys.argv[2],); "
+    "runpy.run_path('step.py', run_name='__main__')"
+)
+
+
 def passes(step: dict[str, Any], number: int, dependencies: str) -> bool:
-    """The official script in a forked process, as ``python script`` would run it."""
+    """The official script: answers that may end their process in a new one, others in a forked one."""
     script = (
         f"{dependencies}\n\n{step['code']}\n\nfrom scicode.parse.parse import process_hdf5_to_tuple\n\n"
         f"targets = process_hdf5_to_tuple('90.{number}', 1)\ntarget = targets[0]\n\n{step['test']}\n"
     )
+    if number <= len(STRICT_CODES) + len(CODES):
+        Path("step.py").write_text(script)
+        return subprocess.run([sys.executable, "-c", RUN, sys.argv[1], os.path.abspath("test_data.h5")]).returncode == 0
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -82,13 +82,39 @@ CODES = (  # whole answers to a step that expects 3.0
     "def f():\n    with open('made', 'w') as file:\n        file.write('3.0')\n    return float(open('made').read())",
     "def f():\n    return np.random.rand() * 0 + 3",
     "def f(x=[]):\n    x.append(1)\n    return 3.0 if len(x) == 1 else 4.0",
+    "import sys\nsys.exit('words')",
+    "raise KeyboardInterrupt",
+    "import atexit\natexit.register(print, 'x')\ndef f():\n    return 3.0",
+    "import os, atexit\natexit.register(os._exit, 5)\ndef f():\n    return 3.0 + 1",
+    "from scicode.compare.cmp import cmp_tuple_or_list\ndef f():\n    return 3.0 if cmp_tuple_or_list([1], [1]) else 0",
+    "targets, target = [0.0], 0.0\ndef f():\n    return 3.0",
+    "def f():\n    return 3.0\nif False:\n    '''",
+    "def f():\n    return 3.0\nx = (",
+    "def f():\n    return 3.0\nx = 3 \\",
+    "def f():\n    return 3.0\n@f",
+    "import sys\nsys.excepthook = lambda *_: None\nraise ValueError",
+    "import sys\nsys.modules['scicode.compare.cmp'] = sys\ndef f():\n    return 0.0",
+    "def f():\n    np.allclose = lambda *_: True\n    return 0",
+)
+STRICT_CODES = (  # which the official runner takes for right
+    "import sys\nsys.exit(0)",
+    "raise SystemExit",
+    "exit()",
+    "import os\nos._exit(0)",
+    "import atexit, os\natexit.register(os._exit, 0)\nraise ValueError",
+    "np.allclose = lambda *_, **__: True\ndef f():\n    return 0",
+    "class np:\n    allclose = lambda *_: True\ndef f():\n    return 0",
+    "import scicode.parse.parse as p\np.process_hdf5_to_tuple = lambda *_: [0.0]\ndef f():\n    return 0.0",
+    "import sys, types\np = sys.modules['scicode.parse.parse'] = types.ModuleType('p')\n"
+    "p.process_hdf5_to_tuple = lambda *_: [0.0]\ndef f():\n    return 0.0",
 )
 
 
 def steps(count: int, seed: int) -> list[dict[str, Any]]:
-    """``count`` steps: ``saved`` (expressions, one a variable), ``test`` and ``code``; ``CODES`` come first."""
+    """``count`` steps: ``saved`` (expressions, one a variable), ``test`` and ``code``; ``STRICT_CODES`` and ``CODES``
+    come first."""
     rng = random.Random(seed)
-    found = [{"saved": ["3.0"], "test": CLOSE, "code": code} for code in CODES[:count]]
+    found = [{"saved": ["3.0"], "test": CLOSE, "code": code} for code in (*STRICT_CODES, *CODES)]
     while len(found) < count:
         target = rng.choice(TARGETS)
         way = rng.choice(WAYS)

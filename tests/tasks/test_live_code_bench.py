@@ -20,7 +20,7 @@ from north_lightning.rollout.attempt import record_scripted
 from north_lightning.sandbox import BubblewrapProvider
 from north_lightning.tasks import image_of, load_tasks
 from north_lightning.tasks.live_code_bench import cases_of, import_live_code_bench
-from north_lightning.types import AssistantAction, Message, Rollout, Task
+from north_lightning.types import AssistantAction, Grading, Message, Rollout, Task
 from north_lightning.untrusted import load_pickled_text
 from north_lightning.verifiers import UnitTestVerifier
 from north_lightning.verifiers.live_code_bench import grade
@@ -193,9 +193,6 @@ def test_an_attempt_that_ends_before_its_answer_scores_0(imported: dict[str, Tas
 
 CHEATS = {
     "reads what is expected": "import glob\nprint(*(open(f).read() for f in glob.glob('/tests/*')))",
-    "equals everything": "class Any:\n    __eq__ = lambda self, other: True\nclass Solution:\n    double = Any",
-    "silences the alarm": "import signal, time\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\ntime.sleep(9)\n"
-    + DOUBLE,
     "writes a reward": "import os\nos.write(1, b'1')\nos.close(1)",
     "answers in the runner's place": "import os\nfor n in range(3, 9):\n    try:\n        os.write(n, b'2\\n{}' * 9)\n"
     "    except OSError:\n        pass",
@@ -203,12 +200,9 @@ CHEATS = {
 }
 
 
-SLOW = ("silences the alarm", "floods")
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in SLOW)) for name in CHEATS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name == "floods")) for name in CHEATS])
 def test_a_cheat_passes_no_test(name: str, imported: dict[str, Task], tmp_path: Path) -> None:
-    task = imported["double" if "class Solution" in CHEATS[name] else "abc_a"]
+    task = imported["abc_a"]
     tests = json.loads((task.directory / "tests" / "tests.json").read_text())
     verdict = asyncio.run(grade(tests, CHEATS[name], tmp_path, BubblewrapProvider(), "/usr/bin/python3", PACKAGES))
     assert verdict.value == 0.0
@@ -248,36 +242,74 @@ def test_a_solution_given_at_import_is_the_tasks_gold_solution(imported: dict[st
 # ---- verdicts ------------------------------------------------------------------------------------------------------
 
 
-async def verdicts(rows: list[dict[str, Any]], image: Path, at_a_time: int = 4) -> list[bool]:
-    limit = asyncio.Semaphore(at_a_time)
+async def verdicts(rows: list[dict[str, Any]], image: Path, grading: Grading) -> list[bool]:
+    limit = asyncio.Semaphore(4)
 
     async def one(row: dict[str, Any]) -> bool:
         async with limit:
-            reward = await grade(row["tests"], row["code"], image, BubblewrapProvider(), "/usr/bin/python3", PACKAGES)
-            return reward.solved is True
+            where = (image, BubblewrapProvider(), "/usr/bin/python3", PACKAGES)
+            return (await grade(row["tests"], row["code"], *where, grading)).solved is True
 
     return list(await asyncio.gather(*map(one, rows)))
 
 
-def disagreements(rows: list[dict[str, Any]], image: Path) -> list[str]:
-    found = asyncio.run(verdicts(rows, image))
-    return [row["name"] for row, verdict in zip(rows, found, strict=True) if verdict != row["official"]]
+def check_disagreements(rows: list[dict[str, Any]], image: Path, grading: Grading) -> None:
+    """Official grading never disagrees; strict grading does on all planted rows, and on others of its kinds only."""
+    found = asyncio.run(verdicts(rows, image, grading))
+    disagreed = [row for row, verdict in zip(rows, found, strict=True) if verdict != row["official"]]
+    if grading == "official":
+        assert disagreed == []
+    assert [row for row in disagreed if not is_of_a_strict_kind(row)] == []
+    planted = [row for row in rows if row["name"].startswith("strict: ")]
+    assert grading == "official" or all(row in disagreed for row in planted)
 
 
-def test_verdicts_are_those_of_the_official_runner(tmp_path: Path) -> None:
-    rows = VERDICTS[::7]
+def is_of_a_strict_kind(row: dict[str, Any]) -> bool:
+    """Whether the code does what strict grading judges otherwise, or may: its value is not what JSON makes of it."""
+    if row["name"].startswith("strict: "):
+        return True
+    said = row["code"].rpartition("return ")[2]
+    try:
+        value = eval(said, {"__builtins__": {}})
+    except Exception:
+        return row["tests"]["fn_name"] is not None and any(word in said for word in NOT_JSON)
+    plain = json.loads(json.dumps(value, default=repr))
+    return row["tests"]["fn_name"] is not None and (list(value) if isinstance(value, tuple) else value) != plain
+
+
+NOT_JSON = (
+    "numpy",
+    "Decimal",
+    "Fraction",
+    "set",
+    "range",
+    "map",
+    "iter",
+    "deque",
+    "namedtuple",
+    "keys",
+    "lambda",
+    "memo",
+)
+
+
+@pytest.mark.parametrize("grading", ["official", "strict"])
+def test_verdicts_are_those_of_the_official_runner(grading: Grading, tmp_path: Path) -> None:
+    kinds = [row for row in VERDICTS if row["name"].startswith("strict: ") and "alarm" not in row["name"]]
+    rows = [*VERDICTS[:: 14 if grading == "strict" else 7], *kinds]
     assert {row["official"] for row in rows} == {True, False}
-    assert disagreements(rows, tmp_path) == []
+    check_disagreements(rows, tmp_path, grading)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(5))
-def test_two_thousand_verdicts_are_those_of_the_official_runner(part: int, tmp_path: Path) -> None:
-    """In parts, because a test has a time limit: all take ten minutes on a busy machine."""
+@pytest.mark.parametrize("grading", ["official", "strict"])
+def test_two_thousand_verdicts_are_those_of_the_official_runner(grading: Grading, part: int, tmp_path: Path) -> None:
+    """In parts, because a test has a time limit: all take twenty minutes on a busy machine."""
     rows = answers()
     rows = (rows + random_answers(2000 - len(rows), 1))[part::5]
     official = live_code_bench_verdicts(rows, tmp_path)
     rows = [row | {"official": verdict} for row, verdict in zip(rows, official, strict=True)]
     assert 100 < sum(official) < 300
     (tmp_path / "work").mkdir()
-    assert disagreements(rows, tmp_path / "work") == []
+    check_disagreements(rows, tmp_path / "work", grading)

@@ -19,10 +19,10 @@ from north_lightning.rollout.attempt import record_scripted
 from north_lightning.sandbox import BubblewrapProvider
 from north_lightning.tasks import image_of, load_task, load_tasks
 from north_lightning.tasks.scicode import extract_function, import_scicode
-from north_lightning.types import AssistantAction, Message, Reward, Rollout, Task
+from north_lightning.types import AssistantAction, Grading, Message, Reward, Rollout, Task
 from north_lightning.verifiers import UnitTestVerifier
 from tests.tasks.official_code import scicode_verdicts
-from tests.tasks.scicode_rows import CLOSE, DEPENDENCIES, problem, steps
+from tests.tasks.scicode_rows import CLOSE, DEPENDENCIES, STRICT_CODES, problem, steps
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("scipy")
@@ -107,19 +107,13 @@ def test_all_steps_solved_is_the_problem_solved_and_a_wrong_first_step_fails_tho
 
 
 CHEATS = (
-    "import sys\nsys.exit(0)",
-    "import os\nos._exit(0)",
-    "import atexit, os\natexit.register(os._exit, 0)\nraise ValueError",
-    "np.allclose = lambda *_, **__: True\ndef f():\n    return 0",
-    "class np:\n    allclose = lambda *_: True\ndef f():\n    return 0",
-    "def f():\n    np.allclose = lambda *_: True\n    return 0",
+    STRICT_CODES[0],
     "def f():\n    import h5py\n    return h5py.File('/tests/targets.h5')['90.1/test1/var1'][()]",
     "def f():\n    import h5py\n    return h5py.File('/logs/verifier/targets.h5')['90.1/test1/var1'][()]",
     "open('/logs/verifier/reward.json', 'w').write('{\"reward\": 1}')",
     "open('/logs/verifier/results', 'a').write('90.1\\n')\nraise ValueError",
     "open('/tests/problem.json', 'w').write('{}')",
     "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
-    "import sys\nsys.modules['scicode.compare.cmp'] = sys\ndef f():\n    return 0",
 )
 
 
@@ -127,7 +121,6 @@ CHEATS = (
     "cheat", [pytest.param(one, marks=[pytest.mark.long] * (n % 5 != 0)) for n, one in enumerate(CHEATS)]
 )
 def test_a_cheat_solves_no_step(cheat: str, tmp_path: Path) -> None:
-    """``python -c`` with exit code 0 is all that the official runner asks for."""
     reward = attempt(chain(tmp_path), [fenced(cheat).replace("import numpy as np\n", "")] * 3).reward
     assert reward is not None
     assert reward.value == 0.0
@@ -163,34 +156,40 @@ given = json.load(open(f"{folder}/steps.json"))
 with h5py.File(f"{folder}/test_data.h5") as file:
     for number, step in enumerate(given["steps"], 1):
         targets = scicode_runner.read_targets(file, f"90.{number}", 1)
-        scicode_runner.run_apart(Channel, str(number), given["dependencies"], [step["code"]], [step["test"]], targets)
+        work = (given["dependencies"], [step["code"]], [step["test"]], targets)
+        scicode_runner.run_apart(Channel, sys.argv[2] == "official", str(number), *work)
 """
+STRICT = [*range(1, 1 + len(STRICT_CODES))]
 
 
-def disagreements(folder: Path, official: list[bool]) -> list[int]:
+def disagreements(folder: Path, official: list[bool], grading: Grading) -> list[int]:
     """Numbers of the steps in ``folder`` on which our runner says something else."""
     driver = folder / "driver.py"
     driver.write_text(f"import sys\nsys.path.insert(0, {str(RUNNERS)!r})\n{DRIVER}")
-    subprocess.run([sys.executable, driver, folder], cwd=folder, check=True, capture_output=True)
+    subprocess.run([sys.executable, driver, folder, grading], cwd=folder, check=True, capture_output=True)
     passed = set((folder / "verdicts").read_text().split())
     return [number for number, verdict in enumerate(official, 1) if verdict != (str(number) in passed)]
 
 
-def test_verdicts_are_those_of_the_official_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("grading", "others"), [("official", []), ("strict", STRICT)])
+def test_verdicts_are_those_of_the_official_code(grading: Grading, others: list[int], tmp_path: Path) -> None:
     recorded = json.loads(Path(__file__).with_name("scicode_verdicts.json").read_text())
     official = recorded["official"]
     found = {"steps": steps(len(official), 0), "dependencies": DEPENDENCIES}
     (tmp_path / "steps.json").write_text(json.dumps(found))
     (tmp_path / "test_data.h5").write_bytes(zlib.decompress(base64.b64decode(recorded["test_data"])))
     assert set(official) == {True, False}
-    assert disagreements(tmp_path, official) == []
+    assert disagreements(tmp_path, official, grading) == others
 
 
 @pytest.mark.long
-def test_two_thousand_verdicts_are_those_of_the_official_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("grading", "others"), [("official", []), ("strict", STRICT)])
+def test_two_thousand_verdicts_are_those_of_the_official_code(
+    grading: Grading, others: list[int], tmp_path: Path
+) -> None:
     official = scicode_verdicts(steps(2000, 1), tmp_path)
     assert 200 < sum(official) < 1800
-    assert disagreements(tmp_path, official) == []
+    assert disagreements(tmp_path, official, grading) == others
 
 
 def test_the_official_extraction_of_the_published_headers() -> None:

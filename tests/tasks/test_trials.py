@@ -21,7 +21,7 @@ from north_lightning.types import AssistantAction, ToolCall
 from north_lightning.verifiers import UnitTestVerifier
 
 HARBOR = json.loads((Path(__file__).parent / "harbor_trials.json").read_text())
-# An attempt could break what its next step needs, and keep the mean of the steps before: here that step counts 0.
+# An attempt could break what its next step needs, and keep the mean of the steps before: strict grading counts it 0.
 BROKEN_STEPS = {"a setup that fails": 0.5, "a healthcheck that fails": 0.5}
 HAND_IN = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
 
@@ -35,10 +35,11 @@ def solver(task):
     return script_of_calls([("bash", {"command": command}) for command in commands])
 
 
-def attempt(task, provider=None, script=None):
+def attempt(task, provider=None, script=None, grading="strict"):
+    verifier = UnitTestVerifier(timeout_s=30, grading=grading)
     return record_scripted(
         task, MiniSWEAgentHarness(), script or solver(task),
-        sandboxes=provider or BubblewrapProvider(), verifier=UnitTestVerifier(timeout_s=30), image_of=image_of,
+        sandboxes=provider or BubblewrapProvider(), verifier=verifier, image_of=image_of,
     )  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def rollouts(tmp_path_factory):
         async def solve(name):
             async with four:
                 task = load_task(write_trial(name, tmp_path_factory.mktemp("trial")))
-                return await attempt(task, provider)
+                return await attempt(task, provider, grading="official")
 
         return await asyncio.gather(*map(solve, TRIALS), return_exceptions=True)
 
@@ -68,17 +69,22 @@ def test_the_reward_is_harbors(name, rollouts):
     rollout, harbor = rollouts[name], HARBOR[name]
     if isinstance(rollout, Exception):
         raise rollout
-    assert rollout.reward.value == BROKEN_STEPS.get(name, harbor["rewards"]["reward"])
+    assert rollout.reward.value == harbor["rewards"]["reward"]
     steps = rollout.reward.details.get("steps", {})
     assert {step: said["reward"] for step, said in steps.items()} == {
-        step: 0.0 if numbers is None else numbers["reward"] for step, numbers in harbor["steps"].items()
+        step: numbers["reward"] for step, numbers in harbor["steps"].items() if numbers is not None
     }
     verdicts = harbor["steps"].values()
     if task_is_mean_of_steps(name):
         is_whole = len(verdicts) == 2 and None not in verdicts
         assert rollout.reward.solved == (is_whole and all(numbers["reward"] == 1 for numbers in verdicts))
-    if name not in BROKEN_STEPS:
-        assert (rollout.reward.numbers or {"reward": rollout.reward.value}) == harbor["rewards"]
+    assert (rollout.reward.numbers or {"reward": rollout.reward.value}) == harbor["rewards"]
+
+
+@pytest.mark.parametrize("name", BROKEN_STEPS)
+def test_strict_grading_counts_a_step_that_an_attempt_can_have_broken(name, tmp_path):
+    rollout = asyncio.run(attempt(load_task(write_trial(name, tmp_path))))
+    assert rollout.reward.value == BROKEN_STEPS[name] != HARBOR[name]["rewards"]["reward"]
 
 
 def write_steps(parent, one, two, **files):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import base64
+import importlib.util
 import json
 import random
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -24,7 +27,7 @@ from north_lightning.tasks.swe_rows import import_rows, read_row
 from north_lightning.tasks.swe_tasks import write_instance
 from north_lightning.types import Reward, Rollout, Task
 from north_lightning.verifiers import UnitTestVerifier
-from north_lightning.verifiers.official import grade_log, grade_output
+from north_lightning.verifiers.official import APPLY_PATCH, grade_log, grade_output
 
 SCRIPT = Path(__file__).with_name("official_swe_bench.py")
 
@@ -37,7 +40,7 @@ def disagreements(count: int, seed: int, folder: Path) -> tuple[list[Any], Count
     assert len(rows) == count
     slots = asyncio.Semaphore(4)
 
-    async def differs(number: int, row: dict[str, Any], official: dict[str, Any]) -> Any:
+    async def differs(number: int, row: dict[str, Any], theirs: dict[str, Any]) -> Any:
         async with slots:
             instance = read_row(row)
             written = json.loads(json.dumps(instance.grading))
@@ -45,10 +48,10 @@ def disagreements(count: int, seed: int, folder: Path) -> tuple[list[Any], Count
             logs.mkdir(parents=True)
             (logs / "log").write_bytes(base64.b64decode(row["log"]))
             ours = await grade_log(instance.id, written, logs)
-            script = official.pop("eval_script").removeprefix("#!/bin/bash\nset -uxo pipefail\n")
+            script = theirs.pop("eval_script").removeprefix("#!/bin/bash\nset -uxo pipefail\n")
             same_script = script.strip() in instance.scripts["eval.sh"]
-            same = ours["resolved"] == official["resolved"] and ours["passed"] == official.get("passed", [])
-            return None if same and same_script else (row, official, ours)
+            same = ours["resolved"] == theirs["resolved"] and ours["passed"] == theirs.get("passed", [])
+            return None if same and same_script else (row, theirs, ours)
 
     async def all_of_them() -> list[Any]:
         return await asyncio.gather(*(differs(i, one["row"], one["official"]) for i, one in enumerate(rows)))
@@ -331,11 +334,10 @@ def swe_bench_row(clone: Path) -> dict[str, Any]:
 def test_the_script_of_a_row_of_swe_bench_runs_on_a_clone(clone: Path, tmp_path: Path) -> None:
     task = load_task(write_instance(read_row(swe_bench_row(clone)), clone, tmp_path / "tasks"))
     assert (task.verifier_timeout_s, task.agent_timeout_s) == (1800.0, 1800.0)
-    untouched = graded(task, attempt(task, tmp_path, lambda work: None))
-    assert (untouched.value, untouched.details["passed"]) == (0.0, [NAMES["pytest"].format("two")])
+    touched = graded(task, attempt(task, tmp_path, lambda work: (work / "more.py").write_text("")))
+    assert (touched.value, touched.details["passed"]) == (0.0, [NAMES["pytest"].format("two")])
     solution = graded(task, attempt(task, tmp_path, solve))
     assert solution.value == 1.0, solution.details
-    assert solution.details["grader"] == "swebench 5.0.2"
     crash = graded(
         task, attempt(task, tmp_path, lambda work: (work / "number.py").write_text("import os\nos._exit(0)\n"))
     )
@@ -374,6 +376,35 @@ def test_a_row_begins_with_its_image_and_one_commit(
     assert (seen[0], seen[-2:]) == ("initial", ["gone", "what a build left"])
     assert graded(task, tmp_path / "untouched", provider).value == 0.0
     assert graded(task, tmp_path / "solved", provider).value == 1.0
+
+
+def test_a_patch_is_applied_as_the_package_applies_it(clone: Path, tmp_path: Path) -> None:
+    """The package's commands in its order."""
+    package = importlib.util.find_spec("swebench")
+    assert package is not None
+    source = Path(str(package.origin)).with_name("harness") / "run_evaluation.py"
+    lists = {node.targets[0].id: node.value for node in ast.parse(source.read_text()).body
+             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}  # fmt: skip
+    commands = ast.literal_eval(lists["GIT_APPLY_CMDS"])
+    assert shlex.split(APPLY_PATCH["swe_bench"].split(" in ")[1].split(";")[0].replace("\\\n", "")) == commands
+    task = load_task(write_instance(read_row(swe_bench_row(clone)), clone, tmp_path / "tasks"))
+
+    def with_binary(work: Path) -> None:
+        solve(work)
+        (work / "logo.bin").write_bytes(b"\0\1")
+
+    assert graded(task, attempt(task, tmp_path, with_binary)).value == 1.0
+
+
+def test_an_empty_patch_resolves_nothing_even_where_the_untouched_repository_passes(
+    clone: Path, tmp_path: Path
+) -> None:
+    row = swe_bench_row(clone)
+    row |= {"FAIL_TO_PASS": row["PASS_TO_PASS"], "PASS_TO_PASS": []}
+    task = load_task(write_instance(read_row(row), clone, tmp_path / "tasks"))
+    assert graded(task, attempt(task, tmp_path, lambda work: None)).value == 0.0
+    touched = graded(task, attempt(task, tmp_path, lambda work: (work / "more.py").write_text("")))
+    assert touched.value == 1.0, touched.details
 
 
 # ---- no verdict ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The unit-test reward in real sandboxes: gold solutions, untouched states, cheats, broken infrastructure."""
 
 import asyncio
+import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +15,11 @@ from north_lightning.tasks import load_task, write_task
 from north_lightning.tasks.software import software_task
 from north_lightning.tasks.terminal import terminal_task
 from north_lightning.types import Reward, Rollout, Task
-from north_lightning.verifiers import UnitTestVerifier
+from north_lightning.verifiers import LoopPenalty, Part, RewardSum, UnitTestVerifier
+from north_lightning.verifiers.unit_tests import read_reward
+from tests.tasks import harbor_rewards
 
+TASKS = Path(harbor_rewards.__file__).parent
 BUGGY = "def add(a, b):\n    return a - b\n\n\ndef same(a):\n    return a\n"
 FIXED = BUGGY.replace("a - b", "a + b")
 # What a cheat could wish for: its code is imported first, called before its result is compared, and given time.
@@ -570,6 +575,7 @@ def test_a_terminal_answer_that_never_ends_scores_0_with_the_reason(terminal, sa
     reward = score(terminal, workdir, sandboxes, timeout_s=1.0)
     assert reward.value == 0.0
     assert "did not end within 1 s" in reward.details["reason"]
+    assert reward.unended
 
 
 def test_a_program_of_the_attempt_cannot_leave_a_daemon_that_rewrites_the_reward(terminal, sandboxes):
@@ -578,7 +584,47 @@ def test_a_program_of_the_attempt_cannot_leave_a_daemon_that_rewrites_the_reward
     daemon = "setsid bash -c 'while :; do echo 1 > /logs/verifier/reward.txt; done' </dev/null >/dev/null 2>&1 &\n"
     reward = score(terminal, attempt_at(terminal, {"run": daemon}), sandboxes)
     assert reward.value == 0.0
-    assert reward.details["reason"] == "a process outlived test.sh"
+    assert reward.details["reason"] == "a process outlived the tests"
+
+
+@pytest.mark.parametrize(("grading", "value"), [("official", 1.0), ("strict", 0.0)])
+def test_official_grading_lets_a_process_outlive_the_tests_as_harbor_does(grading, value, terminal, sandboxes):
+    script = "sleep 100 </dev/null >/dev/null 2>&1 &\necho 1 > /logs/verifier/reward.txt\n"
+    write(terminal.directory / "tests", {"test.sh": script})
+    assert score(terminal, attempt_at(terminal, {}), sandboxes, grading=grading).value == value
+
+
+def test_reward_files_say_what_they_say_to_harbor(tmp_path):
+    """2,000 of them, against verdicts that ``record_harbor_rewards`` recorded."""
+    recorded = json.loads((TASKS / "harbor_rewards.json").read_text())
+    assert sum(one is not None for one in recorded) > 700
+    for number, (files, official) in enumerate(zip(harbor_rewards.files(2000), recorded, strict=True)):
+        logs = tmp_path / str(number)
+        logs.mkdir()
+        for name, content in files.items():
+            (logs / name).write_bytes(content)
+        try:
+            numbers = read_reward(logs, "task")
+        except VerifierError:
+            numbers = None
+        assert numbers == (official or None), files  # no number is no verdict
+
+
+def test_a_grader_has_a_name_and_a_version(software, terminal):
+    assert UnitTestVerifier().grader(terminal) == "test.sh, as Harbor 0.25.0 (strict)"
+    assert UnitTestVerifier(grading="official").grader(terminal) == "test.sh, as Harbor 0.25.0 (official)"
+    names = {
+        "live_code_bench": r"live code bench runner [0-9a-f]{8}, equals nvidia-livecodebench 26.3 \(official\)",
+        "scicode": r"scicode runner [0-9a-f]{8}, equals nvidia-scicode 26.3 \(official\)",
+        "swe_bench": "swebench 5.0.2",
+        "swe_bench_pro": "SWE-bench Pro's scripts",
+    }
+    for grader, name in names.items():
+        task = replace(software, metadata={"grader": grader})
+        assert re.fullmatch(name, UnitTestVerifier(grading="official").grader(task))
+    assert re.fullmatch("unittest by name, runner [0-9a-f]{8}", UnitTestVerifier().grader(software))
+    judge = RewardSum(Part(UnitTestVerifier(grading="official")), {"loops": Part(LoopPenalty())})
+    assert (judge.grading, judge.grader(terminal)) == ("official", "test.sh, as Harbor 0.25.0 (official)")
 
 
 def test_an_attempt_without_any_effect_scores_0_in_both_environments(software, terminal, sandboxes):
