@@ -30,7 +30,7 @@ from north_lightning.data.sources import append_sample, read_samples, write_samp
 from north_lightning.errors import ConfigError, printable
 from north_lightning.evaluation.attempts import Attempt, drop_torn_line, read_attempts, weights_digest
 from north_lightning.evaluation.each import attempt_all
-from north_lightning.evaluation.evaluate import Served
+from north_lightning.evaluation.evaluate import Served, plan_attempts
 from north_lightning.evaluation.serve import SidecarFactory, check_serving, checkpoint_server
 from north_lightning.interfaces import ConversationFilter
 from north_lightning.rollout import ChatServer
@@ -149,7 +149,9 @@ class SynthesisModule(LightningModule):
         for sample in range(self.num_samples):
             lacking = [task for task in batch if self._kept.lacks(task)]
             if lacking:
-                attempt_all(self._runner, lacking, self._served, 1, log, self.concurrency, seed, keep, sample)
+                samples, recorded = range(sample, sample + 1), read_attempts(log)
+                plan = plan_attempts(self._runner, lacking, self._served, samples, recorded, seed=seed)
+                attempt_all(self._runner, self._served.checkpoint, plan, log, self.concurrency, seed, keep)
         return len(self._kept.samples())
 
     def on_predict_end(self) -> None:

@@ -20,6 +20,7 @@ def protocol_of(weights: str = "w", num_samples: int = 3, **changes) -> dict:
         "sampling": "temperature 1, top_p 0.95",
         "limits": "8 turns",
         "verifier": "UnitTestVerifier-1",
+        "graders": ["swebench 5.0.2, tests 0a1b2c3d"],
         "weights": weights,
         "num_samples": num_samples,
         "first_seed": 0,

@@ -1,8 +1,8 @@
 """The evaluation's memory: one line per attempt, appended as it ends, keyed so that a stopped evaluation goes on.
 
 In: finished rollouts. Out: ``attempts.jsonl``. The key is (weights, task, harness, settings, seed): what decides how an
-attempt goes. What decides its verdict (``tests``, ``verifier``) is beside the key: where only that has changed, what
-the attempt left is graded again (``evaluate.regrade``).
+attempt goes. What decides its verdict (``tests``, ``verifier``, ``grader``) is beside the key: where only that has
+changed, what the attempt left is graded again (``evaluate.regrade``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Attempt:
     """One attempt at one task. ``reward`` is None exactly when ``error`` says what failed outside the model.
 
     ``weights``, ``task``, ``tests``, ``harness``, ``settings`` and ``verifier`` are digests. ``kept`` names what the
-    attempt left behind (``works``); empty where nothing is kept.
+    attempt left behind (``works``); empty where nothing is kept. ``grader`` is name and version of what graded it.
     """
 
     checkpoint: str
@@ -57,6 +57,7 @@ class Attempt:
     tests: str = ""
     verifier: str = ""
     kept: str = ""
+    grader: str = ""
     format: int = FORMAT
 
     @property

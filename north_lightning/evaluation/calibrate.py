@@ -18,7 +18,7 @@ from rich.console import Console
 from north_lightning.errors import ConfigError, DataError
 from north_lightning.evaluation.attempts import Attempt
 from north_lightning.evaluation.distribution import distribution, write_distribution
-from north_lightning.evaluation.each import attempt_with_each
+from north_lightning.evaluation.each import attempt_each, plan_each
 from north_lightning.evaluation.serve import SidecarFactory, check_serving
 from north_lightning.evaluation.summary import by_task
 from north_lightning.rollout.metrics import percentile
@@ -63,7 +63,8 @@ def calibrate(
     output.parent.mkdir(parents=True, exist_ok=True)
     logs = output.with_suffix(".attempts.jsonl"), output.with_suffix(".vllm.log")
     named = {"calibration": checkpoint}
-    measured_by = attempt_with_each(named, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed)
+    plans = plan_each(named, {}, tasks, rollouts, logs[0], num_samples, seed)
+    measured_by = attempt_each(plans, named, {}, rollouts, sidecar, logs, concurrency, seed)
     attempts = by_task(measured_by["calibration"])
     kept: dict[str, dict[str, object]] = {}
     budgets: dict[str, int] = {}

@@ -9,37 +9,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from north_lightning.durable import replace_text
 from north_lightning.errors import CheckpointError, ConfigError
 from north_lightning.evaluation.attempts import ATTEMPTS, Attempt
+from north_lightning.evaluation.compare import ALL, Side, compare_sides, print_comparison, shown
 from north_lightning.evaluation.controls import check_controls, run_controls
-from north_lightning.evaluation.each import attempt_with_each, attempt_with_servers, plan_each
+from north_lightning.evaluation.each import attempt_each, plan_each
 from north_lightning.evaluation.evaluate import SAMPLES_PER_SEED, describe_attempts, describe_plan
 from north_lightning.evaluation.serve import SidecarFactory, check_serving
-from north_lightning.evaluation.statistics import MIN_EVENT_CLUSTERS, holm
-from north_lightning.evaluation.summary import MAX_FAILED_SHARE, breakdown, by_task, compare, summarise
+from north_lightning.evaluation.statistics import mean_estimate
+from north_lightning.evaluation.summary import breakdown, by_task, summarise
 from north_lightning.evaluation.works import WORKS, Works
 from north_lightning.rollout import ChatServer
 from north_lightning.rollout.settings import RolloutSettings
 from north_lightning.run_folders import write_result
 from north_lightning.tasks import load_task_sets
 from north_lightning.types import Count, Task
-
-TABLE_ROWS = (
-    "pass@1",
-    "pass@8",
-    "invalid_call_rate",
-    "mean_turns",
-    "mean_generated_tokens",
-    "conclusion_rate",
-    "loop_rate",
-)
 
 
 def evaluate(
@@ -69,64 +60,61 @@ def evaluate(
         num_samples: Attempts per task, each with its own seed.
         concurrency: Attempts at a time.
         seed: Seed of prompt wording and sampling; every checkpoint gets the same.
-        baseline: The checkpoint or server the others are compared with.
+        baseline: The checkpoint or server the others are compared with; the first one if left out.
         controls: Run every task's own solution, and an attempt that does nothing, before the first evaluation; refuse
             tasks whose solution does not score 1 or that score 1 untouched.
         exceptions: Ids of tasks that may fail the controls; the summary names them.
         dry_run: Print what would be done about each attempt (REUSE, REGRADE or RERUN, and why), and do nothing.
     """
     checkpoints, servers = checkpoints or {}, servers or {}
-    names = [*checkpoints, *servers]
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"checkpoints and servers: expected one or more, each with its own name, got {names}")
+    _check_names(checkpoints, servers, baseline)
     if not checkpoints:
         rollouts.check_without_checkpoint()
         if sidecar is not None:
             raise ConfigError("sidecar: expected checkpoints for it to serve, got none: leave it out")
     if exceptions and not controls:
         raise ConfigError("exceptions: expected controls that they may fail, got controls: false")
-    if baseline is not None and baseline not in names:
-        raise ConfigError(f"baseline: expected one of {', '.join(names)}, got {baseline!r}")
-    for name, path in checkpoints.items():
-        if not (path / "config.json").exists():
-            raise CheckpointError(f"checkpoints.{name}: {path} is not a checkpoint directory (no config.json)")
     tasks = load_task_sets(task_sets)
     if checkpoints:
         if sidecar is None:
             raise ConfigError("sidecar: expected a vLLM server to serve the checkpoints, got none")
         check_serving(list(checkpoints.values()), tasks, rollouts, sidecar, output_dir)
     logs = output_dir / ATTEMPTS, output_dir / "vllm.log"
-    works = Works(output_dir / WORKS)
-    is_continued = logs[0].exists()
-    if dry_run or is_continued:
-        planned = plan_each(checkpoints, servers, tasks, rollouts, logs[0], num_samples, seed, works)
-        plans = {served.checkpoint: plan for served, plan in planned.items()}
+    works, is_continued = Works(output_dir / WORKS), logs[0].exists()
+    plans = plan_each(checkpoints, servers, tasks, rollouts, logs[0], num_samples, seed, works)
+    lines = describe_attempts({served.checkpoint: plan for served, plan in plans.items()})
     if dry_run:
-        print("\n".join(describe_attempts(plans)))
+        print("\n".join(lines))
         return
     output_dir.mkdir(parents=True, exist_ok=True)
     if is_continued:
-        replace_text(output_dir / "plan.txt", "\n".join(describe_attempts(plans)) + "\n")
-        for name, plan in plans.items():
-            print("\n".join(f"{name}: {line}" for line in describe_plan(plan)))
-    checked = None
-    if controls:
-        found = run_controls(tasks, rollouts, output_dir / "controls.json", concurrency)
-        checked = check_controls(found, exceptions or [])
-    results: dict[str, list[Attempt]] = {}
-    if sidecar is not None and checkpoints:
-        results |= attempt_with_each(checkpoints, tasks, rollouts, sidecar, logs, num_samples, concurrency, seed, works)
-    results |= attempt_with_servers(servers, tasks, rollouts, logs[0], num_samples, concurrency, seed, works)
-    repositories = {task.id: str(task.metadata["repository"]) for task in tasks if "repository" in task.metadata}
-    summary = _summary(results, baseline, repositories)
-    summary |= {"repositories": repositories, "controls": checked, **_about(tasks)}
-    steps = {task.id: len(task.metadata["answer_files"]) for task in tasks if "extraction" in task.metadata}
-    for name, attempts in results.items() if steps else ():
-        summary["checkpoints"][name]["step_score"] = step_score(attempts, steps)
-    for name, attempts in results.items():
-        summary["checkpoints"][name]["protocol"] = _protocol(attempts, tasks, rollouts, num_samples, seed)
-    write_result(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    _print(summary)
+        replace_text(output_dir / "plan.txt", "\n".join(lines) + "\n")
+        print("\n".join(f"{one.checkpoint}: {line}" for one, plan in plans.items() for line in describe_plan(plan)))
+    checked = run_controls(tasks, rollouts, output_dir / "controls.json", concurrency) if controls else None
+    shares = None if checked is None else check_controls(checked, exceptions or [])
+    results = attempt_each(plans, checkpoints, servers, rollouts, sidecar, logs, concurrency, seed, works)
+    sides = [
+        Side(name, (attempts,), _protocol(attempts, tasks, rollouts, num_samples, seed))
+        for name, attempts in results.items()
+    ]
+    sides.sort(key=lambda side: side.name != baseline)
+    summary, compared = summary_of(sides, tasks)
+    write_result(output_dir / "summary.json", json.dumps(summary | {"controls": shares}, indent=2) + "\n")
+    print_comparison(compared)
+    Console(highlight=False, soft_wrap=True).print(
+        f"`python -m north_lightning compare {output_dir}` writes a page with all metrics and their differences"
+    )
+
+
+def _check_names(checkpoints: Mapping[str, Path], servers: Mapping[str, ChatServer], baseline: str | None) -> None:
+    names = [*checkpoints, *servers]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"checkpoints and servers: expected one or more, each with its own name, got {names}")
+    if baseline is not None and baseline not in names:
+        raise ConfigError(f"baseline: expected one of {', '.join(names)}, got {baseline!r}")
+    for name, path in checkpoints.items():
+        if not (path / "config.json").exists():
+            raise CheckpointError(f"checkpoints.{name}: {path} is not a checkpoint directory (no config.json)")
 
 
 def _protocol(
@@ -143,6 +131,7 @@ def _protocol(
         "limits": f"{min(turns)} to {max(turns)} turns, {rollouts.max_turn_tokens} tokens a turn, "
         f"{rollouts.max_context_tokens} in all, {commands}".rstrip(", "),
         "verifier": attempts[0].verifier,
+        "graders": _graders(attempts),
         "weights": attempts[0].weights,
         "num_samples": num_samples,
         "first_seed": seed * SAMPLES_PER_SEED,
@@ -150,19 +139,41 @@ def _protocol(
     }
 
 
-def _summary(results: dict[str, list[Attempt]], baseline: str | None, repositories: dict[str, str]) -> dict[str, Any]:
-    summary: dict[str, Any] = {"checkpoints": {}, "paired": {}}
-    for name, attempts in results.items():
-        summary["checkpoints"][name] = summarise(attempts, repositories) | {
+def _graders(attempts: Sequence[Attempt]) -> list[str]:
+    """What graded the attempts, with a digest of the tests it used: some graders are scripts that come with these."""
+    tests: dict[str, set[tuple[str, str]]] = {}
+    for attempt in attempts:
+        tests.setdefault(attempt.grader, set()).add((attempt.task_id, attempt.tests))
+    digests = {grader: sha256(repr(sorted(used)).encode()).hexdigest()[:8] for grader, used in tests.items()}
+    return [f"{grader}, tests {digests[grader]}" for grader in sorted(tests)]
+
+
+def summary_of(sides: Sequence[Side], tasks: Sequence[Task]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What ``summary.json`` holds of checkpoints, the first of them the baseline, and what is printed."""
+    repositories = {task.id: str(task.metadata["repository"]) for task in tasks if "repository" in task.metadata}
+    steps = {task.id: len(task.metadata["answer_files"]) for task in tasks if "extraction" in task.metadata}
+    about, rows = _about(tasks), dict[str, Any]()
+    for side in sides:
+        attempts = side.runs[0]
+        rows[side.name] = summarise(attempts, repositories) | {
             "by_environment": breakdown(attempts, lambda attempt: attempt.environment),
             "by_family": breakdown(attempts, lambda attempt: attempt.family),
+            "protocol": side.protocol,
         }
-        if baseline is not None and name != baseline:
-            summary["paired"][f"{name} - {baseline}"] = compare([results[baseline]], [attempts], repositories)
-    gains = summary["paired"].values()
-    for gain, adjusted in zip(gains, holm([gain["p_value"] for gain in gains]), strict=True):
-        gain["p_value_holm"] = adjusted
-    return summary
+        if steps:
+            rows[side.name]["step_score"] = step_score(attempts, steps)["value"]
+    compared = compare_sides(sides, sides[0].protocol["task_sets"], repositories)
+    compared["notes"] += [f"{name.replace('_', ' ')}: {value}." for name, value in about.items()]
+    compared["notes"] += [
+        f"{side.name}: step score {shown(step_score(side.runs[0], steps))}." for side in sides if steps
+    ]
+    paired = {
+        f"{row['second']} - {row['first']}": {"pass@1": row["metrics"]["pass@1"]["difference"]}
+        | row["metrics"]["pass@1"] | row
+        for row in compared["comparisons"]
+        if row["tasks"] == ALL and "metrics" in row
+    }  # fmt: skip
+    return {"checkpoints": rows, "paired": paired, "repositories": repositories, **about}, compared
 
 
 def _about(tasks: Sequence[Task]) -> dict[str, Any]:
@@ -173,54 +184,15 @@ def _about(tasks: Sequence[Task]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
-def step_score(attempts: Sequence[Attempt], steps: Mapping[str, int]) -> float:
+def step_score(attempts: Sequence[Attempt], steps: Mapping[str, int]) -> dict[str, Any]:
     """Share of all steps of all tasks that are solved, averaged over each task's attempts first (SciCode's sub-problem
-    score). ``steps``: task id -> how many it has, of which its reward is the share solved."""
+    score), with its 95% interval over tasks. ``steps``: task id -> how many it has, of which its reward is the share
+    solved."""
     groups = {name: group for name, group in by_task(attempts).items() if name in steps}
-    solved = sum(steps[name] * sum(one.reward or 0.0 for one in group) / len(group) for name, group in groups.items())
-    return solved / sum(steps[name] for name in groups) if groups else 0.0
-
-
-def _print(summary: dict[str, Any]) -> None:
-    table = Table(title="held-out tasks")
-    table.add_column("")
-    rows = summary["checkpoints"]
-    for name in rows:
-        table.add_column(name, justify="right")
-    for metric in (*TABLE_ROWS, *(["step_score"] if any("step_score" in row for row in rows.values()) else [])):
-        values = [row.get(metric) for row in rows.values()]
-        table.add_row(metric, *("–" if value is None else f"{value:.3f}" for value in values))
-        intervals = [row.get(f"{metric}_ci95") for row in rows.values()]
-        if any(intervals):
-            table.add_row(
-                "  95% interval", *("–" if one is None else f"{one[0]:.3f} to {one[1]:.3f}" for one in intervals)
-            )
-    console = Console()
-    console.print(table)
-    if "contest_dates" in summary:
-        console.print("problems of contests of {} to {}".format(*summary["contest_dates"]))
-    if "extraction" in summary:
-        console.print(f"given steps: {summary['extraction']}")
-    for name, row in rows.items():
-        failed = row["num_errors"] / (row["num_errors"] + row["num_attempts"])
-        if failed > MAX_FAILED_SHARE:
-            console.print(
-                f"{name}: {failed:.1%} of the attempts failed outside the model, and are in no number above (expected: "
-                f"at most {MAX_FAILED_SHARE:.0%}); the same command tries them again"
-            )
-        number = row.get("pass@1_event_clusters", MIN_EVENT_CLUSTERS)
-        if number < MIN_EVENT_CLUSTERS:
-            rare = "solved" if row["pass@1"] <= 0.5 else "unsolved"
-            console.print(
-                f"{name}: do not trust the interval of pass@1, the {rare} tasks are in effectively {number:.1f} "
-                f"repositories; {MIN_EVENT_CLUSTERS:g} are needed"
-            )
-    for pair, gain in summary["paired"].items():
-        low, high = gain["ci95"]
-        effect = gain["minimal_detectable_effect"]
-        found = "no effect reliably" if effect is None else f"an effect of {effect:.3f} with 80% probability"
-        console.print(
-            f"{pair}: pass@1 {gain['pass@1']:+.3f}, 95% interval {low:+.3f} to {high:+.3f}, p = {gain['p_value']:.2g} "
-            f"({gain['p_value_holm']:.2g} adjusted for {len(summary['paired'])} comparisons); "
-            f"{gain['num_tasks']} tasks in {gain['num_clusters']} clusters find {found}"
-        )
+    mean_steps = sum(steps[name] for name in groups) / len(groups)
+    estimate = mean_estimate([
+        steps[name] / mean_steps * sum(one.reward or 0.0 for one in group) / len(group)
+        for name, group in groups.items()
+    ])  # fmt: skip
+    low, high = estimate.interval
+    return {"value": estimate.value, "ci95": [max(0.0, low), min(1.0, high)]}

@@ -49,6 +49,8 @@ ALL = "all tasks"
 """The row of all task sets together."""
 Read = tuple[list["Side"], Mapping[str, str], Mapping[str, str]]
 """Sides, and the task set and the cluster of each task."""
+TOLD = ("invalid_call_rate", "mean_turns", "mean_generated_tokens", "conclusion_rate", "loop_rate")
+"""What is printed of how attempts went."""
 PROTOCOL = ("harness", "settings", "sampling", "limits", "verifier")
 """What two sides must share to be paired."""
 
@@ -113,7 +115,8 @@ def read_sides(word: str | Path, known: dict[str, dict[str, str]]) -> list[Side]
         if different := _different(protocols, key):
             raise DataError(f"sides: the runs of {name or text!r} are not comparable: {different}")
     harnesses = {env: harness for protocol in protocols for env, harness in protocol["harness"].items()}
-    return [Side(name or text, tuple(merged), {**protocols[0], "harness": harnesses})]
+    graders = sorted({grader for protocol in protocols for grader in protocol["graders"]})
+    return [Side(name or text, tuple(merged), {**protocols[0], "harness": harnesses, "graders": graders})]
 
 
 def _read_run(place: str, known: dict[str, dict[str, str]]) -> dict[str, tuple[list[Attempt], Mapping[str, Any]]]:
@@ -130,7 +133,7 @@ def _read_run(place: str, known: dict[str, dict[str, str]]) -> dict[str, tuple[l
     found = {}
     for name in [checkpoint] if checkpoint else rows:
         protocol = rows[name].get("protocol", {})
-        if missing := [key for key in (*PROTOCOL, "weights", "task_sets") if key not in protocol]:
+        if missing := [key for key in (*PROTOCOL, "graders", "weights", "task_sets") if key not in protocol]:
             raise DataError(
                 f"{path}: {name} is not comparable: {', '.join(missing)} missing; evaluate again with `python -m "
                 "north_lightning test`, which reuses what it can"
@@ -153,6 +156,7 @@ def _is_of(attempt: Attempt, name: str, protocol: Mapping[str, Any]) -> bool:
         (attempt.checkpoint, attempt.weights, attempt.settings) == (name, protocol["weights"], protocol["settings"])
         and attempt.harness == protocol["harness"].get(attempt.environment)
         and (attempt.verifier == protocol["verifier"] or attempt.reward is None)
+        and any(grader.startswith(attempt.grader) for grader in protocol["graders"])
         and attempt.task_id in protocol["task_sets"]
         and attempt.seed in samples
     )
@@ -303,21 +307,23 @@ def _pair(
         return row | {"not_comparable": "; ".join(filter(None, different))}
     groups = [by_task(run) for side in sides for run in side]
     everywhere = set.intersection(*(set(group) for group in groups))
-    same = {task for task in everywhere if len({(one.task, one.tests) for group in groups for one in group[task]}) == 1}
+    same = {
+        task
+        for task in everywhere
+        if len({(one.task, one.tests, one.grader) for group in groups for one in group[task]}) == 1
+    }
     if not same:
-        return row | {"not_comparable": "no task with the same text and tests has a score on both sides"}
+        return row | {"not_comparable": "no task with the same text, tests and grader has a score on both sides"}
     num_all = len(set.union(*(set(group) for group in groups)))
     if len(same) < num_all:
         changed = len(everywhere) - len(same)
         row["shared"] = (
             f"compared on the {len(same)} of {num_all} tasks that both share: {num_all - len(everywhere)} lack a score "
-            f"on one side, {changed} differ in text or tests"
+            f"on one side, {changed} differ in text, tests or grader"
         )
     smallest = min(len(group[task]) for group in groups for task in same)
     before, after = ([[one for one in run if one.task_id in same] for run in side] for side in sides)
-    gain = compare(before, after, clusters, range(1, smallest + 1 if full else 2))
-    kept = ("ci95", "p_value", "minimal_detectable_effect", "num_tasks", "num_clusters", "metrics")
-    return row | {"paired": True} | {key: gain[key] for key in kept}
+    return row | {"paired": True} | compare(before, after, clusters, range(1, smallest + 1 if full else 2))
 
 
 def _unpaired(first: Side, second: Side, tasks: set[str], clusters: Mapping[str, str]) -> Comparison:
@@ -416,6 +422,7 @@ def _winner(
 
 
 def print_comparison(result: Mapping[str, Any]) -> None:
+    """What ``test`` and ``compare`` print."""
     console = Console(highlight=False)
     table = Table(title="95% intervals; size: tasks x attempts x training runs; failed: outside the model")
     for title in ("", "tasks", "pass@1", "pass@k", "size", "failed"):
@@ -430,6 +437,10 @@ def print_comparison(result: Mapping[str, Any]) -> None:
             )
     console.print(table)
     plain = Console(highlight=False, soft_wrap=True)
+    for name, side in result["sides"].items():
+        row = next(iter(side["sets"].values()), dict[str, Any]())
+        if told := [f"{metric} {shown(row[metric])}" for metric in TOLD if metric in row]:
+            plain.print(f"{name}: {', '.join(told)}")
     protocols: dict[str, list[str]] = {}
     for name, side in result["sides"].items():
         protocols.setdefault(protocol_line(side), []).append(name)
@@ -446,7 +457,8 @@ def protocol_line(side: Mapping[str, Any]) -> str:
         return f"{side['kind']}, protocol and grader not known"
     made = side["protocol"]
     harnesses = ", ".join(sorted(made["harness"].values()))
-    return f"{side['kind']}; {harnesses}; {made['sampling']}; {made['limits']}; graded by {made['verifier']}"
+    graders = "; ".join(made["graders"])
+    return f"{side['kind']}; {harnesses}; {made['sampling']}; {made['limits']}; graded by {graders}; {made['verifier']}"
 
 
 def shown(number: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from north_lightning.evaluation.attempts import Attempt, read_attempts, weights_digest
-from north_lightning.evaluation.evaluate import Planned, Served, plan_attempts, run_attempts
+from north_lightning.evaluation.evaluate import Planned, Served, carry_out, plan_attempts
 from north_lightning.evaluation.serve import SidecarFactory, checkpoint_server
 from north_lightning.evaluation.works import Works
 from north_lightning.rollout import ChatServer
@@ -23,41 +23,6 @@ from north_lightning.types import Rollout, Task
 
 NO_SERVER = "http://127.0.0.1:9"
 """URL for a runner that samples nothing."""
-
-
-def attempt_with_each(
-    checkpoints: Mapping[str, Path],
-    tasks: Sequence[Task],
-    rollouts: RolloutSettings,
-    sidecar: SidecarFactory,
-    logs: tuple[Path, Path],
-    num_samples: int,
-    concurrency: int,
-    seed: int,
-    works: Works | None = None,
-) -> dict[str, list[Attempt]]:
-    """Name -> ``num_samples`` attempts at every task. ``logs`` are the files of the attempts and of the server, which
-    is started if there are attempts to make.
-
-    Raises:
-        ConfigError, SandboxUnavailableError: before anything is started.
-    """
-    rollouts.prepare(tasks)
-    log, server_log = logs
-    plans = plan_each(checkpoints, {}, tasks, rollouts, log, num_samples, seed, works)
-    paths = {one: checkpoints[one.checkpoint] for one in plans}
-    asked = {one: path for one, path in paths.items() if any(each.action == "RERUN" for each in plans[one])}
-    limits = (num_samples, log, concurrency, seed)
-    results = {}
-    for one in paths.keys() - asked.keys():
-        runner = rollouts.make_runner(paths[one], NO_SERVER)
-        results[one.checkpoint] = attempt_all(runner, tasks, one, *limits, works=works)
-    if asked:
-        with checkpoint_server(list(asked.values()), rollouts, sidecar, server_log) as server:
-            for one, path in asked.items():
-                server.serve(path)
-                results[one.checkpoint] = attempt_all(server.runner, tasks, one, *limits, works=works)
-    return {name: results[name] for name in checkpoints}
 
 
 def plan_each(
@@ -72,71 +37,81 @@ def plan_each(
 ) -> dict[Served, list[Planned]]:
     """What is done about every attempt, by checkpoint or server. Nothing is asked."""
     recorded = read_attempts(log)
-    everyone = [
-        *(
-            (rollouts.make_runner(path, NO_SERVER), Served(name, weights_digest(path)))
-            for name, path in checkpoints.items()
-        ),
-        *((rollouts.make_chat_runner(server), _served_by(name, server)) for name, server in servers.items()),
-    ]
+    runners: dict[Served, AttemptRunner] = {
+        Served(name, weights_digest(path)): rollouts.make_runner(path, NO_SERVER) for name, path in checkpoints.items()
+    }
+    for name, server in servers.items():  # known by the model's name and the URL
+        runners[Served(name, f"{server.model} at {server.url}")] = rollouts.make_chat_runner(server)
     return {
         served: plan_attempts(runner, tasks, served, range(num_samples), recorded, works, seed)
-        for runner, served in everyone
+        for served, runner in runners.items()
     }
 
 
-def _served_by(name: str, server: ChatServer) -> Served:
-    return Served(name, f"{server.model} at {server.url}")
-
-
-def attempt_with_servers(
+def attempt_each(
+    plans: Mapping[Served, Sequence[Planned]],
+    checkpoints: Mapping[str, Path],
     servers: Mapping[str, ChatServer],
-    tasks: Sequence[Task],
     rollouts: RolloutSettings,
-    log: Path,
-    num_samples: int,
+    sidecar: SidecarFactory | None,
+    logs: tuple[Path, Path],
     concurrency: int,
     seed: int,
     works: Works | None = None,
 ) -> dict[str, list[Attempt]]:
-    """The same for models behind OpenAI-compatible servers; an attempt is known by the model's name and the URL."""
-    if servers:
-        rollouts.prepare(tasks)
-    results: dict[str, list[Attempt]] = {}
-    for name, server in servers.items():
-        served, runner = _served_by(name, server), rollouts.make_chat_runner(server)
-        results[name] = attempt_all(runner, tasks, served, num_samples, log, concurrency, seed, works=works)
-    return results
+    """Name -> the attempts of its plan. ``logs`` are the files of the attempts and of the sidecar, which is started if
+    there are attempts of checkpoints to make.
+
+    Raises:
+        ConfigError, SandboxUnavailableError: before anything is started.
+    """
+    rollouts.prepare({one.task.id: one.task for plan in plans.values() for one in plan}.values())
+    limits = (logs[0], concurrency, seed)
+    results, asked = {}, {}
+    for served, plan in plans.items():
+        name = served.checkpoint
+        if name in servers:
+            runner: AttemptRunner = rollouts.make_chat_runner(servers[name])
+        elif any(one.action == "RERUN" for one in plan):
+            asked[name] = plan
+            continue
+        else:
+            runner = rollouts.make_runner(checkpoints[name], NO_SERVER)
+        results[name] = attempt_all(runner, name, plan, *limits, works=works)
+    if asked:
+        assert sidecar is not None, "checkpoints come with a sidecar"
+        with checkpoint_server([checkpoints[name] for name in asked], rollouts, sidecar, logs[1]) as server:
+            for name, plan in asked.items():
+                server.serve(checkpoints[name])
+                results[name] = attempt_all(server.runner, name, plan, *limits, works=works)
+    return {served.checkpoint: results[served.checkpoint] for served in plans}
 
 
 def attempt_all(
     runner: AttemptRunner,
-    tasks: Sequence[Task],
-    served: Served,
-    num_samples: int,
+    name: str,
+    plan: Sequence[Planned],
     log: Path,
     concurrency: int,
     seed: int,
     on_rollout: Callable[[Rollout], None] = lambda rollout: None,
-    first_sample: int = 0,
     works: Works | None = None,
 ) -> list[Attempt]:
-    """``run_attempts`` under a progress bar that shows the pass rate so far; the runner is closed."""
+    """``carry_out`` under a progress bar that shows the pass rate so far; the runner is closed."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     solved = done = 0
     with Progress(*columns) as progress:
-        bar = progress.add_task(served.checkpoint, total=len(tasks) * num_samples)
+        bar = progress.add_task(name, total=len(plan))
 
         def show(attempt: Attempt) -> None:
             nonlocal solved, done
             done += attempt.reward is not None
             solved += attempt.solved
-            progress.update(bar, advance=1, description=f"{served.checkpoint} pass@1 {solved / max(1, done):.1%}")
+            progress.update(bar, advance=1, description=f"{name} pass@1 {solved / max(1, done):.1%}")
 
         async def attempt() -> list[Attempt]:
             try:
-                limits = (num_samples, log, concurrency, seed)
-                return await run_attempts(runner, tasks, served, *limits, show, on_rollout, first_sample, works)
+                return await carry_out(runner, plan, log, concurrency, seed, show, on_rollout, works)
             finally:
                 await runner.close()
 

@@ -27,17 +27,18 @@ from north_lightning.evaluation.attempts import (
     task_digest,
     verifier_digest,
 )
+from north_lightning.evaluation.controls import check_that_tests_end
 from north_lightning.evaluation.works import Works
 from north_lightning.rollout.runner import AttemptRunner
 from north_lightning.sandbox.scratch import Scratch
-from north_lightning.types import Rollout, Task
+from north_lightning.types import Reward, Rollout, Task
 
 SAMPLES_PER_SEED = 2**20
 """``Attempt.seed`` numbers the samples of all seeds: sample i of seed s is s times this, plus i."""
 
 Action = Literal["REUSE", "REGRADE", "RERUN"]
 _ATTEMPT_FIELDS = {"weights": "the weights", "task": "the task", "harness": "the harness", "settings": "the settings"}
-_GRADING_FIELDS = {"tests": "the task's tests", "verifier": "the verifier"}
+_GRADING_FIELDS = {"tests": "the task's tests", "verifier": "the verifier", "grader": "the grader"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,24 +144,46 @@ async def run_attempts(
     first_sample: int = 0,
     works: Works | None = None,
 ) -> list[Attempt]:
-    """``num_samples`` attempts at every task, from sample ``first_sample`` on, at most ``concurrency`` at a time.
+    """``num_samples`` attempts at every task, from sample ``first_sample`` on; the rest is ``carry_out``'s."""
+    for name, value in (("num_samples", num_samples), ("concurrency", concurrency)):
+        if value < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {value}")
+    samples = range(first_sample, first_sample + num_samples)
+    plan = plan_attempts(runner, tasks, served, samples, read_attempts(log), works, seed)
+    return await carry_out(runner, plan, log, concurrency, seed, on_attempt, on_rollout, works)
+
+
+async def carry_out(
+    runner: AttemptRunner,
+    plan: Sequence[Planned],
+    log: Path,
+    concurrency: int,
+    seed: int,
+    on_attempt: Callable[[Attempt], None] = lambda attempt: None,
+    on_rollout: Callable[[Rollout], None] = lambda rollout: None,
+    works: Works | None = None,
+) -> list[Attempt]:
+    """The attempts of ``plan``, at most ``concurrency`` at a time.
 
     A draw is a function of the task, ``seed`` and the sample's number, whatever else is attempted: another seed shares
     no draw with this one, and every checkpoint gets the same. Attempts at one task share their wording of the prompt.
     ``on_attempt`` is told every attempt, recorded ones too; ``on_rollout`` gets every new rollout before its attempt is
     recorded, so that none recorded was not given to it. ``works`` keeps what the attempts leave.
     """
-    for name, value in (("num_samples", num_samples), ("concurrency", concurrency)):
-        if value < 1:
-            raise ConfigError(f"{name}: expected at least 1, got {value}")
     drop_torn_line(log)
-    samples = range(first_sample, first_sample + num_samples)
-    plan = plan_attempts(runner, tasks, served, samples, read_attempts(log), works, seed)
     names: dict[tuple[int, int], str] = {}
     if works is not None:
         keep = works.keep_work
         runner.keep_work(lambda task, rollout, left: keep(names[rollout.group_id, rollout.index], task, left))
     slots = asyncio.Semaphore(concurrency)
+    endings: dict[str, asyncio.Future[None]] = {}
+
+    async def check_end(task: Task, reward: Reward | None) -> None:
+        """Asked once a task: ``VerifierError`` if the tests that have not ended never do."""
+        if reward is not None and reward.unended and not task.steps:
+            if task.id not in endings:
+                endings[task.id] = asyncio.ensure_future(check_that_tests_end(runner, task))
+            await asyncio.shield(endings[task.id])
 
     async def rerun(planned: Planned) -> Attempt:
         group_id = int(planned.identity["task"], 16)
@@ -168,6 +191,7 @@ async def run_attempts(
         if works is not None:
             works.forget(name)
         rollout = await runner.run(planned.task, group_id=group_id, index=planned.sample, seed=seed)
+        await check_end(planned.task, rollout.reward)
         on_rollout(rollout)
         if works is None:
             return attempt_of(rollout, planned.identity)
@@ -181,7 +205,8 @@ async def run_attempts(
         async with slots:
             try:
                 if planned.action == "REGRADE" and planned.earlier is not None and works is not None:
-                    attempt = await regrade(runner, planned.task, planned.earlier, planned.identity, works)
+                    attempt, reward = await regrade(runner, planned.task, planned.earlier, planned.identity, works)
+                    await check_end(planned.task, reward)
                 else:
                     attempt = await rerun(planned)
             except InfrastructureError as error:
@@ -195,7 +220,7 @@ async def run_attempts(
 
 async def regrade(
     runner: AttemptRunner, task: Task, earlier: Attempt, identity: dict[str, Any], works: Works
-) -> Attempt:
+) -> tuple[Attempt, Reward]:
     """``earlier`` with the verdict of today's verifier and tests on what it left.
 
     Raises:
@@ -211,7 +236,8 @@ async def regrade(
         await asyncio.to_thread(scratch.delete)
     works.keep_rollout(earlier.kept, rollout)
     verdict = {name: identity[name] for name in _GRADING_FIELDS}
-    return replace(earlier, **verdict, reward=rollout.reward.value, solved=bool(rollout.reward.solved))
+    reward = rollout.reward
+    return replace(earlier, **verdict, reward=reward.value, solved=bool(reward.solved)), reward
 
 
 def _identity(runner: AttemptRunner, task: Task, served: Served) -> dict[str, Any]:
@@ -226,4 +252,5 @@ def _identity(runner: AttemptRunner, task: Task, served: Served) -> dict[str, An
         "settings": settings_digest(runner),
         "tests": grading_digest(task),
         "verifier": verifier_digest(runner.verifier),
+        "grader": runner.verifier.grader(task),
     }

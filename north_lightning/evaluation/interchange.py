@@ -107,7 +107,7 @@ def inspect_log(attempts: Sequence[Attempt], works: Works, benchmark: str, ended
     for name in [name for name in numbers if name.endswith("_ci95")]:
         for end, value in zip(("low", "high"), numbers[name], strict=True):
             metrics[f"{name}_{end}"] = {"name": f"{name}_{end}", "value": value}
-    score = {"name": "solved", "scorer": first.verifier or "verifier", "metrics": metrics}
+    score = {"name": "solved", "scorer": first.grader or first.verifier or "verifier", "metrics": metrics}
     epochs = {seed: number for number, seed in enumerate(sorted({one.seed for one in attempts}), 1)}
     return {
         "version": 2,
@@ -247,7 +247,7 @@ def hub_results(attempts: Sequence[Attempt], benchmark: str, dataset: str, ended
     notes = (
         f"pass@1, 95% interval {100 * low:.1f} to {100 * high:.1f}; {numbers['num_tasks']} tasks, "
         f"{numbers['num_attempts']} attempts, {numbers['num_errors']} failed outside the model; harness "
-        f"{first.harness}, verifier {first.verifier}, north_lightning {version('north_lightning')}"
+        f"{first.harness}, grader {first.grader}, north_lightning {version('north_lightning')}"
     )
     return [
         {

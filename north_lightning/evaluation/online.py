@@ -248,9 +248,8 @@ def numbers_of(attempts: Sequence[Attempt], tasks: Sequence[Task]) -> dict[str, 
 
 def metric_names(tasks: Sequence[Task]) -> list[str]:
     """The names of all that a point logs."""
-    prefixes = ["eval/", *(f"eval/{environment}/" for environment in sorted({task.environment for task in tasks}))]
-    rates = [f"{prefix}pass@1{end}" for prefix in prefixes for end in ("", "/low", "/high")]
-    return rates + [f"eval/{name}" for name in (*SHOWN, "seconds", "policy_version")]
+    blank = [Attempt("", "", task.id, "", task.environment, task.family, "", 0, 0.0, duration_s=0) for task in tasks]
+    return [*numbers_of(blank, tasks), "eval/seconds", "eval/policy_version"]
 
 
 def keep_points(path: Path, up_to_step: int) -> History:

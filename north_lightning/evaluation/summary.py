@@ -109,7 +109,8 @@ def summarise(
     """
     tasks = by_task(attempts)
     if not tasks:
-        raise DataError("no scored attempts to summarise")
+        failed = next((f": all {len(attempts)} failed outside the model, such as: {one.error}" for one in attempts), "")
+        raise DataError(f"no scored attempts to summarise{failed}")
     values = per_task(tasks, ks)
     passed = {name: rates for name, rates in values.items() if name not in METRICS}
     scored = [attempt for group in tasks.values() for attempt in group]
@@ -143,8 +144,8 @@ def compare(
     repositories: Mapping[str, str] | None = None,
     ks: Iterable[int] = (1,),
 ) -> dict[str, Any]:
-    """Paired by task: gain in pass@1 with its interval, every metric's difference under ``metrics``, and lengths on the
-    attempts both solved. Each side is one training run's attempts, or those of several of one recipe.
+    """Paired by task: the difference of every metric, and of the lengths of attempts at tasks that both solved. Each
+    side is one training run's attempts, or those of several of one recipe.
 
     ``repositories`` are the clusters, as for ``summarise``. ``minimal_detectable_effect`` is None where no gain can be
     told from noise.
@@ -163,23 +164,11 @@ def compare(
         name: _difference(name, [np.array([run[name] for run in side]) for side in sides], clusters) for name in shared
     }
     both = [name for name in names if all(_num_solved(run[name]) for run in (*first, *second))]
-    lengths: dict[str, list[float | None]] = {}
-    for field in ("turns", "generated_tokens"):
+    for field in ("turns", "generated_tokens") if both else ():
         solved = [[[_solved_mean(run[task], field) for task in both] for run in side] for side in (first, second)]
-        lengths[f"{field}_on_both_solved"] = [float(np.mean(side)) if both else None for side in solved]
-        if both:
-            on_both = clusters_of(both, repositories)
-            metrics[f"{field}_on_both_solved"] = _difference(field, solved, on_both) | {"num_tasks": len(both)}
-    gain = {key: value for key, value in metrics["pass@1"].items() if key not in ("values", "difference")}
-    return {
-        "pass@1": metrics["pass@1"]["difference"],
-        **gain,
-        "num_tasks": len(names),
-        "num_clusters": len(set(clusters)),
-        "seeds": sorted({attempt.seed for group in second[0].values() for attempt in group}),
-        **lengths,
-        "metrics": metrics,
-    }
+        on_both = clusters_of(both, repositories)
+        metrics[f"{field}_on_both_solved"] = _difference(field, solved, on_both) | {"num_tasks": len(both)}
+    return {"num_tasks": len(names), "num_clusters": len(set(clusters)), "metrics": metrics}
 
 
 def described(gain: Comparison, is_rate: bool = True) -> dict[str, Any]:

@@ -31,12 +31,13 @@ def attempt(name: str, seed: int, turns: int | None) -> Attempt:
 
 @pytest.fixture
 def attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    def all_attempts(checkpoints: Any, tasks: Any, *settings: Any) -> dict[str, list[Attempt]]:
+    def all_attempts(tasks: Any, *settings: Any) -> dict[str, list[Attempt]]:
         measured = [attempt(task.id, seed, t) for task in tasks for seed, t in enumerate(SOLVED_IN[int(task.id[-1])])]
         return {"calibration": measured}
 
     monkeypatch.setattr(module, "check_serving", lambda *_: None)
-    monkeypatch.setattr(module, "attempt_with_each", all_attempts)
+    monkeypatch.setattr(module, "plan_each", lambda checkpoints, servers, tasks, *settings: tasks)
+    monkeypatch.setattr(module, "attempt_each", all_attempts)
 
 
 def test_tasks_solved_sometimes_are_kept_with_a_budget_from_their_solved_lengths(

@@ -17,7 +17,8 @@ from north_lightning.evaluation.attempts import (
     task_digest,
     weights_digest,
 )
-from north_lightning.evaluation.command import _print, _summary, evaluate
+from north_lightning.evaluation.command import evaluate, summary_of
+from north_lightning.evaluation.compare import Side, compare_sides, print_comparison
 from north_lightning.evaluation.evaluate import Served, run_attempts
 from north_lightning.evaluation.summary import breakdown, compare, summarise
 from north_lightning.harnesses import ReActTerminalHarness
@@ -55,6 +56,10 @@ class CoinRunner:
         rollout.turns = [Turn(0, 4, "stop"), Turn(6, 9, "stop", "not JSON" if index == 0 else None)]
         rollout.loss_mask = [True] * 7 + [False] * 2
         return rollout
+
+    def keep_work(self, keep): ...
+
+    async def close(self): ...
 
 
 @pytest.fixture
@@ -218,12 +223,12 @@ def test_the_summary_equals_a_count_by_hand():
 def test_a_comparison_is_paired_by_task_and_refuses_other_tasks():
     before = [attempt(task, seed, 0.0) for task in "abcdefgh" for seed in range(4)]
     after = [attempt(task, seed, float(seed < 2)) for task in "abcdefgh" for seed in range(4)]
-    gain = compare([before], [after])
-    assert gain["pass@1"] == pytest.approx(0.5)
+    compared = compare([before], [after])
+    gain = compared["metrics"]["pass@1"]
+    assert gain["difference"] == pytest.approx(0.5)
     assert gain["ci95"] == pytest.approx([0.5, 0.5])  # every task gains the same
     assert gain["minimal_detectable_effect"] is None
-    assert gain["num_clusters"] == 8
-    assert gain["seeds"] == [0, 1, 2, 3]
+    assert compared["num_clusters"] == 8
     with pytest.raises(DataError, match="same tasks"):
         compare([before], [after[:-4]])
 
@@ -253,8 +258,8 @@ def test_pass_at_k_waits_for_the_task_with_the_fewest_attempts():
 def test_lengths_are_compared_on_the_solved_attempts_of_tasks_that_both_solved():
     before = [attempt("a", 0, 1.0, turns=3), attempt("a", 1, 0.0, turns=50), attempt("b", 0, 1.0, turns=70)]
     after = [attempt("a", 0, 1.0, turns=5), attempt("a", 1, 1.0, turns=7), attempt("b", 0, 0.0, turns=90)]
-    assert compare([before], [after])["turns_on_both_solved"] == [3.0, 6.0]
-    assert compare([before[2:]], [after[2:]])["turns_on_both_solved"] == [None, None]
+    assert compare([before], [after])["metrics"]["turns_on_both_solved"]["values"] == [3.0, 6.0]
+    assert "turns_on_both_solved" not in compare([before[2:]], [after[2:]])["metrics"]
 
 
 def test_tasks_of_one_repository_are_not_independent():
@@ -264,40 +269,48 @@ def test_tasks_of_one_repository_are_not_independent():
     after = [attempt(task, 0, float(task[0] in "abcdef")) for task in tasks]
     alone, clustered = compare([before], [after]), compare([before], [after], repositories)
     assert (alone["num_clusters"], clustered["num_clusters"]) == (40, 8)
+    alone, clustered = alone["metrics"]["pass@1"], clustered["metrics"]["pass@1"]
     assert alone["p_value"] < 0.005
     assert clustered["p_value"] > 0.2
     assert clustered["minimal_detectable_effect"] > 2 * alone["minimal_detectable_effect"]
     widths = [np.ptp(summarise(before, one)["pass@1_ci95"]) for one in (None, repositories)]
     assert widths[1] > 1.5 * widths[0]
-    assert compare([before[:3]], [after[:3]])["ci95"] == [-1.0, 1.0]
+    assert compare([before[:3]], [after[:3]])["metrics"]["pass@1"]["ci95"] == [-1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("solved", "number", "note"),
-    [
-        ("ab", 2.0, None),
-        ("a", 1.0, "the solved tasks are in effectively 1.0 repositories"),
-        ("abcdefg", 1.0, "the unsolved tasks are in effectively 1.0 repositories"),
-        ("", 0.0, "the solved tasks are in effectively 0.0 repositories"),
-    ],
-)
-def test_an_interval_from_too_few_repositories_is_said_not_to_be_trusted(capsys, solved, number, note):
+PROTOCOL = {
+    "harness": {"terminal": "h"}, "settings": "s", "sampling": "temperature 1", "limits": "9 turns", "verifier": "v",
+    "graders": ["the grader 1.0, tests 0000"],
+}  # fmt: skip
+
+
+def side_of(name, attempts):
+    return Side(name, (attempts,), PROTOCOL | {"task_sets": {one.task_id: "all" for one in attempts}})
+
+
+def printed_of(capsys, sides, clusters):
+    print_comparison(compare_sides(sides, sides[0].protocol["task_sets"], clusters))
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("solved", "number"), [("ab", 2.0), ("a", 1.0), ("abcdefg", 1.0), ("", 0.0)])
+def test_an_interval_from_too_few_repositories_is_said_not_to_be_trusted(capsys, solved, number):
     tasks = [f"{name}-{index}" for name in "abcdefgh" for index in range(5)]
+    repositories = {task: task[0] for task in tasks}
     attempts = [attempt(task, 0, float(task[0] in solved)) for task in tasks]
-    row = summarise(attempts, {task: task[0] for task in tasks})
-    assert row["pass@1_event_clusters"] == pytest.approx(number)
-    _print({"checkpoints": {"base": row, "independent": summarise(attempts)}, "paired": {}})
-    printed = " ".join(capsys.readouterr().out.split())
-    assert printed.count("do not trust the interval") == (note is not None)
-    assert note is None or f"base: do not trust the interval of pass@1, {note}; 2 are needed" in printed
+    assert summarise(attempts, repositories)["pass@1_event_clusters"] == pytest.approx(number)
+    note = "base on all tasks: do not trust the interval of pass@1: too few clusters hold what is rarer."
+    assert (note in printed_of(capsys, [side_of("base", attempts)], repositories)) == (number < 2)
+    assert note not in printed_of(capsys, [side_of("base", attempts)], {})
 
 
 @pytest.mark.parametrize(("num_errors", "is_said"), [(2, False), (3, True)])
 def test_too_many_attempts_that_failed_outside_the_model_raise_an_alarm(capsys, num_errors, is_said):
-    row = summarise([attempt("a", seed, 1.0) for seed in range(100)]) | {"num_errors": num_errors}
-    _print({"checkpoints": {"base": row}, "paired": {}})
-    printed = " ".join(capsys.readouterr().out.split())
-    assert ("base: 2.9% of the attempts failed outside the model" in printed) == is_said
+    attempts = [attempt("a", seed, 1.0) for seed in range(100)]
+    attempts += [replace(attempt("a", 100 + seed, None), error="no sandbox") for seed in range(num_errors)]
+    printed = printed_of(capsys, [side_of("base", attempts)], {})
+    assert ("base on all tasks: 2.9% of the attempts failed outside the model, above 2%" in printed) == is_said
+    assert "graded by the grader 1.0, tests 0000" in printed
 
 
 def test_p_values_are_adjusted_for_the_number_of_comparisons():
@@ -305,7 +318,9 @@ def test_p_values_are_adjusted_for_the_number_of_comparisons():
     for index in range(40):
         for name, solved in (("base", 0), ("one", index < 8), ("two", index < 20)):
             results[name].append(attempt(f"t{index}", 0, float(solved)))
-    paired = _summary(results, "base", {})["paired"]
+    summary, _ = summary_of([side_of(*one) for one in results.items()], [])
+    paired = summary["paired"]
+    assert paired["one - base"]["pass@1"] == pytest.approx(8 / 40)
     one, two = paired["one - base"], paired["two - base"]
     assert two["p_value_holm"] == pytest.approx(2 * two["p_value"])
     assert one["p_value_holm"] == max(one["p_value"], two["p_value_holm"])
@@ -351,12 +366,7 @@ def test_what_an_evaluation_writes_is_what_compare_reads(tasks, tmp_path, monkey
         max_turn_tokens=16, max_context_tokens=64,
     )  # fmt: skip
 
-    def attempted(servers, tasks, rollouts, log, num_samples, concurrency, seed, works=None):
-        return {name: asyncio.run(run_attempts(CoinRunner(), tasks, Served(name, name), num_samples, log, seed=seed))
-                for name in servers}  # fmt: skip
-
-    monkeypatch.setattr("north_lightning.evaluation.command.attempt_with_servers", attempted)
-    monkeypatch.setattr("north_lightning.evaluation.command.plan_each", lambda *_: {})
+    monkeypatch.setattr(RolloutSettings, "make_chat_runner", lambda self, server: CoinRunner())
     servers = {name: ChatServer("http://127.0.0.1:9/v1", name) for name in ("one", "two")}
     for seed in (1, 0):
         evaluate([tmp_path / "tasks"], folder, settings, servers=servers, num_samples=4, seed=seed)
@@ -369,4 +379,6 @@ def test_what_an_evaluation_writes_is_what_compare_reads(tasks, tmp_path, monkey
         assert shown["sets"]["all tasks"]["pass@1"]["ci95"] == summary[name]["pass@1_ci95"]
         assert shown["sets"]["all tasks"]["attempts_per_task"] == 4
         assert shown["protocol"]["sampling"] == "temperature 1, top_p 1"
+        (grader,) = shown["protocol"]["graders"]
+        assert grader.startswith("test.sh, as Harbor 0.25.0 (strict), tests ")
         assert shown["protocol"]["limits"] == "6 to 6 turns, 16 tokens a turn, 64 in all, 30 s a command of terminal"

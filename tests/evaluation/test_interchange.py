@@ -48,7 +48,7 @@ def write_evaluation(folder: Path) -> None:
     (folder / "works" / "kept-a.tar.gz").write_bytes(b"")
     common: dict[str, Any] = {
         "checkpoint": "rl", "weights": "w0", "task": "t", "environment": "terminal", "harness": "react-1",
-        "verifier": "V",
+        "verifier": "V", "grader": "V",
     }  # fmt: skip
     solved = {"turns": 2, "generated_tokens": 7, "stop_reason": "finished", "duration_s": 2.5}
     attempts = [

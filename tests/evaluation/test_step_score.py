@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from north_lightning.evaluation.attempts import Attempt
 from north_lightning.evaluation.command import step_score
 
@@ -17,4 +19,7 @@ def test_every_step_weighs_the_same_and_every_seed_of_a_task() -> None:
         replace(ONE, task_id="c", seed=0, reward=0.0),
         replace(ONE, task_id="another benchmark's", seed=0, reward=1.0),
     ]
-    assert step_score(attempts, {"a": 2, "b": 10, "c": 4}) == (1.5 + 3 + 0) / 16
+    score = step_score(attempts, {"a": 2, "b": 10, "c": 4})
+    assert score["value"] == pytest.approx((1.5 + 3 + 0) / 16)
+    low, high = score["ci95"]
+    assert low < score["value"] < high

@@ -83,7 +83,9 @@ def test_every_number_on_held_out_tasks_has_its_interval_and_its_protocol_as_com
         assert cells[1::2] == [shown(side["sets"]["all tasks"][metric]) for side in sides.values()]
         assert all(f"<td>{cell}</td>" in page for cell in cells)
         assert all(re.fullmatch(r"[\d.]+% \[[\d.]+, [\d.]+\]", cell) for cell in cells[1:])
-    sizes = "54 tasks x 3 attempts of a checkpoint; react-1; temperature 1, top_p 0.95; 8 turns; graded by Unit"
+    sizes = (
+        "54 tasks x 3 attempts of a checkpoint; react-1; temperature 1, top_p 0.95; 8 turns; graded by swebench 5.0.2"
+    )
     assert sizes in told
     assert sizes in page
 
