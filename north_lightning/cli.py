@@ -68,7 +68,10 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
     "tokenizer": ("north_lightning.data.tokenizer:train_tokenizer_command", "train a small model's tokenizer"),
     "data filter": ("north_lightning.data.prepare:filter_data", "raw trajectories to samples fit for SFT"),
     "data blocklist": ("north_lightning.data.block_lists:write_block_list", "a benchmark's list for decontamination"),
-    "export": ("north_lightning.export:export_checkpoint", "a training checkpoint as a Hugging Face checkpoint"),
+    "export": (
+        "north_lightning.export.command:export_checkpoint",
+        "a checkpoint as a release, in bfloat16 or FP8, checked against it",
+    ),
     "calibrate": ("north_lightning.evaluation.calibrate:calibrate", "measure pass@k and step budgets before RL"),
     "test": ("north_lightning.evaluation.command:evaluate", "evaluate checkpoints on held-out tasks"),
     "results": (

@@ -9,6 +9,8 @@ import ctypes
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
@@ -59,6 +61,23 @@ def replace_folder(written: Path, folder: Path) -> Path | None:
         written.rename(folder)
     flush(folder.parent)
     return old
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write in, which has the name ``folder`` after the block, flushed, in place of one that was there;
+    after an error nothing is left of it, and after a crash nothing under that name."""
+    staging = unfinished_name(folder)
+    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        for path in [*staging.rglob("*"), staging]:
+            flush(path)
+        if (old := replace_folder(staging, folder)) is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def remove_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from north_lightning.errors import CheckpointError, DataError
 from north_lightning.evaluation.attempts import read_attempts
-from north_lightning.export import export_checkpoint
+from north_lightning.export.command import export_checkpoint
 from north_lightning.model import load_checkpoint
 from north_lightning.modules.resuming import KEY
 from north_lightning.rollout.records import forget_unended

@@ -10,28 +10,23 @@ Only safetensors: nothing here unpickles. The tied head is not stored.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from north_lightning.durable import flush, replace_folder, unfinished_name
+from north_lightning.durable import whole_folder
 from north_lightning.errors import CheckpointError
 from north_lightning.model.compute import ComputeConfig
 from north_lightning.model.config import NorthConfig
 from north_lightning.model.decoder import NorthModel
 from north_lightning.model.files import (
     EMBEDDING,
-    INDEX_NAME,
-    WEIGHTS_NAME,
     by_shard,
     copy_texts,
     copy_tokenizer,
@@ -39,6 +34,7 @@ from north_lightning.model.files import (
     read_weight_map,
     stored_dtype,
 )
+from north_lightning.model.shards import Entry, split_shards, write_shards
 
 MAX_SHARD_BYTES = 5 * 10**9
 
@@ -86,6 +82,21 @@ def hf_parts(config: NorthConfig) -> Iterator[tuple[str, str, Index]]:
     yield "model.norm.weight", "norm.weight", ()
 
 
+def hf_tensors(config: NorthConfig, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its Hugging Face name, as a view into the parameters that ``read`` gives, each read once."""
+    gathered, whole = "", torch.empty(0)
+    for name, parameter, index in hf_parts(config):
+        if parameter != gathered:
+            gathered, whole = parameter, read(parameter)
+        yield name, whole[index]
+
+
+def hf_shapes(config: NorthConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor under its Hugging Face name, in the order of the layers."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in named_hf_tensors(NorthModel(config))}
+
+
 def named_hf_tensors(model: NorthModel) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the model under its Hugging Face name.
 
@@ -93,23 +104,25 @@ def named_hf_tensors(model: NorthModel) -> Iterator[tuple[str, Tensor]]:
     distributed over processes they are copies instead, gathered one parameter at a time, and *every* process has to
     take all of them. Of a model with adapters they are the merged weights, computed when their turn comes.
     """
-    gathered, whole = "", torch.empty(0)
-    for name, parameter, index in hf_parts(model.config):
-        if parameter != gathered:
-            gathered, whole = parameter, attrgetter(parameter)(model).detach()
-            if isinstance(whole, DTensor):
-                whole = whole.full_tensor()
-        yield name, whole[index]
+
+    def read(parameter: str) -> Tensor:
+        whole = attrgetter(parameter)(model).detach()
+        return whole.full_tensor() if isinstance(whole, DTensor) else whole
+
+    return hf_tensors(model.config, read)
 
 
 def fingerprint(model: NorthModel) -> str:
-    """Tells models apart by what they compute: config, and up to 1,024 evenly spaced numbers of every tensor.
+    """Tells models apart by what they compute; a model with adapters has the merged model's fingerprint."""
+    return fingerprint_of(model.config, named_hf_tensors(model))
 
-    The same for the same numbers in another dtype. A model with adapters has the merged model's fingerprint.
-    """
-    hf_config = {key: value for key, value in model.config.to_hf().items() if key != "initializer_range"}
+
+def fingerprint_of(config: NorthConfig, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A digest of the config and up to 1,024 evenly spaced numbers of every tensor; the same for the same numbers in
+    another dtype."""
+    hf_config = {key: value for key, value in config.to_hf().items() if key != "initializer_range"}
     digest = sha256(json.dumps(hf_config, sort_keys=True).encode())
-    for name, tensor in named_hf_tensors(model):
+    for name, tensor in tensors:
         flat = tensor.flatten()
         sample = flat[:: max(1, len(flat) // 1024)].float().cpu().contiguous()
         digest.update(name.encode() + sample.numpy().tobytes())
@@ -161,9 +174,7 @@ def load_weights(model: NorthModel, directory: str | Path) -> None:
     """
     directory = Path(directory)
     weight_map = read_weight_map(directory)
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in named_hf_tensors(NorthModel(model.config))}
-    _check_tensors(directory, weight_map, shapes)
+    check_tensors(directory, weight_map, hf_shapes(model.config))
     parts = {name: (parameter, index) for name, parameter, index in hf_parts(model.config)}
     for shard, names in by_shard(weight_map).items():
         with open_shard(directory / shard) as file:
@@ -203,7 +214,7 @@ def _copy_held(stored: Any, parameter: Tensor, index: Index) -> None:
     local[tuple(target)].copy_(stored[tuple(source)])
 
 
-def _check_tensors(directory: Path, weight_map: Mapping[str, str], expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_tensors(directory: Path, weight_map: Mapping[str, str], expected: Mapping[str, tuple[int, ...]]) -> None:
     """Compare names and shapes of everything on disk with the model's, before any memory is spent."""
     missing = [name for name in expected if name not in weight_map]
     unexpected = [name for name in weight_map if name not in expected and name != _TIED_HEAD]
@@ -270,25 +281,27 @@ def save_checkpoint(
     """
     directory = Path(directory)
     check_replaceable(directory)
-    staging = unfinished_name(directory)
-    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+    dtype = dtype or model.embedding.weight.dtype
+    entries = [Entry(name, dtype, shape) for name, shape in hf_shapes(model.config).items()]
+    tensors = zip(entries, named_hf_tensors(model), strict=True)
+    pieces = ((entry, piece) for entry, (_, tensor) in tensors for piece in entry.pieces(tensor))
     try:
-        staging.mkdir(parents=True)
-        if tokenizer_dir is not None:
-            copy_tokenizer(Path(tokenizer_dir), staging)
-        if base is not None:
-            copy_texts(Path(base), staging)
-        _write_shards(named_hf_tensors(model), staging, dtype, max_shard_bytes)
-        hf_config = model.config.to_hf() | {"dtype": str(dtype or model.embedding.weight.dtype).removeprefix("torch.")}
-        _write_json(staging / "config.json", hf_config)
-        for path in [*staging.iterdir(), staging]:
-            flush(path)
-        if (old := replace_folder(staging, directory)) is not None:
-            shutil.rmtree(old)
-    except (OSError, SafetensorError) as error:
+        with whole_folder(directory) as staging:
+            if tokenizer_dir is not None:
+                copy_tokenizer(Path(tokenizer_dir), staging)
+            if base is not None:
+                copy_texts(Path(base), staging)
+            write_shards(split_shards(entries, max_shard_bytes), pieces, staging)
+            write_config(staging, model.config, dtype)
+    except OSError as error:
         raise CheckpointError(f"could not write '{directory}': {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_config(directory: Path, config: NorthConfig, dtype: torch.dtype, **more: Any) -> None:
+    """Write ``config.json`` for weights of ``dtype``, with ``more`` keys."""
+    hf_config = config.to_hf() | {"dtype": str(dtype).removeprefix("torch.")} | more
+    text = json.dumps(hf_config, indent=2, sort_keys=True) + "\n"
+    (directory / "config.json").write_text(text, encoding="utf-8")
 
 
 def check_replaceable(directory: Path) -> None:
@@ -297,45 +310,3 @@ def check_replaceable(directory: Path) -> None:
     folders = [path for path in inside if path.is_dir() and not path.name.startswith(("step-", "adapter"))]
     if folders or (inside and not (directory / "config.json").is_file() and not all(map(Path.is_dir, inside))):
         raise CheckpointError(f"will not replace {directory}: it is not empty and not a checkpoint")
-
-
-def _write_shards(
-    tensors: Iterable[tuple[str, Tensor]], directory: Path, dtype: torch.dtype | None, max_shard_bytes: int
-) -> None:
-    weight_map: dict[str, int] = {}
-    num_parameters = total_bytes = shard_bytes = num_shards = 0
-    shard: dict[str, Tensor] = {}
-
-    def write() -> None:
-        nonlocal shard, shard_bytes, num_shards
-        num_shards += 1
-        save_file(shard, directory / f"{num_shards:05d}.part", metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, num_shards))
-        shard, shard_bytes = {}, 0
-
-    for name, tensor in tensors:
-        num_bytes = tensor.numel() * (dtype or tensor.dtype).itemsize
-        if shard and shard_bytes + num_bytes > max_shard_bytes:
-            write()
-        # A copy: safetensors refuses views of one storage.
-        shard[name] = tensor.to(device="cpu", dtype=dtype, copy=True, memory_format=torch.contiguous_format)
-        shard_bytes += num_bytes
-        total_bytes += num_bytes
-        num_parameters += tensor.numel()
-    write()
-
-    if num_shards == 1:
-        (directory / "00001.part").rename(directory / WEIGHTS_NAME)
-        return
-    names = {number: f"model-{number:05d}-of-{num_shards:05d}.safetensors" for number in range(1, num_shards + 1)}
-    for number, name in names.items():
-        (directory / f"{number:05d}.part").rename(directory / name)
-    index = {
-        "metadata": {"total_parameters": num_parameters, "total_size": total_bytes},
-        "weight_map": {name: names[number] for name, number in sorted(weight_map.items())},
-    }
-    _write_json(directory / INDEX_NAME, index)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

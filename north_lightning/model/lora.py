@@ -151,7 +151,7 @@ def _layers(model: NorthModel) -> Iterator[DecoderLayer]:
         yield layer
 
 
-def _update_of(module: nn.Module, name: str) -> LowRankUpdate | None:
+def update_of(module: nn.Module, name: str) -> LowRankUpdate | None:
     if not parametrize.is_parametrized(module, name):
         return None
     update = module.parametrizations[name][0]  # type: ignore[index]
@@ -172,12 +172,12 @@ def named_peft_tensors(model: NorthModel) -> Iterator[tuple[str, Tensor, bool]]:
         prefix = f"base_model.model.model.layers.{index}"
         attention, mlp = layer.attention, layer.mlp
         for module, names in ((attention.qkv_proj, ["q_proj", "k_proj", "v_proj"]), (attention.o_proj, ["o_proj"])):
-            if (update := _update_of(module, "weight")) is not None:
+            if (update := update_of(module, "weight")) is not None:
                 for name, a, b in zip(names, update.a, update.b, strict=True):
                     yield f"{prefix}.self_attn.{name}.lora_A.weight", a.detach(), False
                     yield f"{prefix}.self_attn.{name}.lora_B.weight", b.detach(), False
         for parameter, name in (("gate_up_proj", "experts.base_layer"), ("down_proj", "experts")):
-            if (update := _update_of(mlp, parameter)) is not None:
+            if (update := update_of(mlp, parameter)) is not None:
                 yield f"{prefix}.mlp.{name}.lora_A.weight", update.a[0].detach(), False
                 yield f"{prefix}.mlp.{name}.lora_B.weight", update.b[0].detach(), True
 

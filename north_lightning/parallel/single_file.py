@@ -20,13 +20,16 @@ from north_lightning.errors import CheckpointError
 from north_lightning.run_folders import SHARDED_REST
 
 
-def read_checkpoint(path: Path, weights_only: bool | None = True, is_sharded: bool = False) -> dict[str, Any]:
+def read_checkpoint(
+    path: Path, weights_only: bool | None = True, is_sharded: bool = False, is_mapped: bool = False
+) -> dict[str, Any]:
     """The content of a training checkpoint; of a sharded one, all but weights and moments.
 
     Args:
         path: file or folder.
         weights_only: run no code from the file's pickle.
         is_sharded: which kind is wanted.
+        is_mapped: read tensors from the file only when they are used.
 
     Raises:
         CheckpointError: it is missing, torn, of the other kind, or something else than a training checkpoint.
@@ -50,7 +53,8 @@ def read_checkpoint(path: Path, weights_only: bool | None = True, is_sharded: bo
             f"more), {export}"
         )
     try:
-        content = torch.load(path / SHARDED_REST if is_sharded else path, map_location="cpu", weights_only=weights_only)
+        file = path / SHARDED_REST if is_sharded else path
+        content = torch.load(file, map_location="cpu", weights_only=weights_only, mmap=is_mapped)
     except pickle.UnpicklingError as error:
         what = "Weights only load failed" in str(error) and "GLOBAL" in str(error)
         reason = "it would run code of its own" if what else "torn, or another kind of file"

@@ -138,7 +138,7 @@ def test_a_failed_save_leaves_the_old_checkpoint_and_no_debris(saved, tmp_path, 
     def disk_full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("north_lightning.model.checkpoint._write_json", disk_full)
+    monkeypatch.setattr("north_lightning.model.checkpoint.write_config", disk_full)
     with pytest.raises(CheckpointError, match="could not write .*No space"):
         save_checkpoint(model, saved)
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]

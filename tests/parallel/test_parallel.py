@@ -15,7 +15,7 @@ from small_runs import write_run_inputs
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from north_lightning.errors import ConfigError
-from north_lightning.export import export_checkpoint
+from north_lightning.export.command import export_checkpoint
 from north_lightning.history import read_history
 from north_lightning.model import NorthConfig, NorthModel, load_checkpoint, named_hf_tensors, save_checkpoint
 from north_lightning.parallel import ParallelSizes
