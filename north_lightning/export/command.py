@@ -103,7 +103,7 @@ def export_checkpoint(
         entries = list(quantization.entries(shapes, dtype))
     shards = split_shards(entries, MAX_SHARD_BYTES)
     num_bytes = sum(entry.num_bytes for entry in entries)
-    kind = format or next((name for name, value in DTYPES.items() if value == dtype), str(dtype))
+    kind: str = format or next((name for name, value in DTYPES.items() if value == dtype), str(dtype))
     plan = f"{len(entries):,} tensors ({kind}) in {len(shards)} files, {num_bytes / 1e9:.2f} GB"
     if dry_run:
         print(f"{directory}: {plan}; nothing was written")
