@@ -21,6 +21,7 @@ from north_lightning.sampling import Sidecar, VLLMSampler
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Widths of a head that vLLM's attention on a CPU takes."""
+SLOWEST_READ = 100e6  # bytes a second, from a disk that is no reason to give up
 
 _SCRIPT = """\
 #!/bin/sh
@@ -52,7 +53,7 @@ def why_not_served(release: Path, config: NorthConfig, is_quantized: bool) -> st
         return "vLLM has no kernel for these FP8 experts on a CPU"
     if not on_gpu and config.head_dim not in CPU_HEAD_DIMS:
         return f"vLLM on a CPU takes no heads of {config.head_dim} numbers"
-    needed = sum(file.stat().st_size for file in release.glob("*.safetensors")) * (1.1 if on_gpu else 3)
+    needed = _num_bytes(release) * (1.1 if on_gpu else 3)
     free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
     if needed > free:
         return f"it needs {needed / 1e9:.0f} GB of memory, and {free / 1e9:.0f} GB are free"
@@ -69,10 +70,18 @@ def served_logprobs(release: Path, rows: Sequence[Sequence[int]]) -> list[list[f
         finally:
             await sampler.close()
 
-    longest = max(map(len, rows))
-    dtype = "auto" if torch.cuda.is_available() else "float32"
-    with (
-        TemporaryDirectory() as folder,
-        Sidecar(release, Path(folder) / "vllm.log", max_model_len=longest + 1, max_num_seqs=8, dtype=dtype) as server,
-    ):
-        return asyncio.run(ask(server.url))
+    with TemporaryDirectory() as folder:
+        server = Sidecar(
+            release,
+            Path(folder) / "vllm.log",
+            max_model_len=max(map(len, rows)) + 1,
+            max_num_seqs=8,
+            dtype="auto" if torch.cuda.is_available() else "float32",
+            start_timeout_s=300 + _num_bytes(release) / SLOWEST_READ,
+        )
+        with server:
+            return asyncio.run(ask(server.url))
+
+
+def _num_bytes(release: Path) -> int:
+    return sum(file.stat().st_size for file in release.glob("*.safetensors"))
