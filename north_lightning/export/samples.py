@@ -6,6 +6,7 @@ In: files of rollouts or of conversations, or the place of a checkpoint in a run
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def sample_rows(files: Sequence[Path] | None, checkpoint: Path, tokenizer: Path)
         tokenizer: folder of the model's tokenizer.
 
     Raises:
-        DataError: a named file is missing, or holds neither.
+        DataError: a named file is missing, or none holds either.
     """
     chat = ChatFormat(NorthTokenizer.load(tokenizer), reasoning=True)
     named = files if files is not None else _files_of_run(checkpoint)
@@ -46,14 +47,13 @@ def sample_rows(files: Sequence[Path] | None, checkpoint: Path, tokenizer: Path)
 
 
 def _rows(chat: ChatFormat, files: Sequence[Path]) -> Iterator[list[int]]:
-    where = ""
     try:
-        for place, content in read_records(files):
-            where = f"{place}: "
-            messages, tools = _conversation(decode(content))
-            yield chat.encode_conversation(messages, tools).token_ids[:ROW_TOKENS]
+        for _, content in read_records(files):
+            with suppress(DataError, KeyError):  # another kind of record, or a model's turn that has no form
+                messages, tools = _conversation(decode(content))
+                yield chat.encode_conversation(messages, tools).token_ids[:ROW_TOKENS]
     except DataError as error:
-        raise DataError(f"samples: {where}{error}") from error
+        raise DataError(f"samples: {error}") from error
 
 
 def _conversation(record: Any) -> tuple[Sequence[Message], Sequence[ToolSpec]]:

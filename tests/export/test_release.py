@@ -161,7 +161,10 @@ def test_the_samples_are_those_of_the_run_unless_others_are_named(
     shutil.copy(Path(__file__).parents[1] / "fixtures" / "format1" / "rollouts.jsonl", run / "rollouts.jsonl")
     assert len(of_sft) == 16
     assert of_sft == sample_rows([inputs / "names.jsonl"], checkpoint, tokenizer) != [builtin]
-    with pytest.raises((CheckpointError, DataError), match=r"samples: .*none\.jsonl"):
+    (tmp_path / "foreign.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(DataError, match=r"samples: expected trajectories, found none in .*foreign\.jsonl"):
+        sample_rows([tmp_path / "foreign.jsonl"], checkpoint, tokenizer)
+    with pytest.raises(DataError, match=r"samples: .*none\.jsonl"):
         sample_rows([tmp_path / "none.jsonl"], checkpoint, tokenizer)
 
 
