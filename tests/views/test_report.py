@@ -27,7 +27,7 @@ def run_dir(tmp_path: Path) -> Path:
     (tmp_path / "stages.json").write_text(json.dumps(stages))
     for seed, name in enumerate(("sft_stage1", "sft_stage2", "rl")):
         write_evaluation(tmp_path / "eval", name, rate=seed, seed=seed)
-    gain = {"pass@1": 0.25, "ci95": [0.2, 0.3], "num_tasks": 120, "seeds": list(range(8))}
+    gain = {"pass@1": 0.25, "ci95": [0.2, 0.3], "num_tasks": 120}
     path = tmp_path / "eval" / "summary.json"
     summary = json.loads(path.read_text()) | {"paired": {"rl - sft_stage2": gain}}
     for checkpoint in summary["checkpoints"].values():
