@@ -321,6 +321,7 @@ def test_p_values_are_adjusted_for_the_number_of_comparisons():
     summary, _ = summary_of([side_of(*one) for one in results.items()], [])
     paired = summary["paired"]
     assert paired["one - base"]["pass@1"] == pytest.approx(8 / 40)
+    assert {"ci95", "num_tasks"} <= paired["one - base"].keys()  # which the report shows
     one, two = paired["one - base"], paired["two - base"]
     assert two["p_value_holm"] == pytest.approx(2 * two["p_value"])
     assert one["p_value_holm"] == max(one["p_value"], two["p_value_holm"])
