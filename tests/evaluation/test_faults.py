@@ -127,53 +127,85 @@ def can_be_small() -> bool:
     return os.geteuid() == 0 and is_v1 and os.access("/sys/fs/cgroup/memory", os.W_OK)
 
 
-@pytest.mark.skipif(not can_be_small(), reason="limits of memory and disk need root and a memory control group (v1)")
+needs_a_small_machine = pytest.mark.skipif(
+    not can_be_small(), reason="limits of memory and disk need root and a memory control group (v1)"
+)
+
+
+def evaluate(folder: Path, server: Server, **machine: Any) -> subprocess.CompletedProcess[str]:
+    """The command over ``folder``'s tasks, in another process."""
+    config = {
+        "task_sets": [str(folder / "tasks")],
+        "output_dir": str(folder / "out"),
+        "num_samples": 1,
+        "concurrency": 2,
+        "servers": {"model": {"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "num_retries": 0}},
+        "rollouts": {
+            "harnesses": {"terminal": {"class_path": "north_lightning.harnesses.ReActTerminalHarness"}},
+            "verifier": {
+                "class_path": "north_lightning.verifiers.UnitTestVerifier",
+                "init_args": {"grading": "official"},
+            },
+            "sandboxes": {"class_path": "north_lightning.sandbox.BubblewrapProvider"},
+            "max_turn_tokens": 64,
+            "max_context_tokens": 1024,
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "north_lightning", "test", "--config", str(folder / "config.yaml")]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=200, **machine)
+
+
+def recorded(folder: Path) -> dict[str, Attempt]:
+    """Task -> its last attempt."""
+    return {one.task_id: one for one in read_attempts(folder / "out" / "attempts.jsonl")}
+
+
+@needs_a_small_machine
 def test_no_planted_fault_is_scored(tmp_path: Path) -> None:
     for name, (_, test) in TASKS.items():
         write_task(tmp_path / "tasks", name, test)
     with Server() as server:
-        config = {
-            "task_sets": [str(tmp_path / "tasks")],
-            "output_dir": str(tmp_path / "out"),
-            "num_samples": 1,
-            "concurrency": 2,
-            "servers": {"model": {"url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "num_retries": 0}},
-            "rollouts": {
-                "harnesses": {"terminal": {"class_path": "north_lightning.harnesses.ReActTerminalHarness"}},
-                "verifier": {
-                    "class_path": "north_lightning.verifiers.UnitTestVerifier",
-                    "init_args": {"grading": "official"},
-                },
-                "sandboxes": {"class_path": "north_lightning.sandbox.BubblewrapProvider"},
-                "max_turn_tokens": 64,
-                "max_context_tokens": 1024,
-            },
-        }
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-
-        def run(**machine: Any) -> tuple[str, dict[str, Attempt]]:
-            command = [sys.executable, "-m", "north_lightning", "test", "--config", str(tmp_path / "config.yaml")]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200, **machine)
-            assert done.returncode == 0, done.stderr[-2000:]
-            attempts = read_attempts(tmp_path / "out" / "attempts.jsonl")
-            return done.stdout, {one.task_id: one for one in attempts}
-
         with small_machine() as machine:
-            printed, attempts = run(**machine)
-        found = {name: attempts[name.replace(" ", "_").replace(",", "")] for name in TASKS}
+            done = evaluate(tmp_path, server, **machine)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = {name: recorded(tmp_path)[name.replace(" ", "_").replace(",", "")] for name in TASKS}
         assert {name: one.reward for name, one in found.items() if one.error is None} == SCORED
         for name, error in ERRORS.items():
             assert found[name].reward is None
             assert re.match(error, str(found[name].error), re.S), (name, found[name].error)
         summary = json.loads((tmp_path / "out" / "summary.json").read_text())["checkpoints"]["model"]
         assert (summary["num_tasks"], summary["num_attempts"], summary["num_errors"]) == (3, 3, 6)
-        assert "66.7% of the attempts failed outside the model, above 2%" in printed
+        assert "66.7% of the attempts failed outside the model, above 2%" in done.stdout
 
         server.is_busy = False
         write_task(tmp_path / "tasks", "grader hangs", REWARD)
-        printed, attempts = run()
+        printed = evaluate(tmp_path, server).stdout
         assert "REUSE 3 attempts at 3 tasks" in printed
-        rewards = {one.task_id: one.reward for one in attempts.values()}
+        rewards = {one.task_id: one.reward for one in recorded(tmp_path).values()}
         assert None not in rewards.values()
         assert sum(rewards.values()) == 6  # all but those of SCORED that fail, and of the disk that says 0
         assert "of the attempts failed outside the model" not in printed
+
+
+@needs_a_small_machine
+@pytest.mark.long
+def test_an_output_folder_that_runs_full_ends_the_evaluation_which_then_goes_on(tmp_path: Path) -> None:
+    names = ("solved", "unsolved")
+    for name in names:
+        write_task(tmp_path / "tasks", name, TASKS[name][1])
+    (tmp_path / "out").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path / "out"], check=True)
+    try:
+        (tmp_path / "out" / "filler").write_bytes(b"x" * ((1 << 20) - 4096))
+        with Server() as server:
+            done = evaluate(tmp_path, server)
+            assert done.returncode == 1
+            assert "Traceback" not in done.stderr
+            assert "No space left on device" in done.stderr
+            assert all(one.reward == SCORED[name] for name, one in recorded(tmp_path).items() if one.error is None)
+            (tmp_path / "out" / "filler").unlink()
+            assert evaluate(tmp_path, server).returncode == 0
+        assert {name: recorded(tmp_path)[name].reward for name in names} == {name: SCORED[name] for name in names}
+    finally:
+        subprocess.run(["umount", tmp_path / "out"], check=True)

@@ -72,7 +72,7 @@ def actions(runner: AttemptRunner, tasks: list[Task], folder: Path) -> list[tupl
 
 
 def test_changed_tests_and_another_verifier_are_graded_again_without_sampling(
-    tasks: list[Task], tmp_path: Path
+    tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = attempts_of(SolvingRunner(tasks), tasks, tmp_path)
     assert [one.solved for one in first] == [False, True] * 2
@@ -89,6 +89,11 @@ def test_changed_tests_and_another_verifier_are_graded_again_without_sampling(
         tasks, RewardSum(Part(UnitTestVerifier(), weight=2.0), {"loops": Part(LoopPenalty())}), False
     )
     assert actions(summed, tasks, tmp_path) == [("REGRADE", "the verifier changed")] * 4
+    official = SolvingRunner(tasks, UnitTestVerifier(grading="official"), False)
+    assert actions(official, tasks, tmp_path) == [("REGRADE", "the verifier and the grader changed")] * 4
+    monkeypatch.setattr(UnitTestVerifier, "grader", lambda self, task: "test.sh, as Harbor 9 (strict)")
+    assert actions(silent, tasks, tmp_path) == [("REGRADE", "the grader changed")] * 4
+    monkeypatch.undo()
     assert [one.reward for one in attempts_of(summed, tasks, tmp_path)] == [1.0, 1.0, 0.0, 2.0]
 
 

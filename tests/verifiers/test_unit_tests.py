@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from north_lightning.errors import InfrastructureError, VerifierError
 from north_lightning.sandbox import BubblewrapProvider
@@ -608,6 +609,13 @@ def test_reward_files_say_what_they_say_to_harbor(tmp_path):
         except VerifierError:
             numbers = None
         assert numbers == (official or None), files  # no number is no verdict
+
+
+def test_shipped_evaluations_are_graded_officially():
+    configs = sorted((TASKS.parents[1] / "configs" / "eval").glob("*.yaml"))
+    found = {path.name: yaml.safe_load(path.read_text())["rollouts"]["verifier"]["init_args"] for path in configs}
+    assert len(found) == 6
+    assert {one["grading"] for one in found.values()} == {"official"}
 
 
 def test_a_grader_has_a_name_and_a_version(software, terminal):
