@@ -12,6 +12,7 @@ were there before the code.
 Beside the standard library it imports numpy, scipy, sympy and h5py, of ``PACKAGES`` if the sandbox has none.
 """
 
+import gc
 import json
 import os
 import signal
@@ -181,6 +182,7 @@ def provide(targets: Sequence[Any]) -> None:
 def run_apart(channel: Channel, is_official: bool, step: str, *work: Any) -> None:
     """``run_step`` in a process of its own; hands the step's secret back if nothing was wrong."""
     sys.stdout.flush()
+    gc.freeze()  # a process that ends as a script does need not collect what was there before
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
