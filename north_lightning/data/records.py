@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +32,7 @@ from north_lightning.untrusted import check_depth
 PARQUET_BATCH = 64  # rows decoded at a time: trajectories are long
 MAX_RECORD_BYTES = 64 << 20
 """Largest size of a line, and of 64 parquet rows in memory."""
+_EVENT = re.compile(r"(?<=/)event-\d+-[^/]*\.json$")  # a file's name in OpenHands' folders
 MAX_DOCUMENT_BYTES = 2 << 30
 MAX_RATIO = 250  # of what comes out of a compressed file to what is in it; logs of agents stay below 60
 
@@ -91,10 +94,11 @@ def read_records(
     """
     shard = shard or Shard()
     number = 0
-    for file in list_files(files):
+    for file, events in groupby(list_files(files), lambda name: _EVENT.sub("", name)):
         try:
             reading = _read_parquet if file.endswith(".parquet") else _read_json
-            for record in reading(file, max_record_bytes):
+            records = _read_events(file, events) if file.endswith("/") else reading(file, max_record_bytes)
+            for record in records:
                 if shard.holds(number):
                     yield record
                 number += 1
@@ -157,6 +161,11 @@ def _read_json(file: str, max_record_bytes: int) -> Iterator[Record]:
                 raise DataError(f"{file}:{number}: expected a file that grows at most {MAX_RATIO} times, got more")
             if line.strip():
                 yield f"{file}:{number}", line
+
+
+def _read_events(folder: str, files: Iterable[str]) -> Iterator[Record]:
+    """OpenHands keeps a conversation as a folder with a file for each event."""
+    yield folder, {"events": [decode(content) for file in files for _, content in _read_json(file, MAX_RECORD_BYTES)]}
 
 
 def _split_document(file: str, text: bytes) -> Iterator[Record]:

@@ -564,6 +564,26 @@ def test_observations_of_the_system_stay():
     assert [message.content for message in sample.messages] == ["Fix it.", "Ran a check.", "SAID 42", "42."]
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["Executed bash", "[tool call]", "[tool call: bash]", "(tool use)", "(tool calls)", "Tool call", "bash result", "Executed bash (no result)"],
+)  # fmt: skip
+def test_words_that_harbor_puts_in_the_models_mouth_are_not_learned(words):
+    user = {"source": "user", "message": "Fix it."}
+    importer = Trajectories()
+    sample = importer.convert(atif(user, {"source": "agent", "message": words, "tool_calls": [CALL]}))
+    assert sample.messages[1] == Message("assistant", tool_calls=(LS,))
+    assert importer.account()["changed"]["placeholders of Harbor's converters left out"] == 1
+    if not words.startswith("["):
+        assert Trajectories().convert(atif(user, {"source": "agent", "message": words})).messages[1].content == words
+    lost = {"source": "agent", "message": "a.py", "extra": {"source_call_id": "x"}}
+    error = {"source": "agent", "message": "[error] no answer"}
+    steps = Trajectories().convert(atif(user, lost, error, {"source": "agent", "message": "Done."})).messages
+    assert [(m.role, m.content, m.trained) for m in steps[1:]] == [
+        ("user", "a.py", True), ("assistant", "", False), ("assistant", "Done.", True),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("parser", ["json", "xml"])
 def test_replies_of_terminus_2_are_put_together_from_their_parts(parser):
     keys = [("ls\n", 0.1), ("cat 'ü'\n", 1.0)]
@@ -718,6 +738,12 @@ def test_documents_hold_one_record_or_many_whatever_they_are_called(tmp_path):
     ):
         (tmp_path / name).write_text(text)
         assert len(list(SampleReader([tmp_path / name], Trajectories()))) == count, name
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for number, event in enumerate(RECORDS["OpenHands' SDK"]["events"]):
+            (tmp_path / folder / f"event-{number:05}-x{number}.json").write_text(json.dumps(event))
+    samples = list(SampleReader([tmp_path / "*" / "event-*.json"], Trajectories()))
+    assert [sample.messages for sample in samples] == [EXPECTED] * 2
     (tmp_path / "bad.json").write_text('{"messages": [\n{"role"')
     with pytest.raises(DataError, match=r"bad.json: .*expected JSON"):
         list(SampleReader([tmp_path / "bad.json"], Trajectories()))

@@ -7,6 +7,7 @@ split its replies into calls, they are put together again (``terminus``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,14 @@ _STEP = words(
 )
 _RESULT = frozenset(["source_call_id", "content", "extra"])
 _CALL = frozenset(["tool_call_id", "function_name", "arguments", "extra"])
+
+
+_PLACEHOLDER = re.compile(
+    r"\(tool (?:use|calls?)\)|\[tool calls?(?:: [^\]]*)?\]|\[empty response\]|\[unparsed Copilot event\]|\[error\] .*"
+    r"|Tool call|Executed \S+(?: \(no result\))?|\S+ result",
+    re.DOTALL,
+)
+"""What Harbor's converters write where the model said nothing."""
 
 
 class ATIFTrajectories(Format):
@@ -61,10 +70,16 @@ def _messages(step: Mapping[str, Any], notes: Notes) -> Iterator[dict[str, Any]]
     calls = step.get("tool_calls") or []
     for call in calls:
         notes.skip("$.steps[].tool_calls[].", call, _CALL)
-    role = "assistant" if step["source"] == "agent" else step["source"]
+    role, message = "assistant" if step["source"] == "agent" else step["source"], step.get("message")
+    is_invented = role == "assistant" and isinstance(message, str) and _PLACEHOLDER.fullmatch(message) is not None
+    if is_invented and (calls or message.startswith("[")):
+        message = ""
+        notes.changed["placeholders of Harbor's converters left out"] += 1
+    if role == "assistant" and not calls and "source_call_id" in below(step, "extra"):
+        role = "user"  # a result whose call Harbor did not find
     yield marked(step) | {
         "role": role,
-        "content": step.get("message"),
+        "content": message,
         "reasoning_content": step.get("reasoning_content"),
         "tool_calls": [
             {"id": call.get("tool_call_id"), "name": call.get("function_name"), "arguments": call.get("arguments")}
