@@ -67,6 +67,29 @@ def test_a_broken_line_stops_the_command_unless_the_budget_allows_it(tmp_path, c
     assert not (tmp_path / "out" / "a.jsonl").exists()
 
 
+def test_formats_and_keys_that_nobody_reads_are_said_and_refused_where_that_is_asked(tmp_path, capsys):
+    rng = random.Random(0)
+    turns = [{"role": "user", "content": prose(rng, 40, 60)}, {"role": "assistant", "content": "Fine.", "weight": 0}]
+    turns += [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "Done.", "mood": "good"}]
+    shared = [{"from": "human", "value": prose(rng, 40, 60)}, {"from": "gpt", "value": "Fine.\n"}]
+    lines = [{"messages": turns, "images": ["a.png"]}, {"conversations": shared, "reward": "0.0"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sources = json.dumps({"a": {"files": [str(tmp_path / "a.jsonl")]}})
+    arguments = ["data", "filter", "--output_dir", str(tmp_path / "out"), "--sources", sources]
+    assert cli.main(arguments) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a: 2 keys were not understood: $.messages[].mood 1, $.images 1" in said
+    account = json.loads((tmp_path / "out" / "filter.json").read_text())["sources"]["a"]
+    assert account["formats"] == {"messages": 1, "sharegpt": 1}
+    assert account["not_understood"] == {"$.images": 1, "$.messages[].mood": 1}
+    assert account["changed"] == {"assistant texts cut at the ends": 1}
+    assert account["dropped"] == {"failed_verification": 1}
+    (sample,) = read_samples(tmp_path / "out" / "a.jsonl")
+    assert [message.trained for message in sample.messages] == [True, False, True, True]
+    assert cli.main([*arguments, "--overwrite", "true", "--strict", "true"]) == 1
+    assert "a.jsonl:1: $: expected only keys that are understood, got $.images, $.mess" in capsys.readouterr().err
+
+
 class Shout(ConversationVariation):
     def vary(self, sample: Conversation, seed: int) -> Conversation | None:
         return Conversation((Message("user", f"HEY {seed}"), *sample.messages[1:]))
