@@ -71,8 +71,8 @@ def _messages(step: Mapping[str, Any], notes: Notes) -> Iterator[dict[str, Any]]
     for call in calls:
         notes.skip("$.steps[].tool_calls[].", call, _CALL)
     role, message = "assistant" if step["source"] == "agent" else step["source"], step.get("message")
-    is_invented = role == "assistant" and isinstance(message, str) and _PLACEHOLDER.fullmatch(message) is not None
-    if is_invented and (calls or message.startswith("[")):
+    is_invented = role == "assistant" and _PLACEHOLDER.fullmatch(str(message)) is not None
+    if is_invented and (calls or str(message).startswith("[")):
         message = ""
         notes.changed["placeholders of Harbor's converters left out"] += 1
     if role == "assistant" and not calls and "source_call_id" in below(step, "extra"):
