@@ -82,13 +82,30 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
         "north_lightning.views.comparison:compare_runs",
         "RUN RUN ...: which of several evaluations is better, and what cannot be told",
     ),
+    "human-eval prepare": (
+        "north_lightning.human_evaluation.prepare:prepare_study",
+        "NAME=FOLDER NAME=FOLDER: a blind comparison of attempts, for people to rate",
+    ),
+    "human-eval serve": ("north_lightning.human_evaluation.serve:serve_study", "the rating app of such a study"),
+    "human-eval report": (
+        "north_lightning.human_evaluation.report:write_study_report",
+        "win rates, agreement and biases of a study",
+    ),
+    "human-eval export": (
+        "north_lightning.human_evaluation.exchange:export_ratings",
+        "a study for Label Studio, its ratings as tables",
+    ),
+    "human-eval import": (
+        "north_lightning.human_evaluation.exchange:import_ratings",
+        "ratings from Label Studio into a study",
+    ),
     "report": ("north_lightning.views.report:write_report", "numbers and curves of a finished run"),
     "estimate": ("north_lightning.planning.command:estimate", "memory and speed of a training config, in advance"),
     "doctor": ("north_lightning.doctor:doctor", "check that this machine can run everything"),
     "recipe": ("north_lightning.recipe:run_recipe", "run a list of these commands, one after another"),
 }
 
-POSITIONAL = {"tasks check": "directories", "plugins check": "files", "compare": "sides"}
+POSITIONAL = {"tasks check": "directories", "plugins check": "files", "compare": "sides", "human-eval prepare": "sides"}
 """Commands whose leading words are paths, and the parameter they are for."""
 
 TAKES_TRAINING_CONFIG = ("data report", "data preview")

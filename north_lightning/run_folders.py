@@ -36,7 +36,7 @@ RESULTS = (
 LIMITS = ("max_steps", "max_epochs", "max_time", "num_batches")
 """Keys that say how long a run goes on; a finished one whose config changes only these may go on."""
 
-MOVES_ASIDE = ("fit", "tasks", "trajectories", "tokenizer", "data filter", "data blocklist")
+MOVES_ASIDE = ("fit", "tasks", "trajectories", "tokenizer", "data filter", "data blocklist", "human-eval prepare")
 """Commands that refuse to replace earlier work unless ``--overwrite true`` moves it aside. The others go on with it."""
 
 _NOT_SETTINGS = ("resume", "overwrite", "ckpt_path", "num_threads")

@@ -158,13 +158,18 @@ def count_against(value: float, successes: int, trials: int) -> Comparison:
     """Whether a published share differs from a fixed ``value``: the score test, whose interval is Wilson's."""
     share, error, normal = successes / trials, math.sqrt(value * (1 - value) / trials), NormalDist()
     z = normal.inv_cdf((1 + CONFIDENCE) / 2)
-    low, high = _score_interval(share, z * z / trials)
+    low, high = wilson_interval(share, trials)
     return Comparison(
         difference=share - value,
         interval=(low - value, high - value),
         p_value=2 * normal.cdf(-abs(share - value) / error) if error else float(share == value),
         minimal_detectable_effect=(z + normal.inv_cdf(POWER)) * error or math.inf,
     )
+
+
+def wilson_interval(share: float, trials: int) -> Interval:
+    """95% interval of a share of independent trials (Wilson 1927)."""
+    return _score_interval(share, NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2 / trials)
 
 
 def paired_comparison(

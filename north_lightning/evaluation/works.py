@@ -77,8 +77,12 @@ class Works:
             copy_tree(base, workdir)
         for path in json.loads(self._removed(name).read_text()):
             _remove(workdir / path)
+        self.unpack_changed(name, workdir)
+
+    def unpack_changed(self, name: str, folder: Path) -> None:
+        """Put the files that the attempt changed or made into ``folder``."""
         with tarfile.open(self._archive(name), "r:gz", tarinfo=BoundedEntry) as archive:
-            unpack(archive, workdir)
+            unpack(archive, folder)
 
     def read_rollout(self, name: str) -> Rollout:
         return rollout_of(self.read_record(name))
