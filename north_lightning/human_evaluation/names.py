@@ -18,6 +18,7 @@ PLACEHOLDER = "MODEL"
 _ESCAPE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]{0,400}(?:\x1b\\|\x07)|[ -/]*[0-~])|\x9b[0-?]*[ -/]*[@-~]"
 )
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{8,}")
 
 
@@ -41,7 +42,7 @@ class Names:
 
     def is_hidden_in(self, content: bytes) -> bool:
         """Whether a name is in a file in any of the usual encodings."""
-        return any(self.is_in(view) for view in _views(content))
+        return any(map(self.is_in, _texts(content))) or any(map(self._pattern.search, _decoded(content)))
 
 
 def _spellings(name: str) -> str:
@@ -50,19 +51,24 @@ def _spellings(name: str) -> str:
     return pattern if len(name) > 3 else rf"(?<![A-Za-z0-9]){pattern}(?![A-Za-z0-9])"
 
 
-def _views(content: bytes) -> Iterator[str]:
+def _texts(content: bytes) -> Iterator[str]:
+    """What a file says to one who reads it as text, as HTML, as an address, as a program."""
     text = content.decode(errors="replace")
     yield text
-    yield content.decode("utf-16-le", errors="replace")
-    yield content[1:].decode("utf-16-le", errors="replace")
     yield html.unescape(text)
     yield re.sub(r"<[^<>]{0,2000}>", "", html.unescape(text))
     yield unquote(text)
     yield re.sub(r"\\(?:u\{?([0-9a-fA-F]{4})\}?|x([0-9a-fA-F]{2}))", _character, text)
+
+
+def _decoded(content: bytes) -> Iterator[str]:
+    """What bytes may stand for otherwise."""
+    yield content.decode("utf-16-le", errors="replace")
+    yield content[1:].decode("utf-16-le", errors="replace")
     for run in _BASE64.findall(content):
         for start in range(4):
-            part = run[start : start + (len(run) - start) // 4 * 4].translate(bytes.maketrans(b"-_", b"+/"))
-            yield base64.b64decode(part).decode(errors="replace")
+            part = run[start : len(run) - ((len(run) - start) % 4 == 1)].translate(_URL_SAFE)
+            yield base64.b64decode(part + b"=" * (-len(part) % 4)).decode(errors="replace")
 
 
 def _character(match: re.Match[str]) -> str:
@@ -71,6 +77,8 @@ def _character(match: re.Match[str]) -> str:
 
 def folded(text: str) -> str:
     """Without invisible characters, accents and other forms of the same letters."""
+    if text.isascii():
+        return text
     decomposed = unicodedata.normalize("NFKD", text)
     return "".join(one for one in decomposed if unicodedata.category(one) not in ("Cf", "Mn"))
 
@@ -79,10 +87,9 @@ def plain(text: str) -> str:
     """What a terminal would show: without escape sequences, and with all other invisible characters made visible."""
     text = _ESCAPE.sub("", text).replace("\r\n", "\n")
     text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))  # a progress bar's last state
-    return "".join(_visible(one) for one in text)
+    return re.sub(r"[^\n\t -~]", _visible, text)
 
 
-def _visible(one: str) -> str:
-    if one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
-        return one
-    return f"‹U+{ord(one):04X}›"
+def _visible(match: re.Match[str]) -> str:
+    is_hidden = unicodedata.category(match[0]) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+    return f"‹U+{ord(match[0]):04X}›" if is_hidden else match[0]

@@ -75,7 +75,7 @@ class _PageMaker:
             if kind != PNG:
                 text = content.decode(errors="replace")
                 self.page.length += len(text)
-                row["text"] = self._shortened(plain(text), MAX_CHARS)
+                row["text"] = self._shortened(plain(text[: 2 * MAX_CHARS]), len(text), MAX_CHARS)
             _add_to(tree, row)
             if kind in (PNG, HTML, SVG):
                 num_missing = len(_ELSEWHERE.findall(content)) if kind != PNG else 0
@@ -97,12 +97,12 @@ class _PageMaker:
 
     def text(self, text: str, what: str, max_chars: int = MAX_CHARS) -> str:
         """What of a text is shown: no name, no control character, not too much."""
-        scrubbed, num_names = self.names.scrub(plain(text))
+        scrubbed, num_names = self.names.scrub(plain(text[: 2 * max_chars]))
         self.page.num_names += num_names
         if self.names.is_hidden_in(scrubbed.encode(errors="replace")):
             self.page.withheld.append(what)
             return WITHHELD
-        return self._shortened(scrubbed, max_chars)
+        return self._shortened(scrubbed, len(text), max_chars)
 
     def markdown(self, text: str, what: str) -> str:
         shown = self.text(text, what)
@@ -112,10 +112,13 @@ class _PageMaker:
             return f"<p>{WITHHELD}</p>"
         return rendered
 
-    def _shortened(self, text: str, max_chars: int) -> str:
-        room = max(0, min(max_chars, self.room))
+    def _shortened(self, text: str, num_chars: int, max_chars: int) -> str:
+        """``text``, the beginning of one with ``num_chars``, as far as there is room."""
+        room = min(max_chars, self.room)
         self.room -= min(len(text), room)
-        return text if len(text) <= room else f"{text[:room]}\n[cut here: {len(text) - room:,} more characters]"
+        if len(text) <= room and num_chars <= 2 * max_chars:
+            return text
+        return f"{text[:room]}\n[cut here: {num_chars - room:,} more characters]"
 
     def _message(self, message: Message) -> dict[str, Any]:
         def shown(text: str) -> str:

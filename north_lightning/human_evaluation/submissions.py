@@ -27,11 +27,11 @@ from north_lightning.evaluation.attempts import ATTEMPTS, read_attempts
 from north_lightning.evaluation.interchange import latest, patch_of
 from north_lightning.evaluation.works import WORKS, Works
 from north_lightning.types import Task
-from north_lightning.untrusted import MAX_FILE_BYTES, check_name, read_file, read_json
+from north_lightning.untrusted import check_name, read_file, read_json
 
 Functionality = Literal["code_explanation", "code_editing", "data_visualization", "implementation_from_scratch"]
 FUNCTIONALITIES: tuple[str, ...] = get_args(Functionality)
-MAX_FILES, MAX_TOTAL_BYTES = 500, 64 << 20
+MAX_FILES, MAX_FILE_BYTES, MAX_TOTAL_BYTES = 500, 8 << 20, 32 << 20
 """Of one attempt; the rest is left out, and the rater reads that it is."""
 
 
@@ -195,7 +195,7 @@ def _read_evaluation(
     if (checkpoint and checkpoint not in names) or (not checkpoint and len(names) != 1):
         raise ConfigError(
             f"sides: '{folder}' holds {', '.join(names) or 'no attempts'}, "
-            f"expected {f'{checkpoint!r}' if checkpoint else 'one checkpoint'}: name one of them as FOLDER:CHECKPOINT"
+            f"expected {checkpoint or 'one checkpoint'}: name one of them as FOLDER:CHECKPOINT"
         )
     works, found = Works(folder / WORKS), {}
     for one in attempts:

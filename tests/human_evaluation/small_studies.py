@@ -77,7 +77,9 @@ def judge_all(study: Study, strengths: Mapping[str, float], seed: int = 0) -> No
             store.save_preference(one.id, preference, "")
 
 
-def form_of(answers: Mapping[str, Mapping[str, int | None]], one: Assignment, questions: Sequence[str]) -> dict[str, str]:
+def form_of(
+    answers: Mapping[str, Mapping[str, int | None]], one: Assignment, questions: Sequence[str]
+) -> dict[str, str]:
     """What the form of step 1 sends."""
     return {
         f"{side}-{number}": str(answers[attempt][question] or 0)
