@@ -4,11 +4,13 @@ import re
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from small_studies import form_of, prepare, write_attempt, write_sides
 from starlette.testclient import TestClient
 
+from north_lightning.human_evaluation import app as app_module
 from north_lightning.human_evaluation.app import make_app
 from north_lightning.human_evaluation.frames import make_frames
 from north_lightning.human_evaluation.store import Store
@@ -287,3 +289,24 @@ def test_the_text_of_a_page_is_not_a_page(hostile: App) -> None:
     shown = hostile.frames.get(f"/text/{hostile.seats[0].left}/index.html")
     assert shown.headers["content-type"] == "text/plain; charset=utf-8"
     assert shown.text == HOSTILE["index.html"]
+
+
+# ---- how it looks ----------------------------------------------------------------------------------------------------
+
+
+def luminance(color: str) -> float:
+    digits = color if len(color) == 7 else "#" + "".join(2 * one for one in color[1:])
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_texts_have_the_contrast_that_wcag_asks_for(scheme: int) -> None:
+    css = (Path(app_module.__file__).parent / "static" / "app.css").read_text()
+    colors = dict(re.findall(r"--([\w-]+): (#\w+)", re.findall(r":root \{(.*?)\}", css, re.DOTALL)[scheme]))
+    pairs = [(text, back) for text in ("text", "muted", "link") for back in ("page", "box")]
+    pairs += [("text", back) for back in ("added", "removed", "alert")] + [("muted", "hunk"), ("on-strong", "strong")]
+    for text, back in pairs:
+        light, dark = sorted((luminance(colors[text]), luminance(colors[back])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, back)
