@@ -65,9 +65,9 @@ class _PageMaker:
         self.names, self.page, self.room = names, Page(), MAX_PAGE_CHARS
 
     def make(self, one: Submission) -> Page:
-        binary = [row for path, content in one.files.items() if (row := self._add_file(path, content))]
+        unserved = [self._add_file(path, content) for path, content in one.files.items()]
         tree: dict[str, Any] = {"files": [], "folders": {}}
-        previews = []
+        previews: list[dict[str, Any]] = []
         self.page.length = len(one.answer) + len(one.diff)
         answer, diff = self.markdown(one.answer, "the answer"), diff_files(self.text(one.diff, "the changes"))
         for path, (kind, content) in self.page.files.items():
@@ -80,8 +80,8 @@ class _PageMaker:
             if kind in (PNG, HTML, SVG):
                 num_missing = len(_ELSEWHERE.findall(content)) if kind != PNG else 0
                 previews.append({"path": path, "is_page": kind == HTML, "num_missing": num_missing})
-        for row in binary:
-            _add_to(tree, row)
+        for other in filter(None, unserved):
+            _add_to(tree, other)
         previews.sort(key=lambda row: (not row["is_page"], not row["path"].endswith("index.html"), row["path"]))
         self.page.shown = {
             "answer": answer,

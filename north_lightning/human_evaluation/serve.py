@@ -81,6 +81,7 @@ def _listen(host: str, port: int, key: str) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(128)  # before the links are printed: an early request waits
     except OSError as error:
         listener.close()
         name, reason = ("host", os.strerror(error.errno or 0)) if error.errno != errno.EADDRINUSE else (key, "in use")

@@ -57,8 +57,6 @@ def write_items(folder: Path, num_items: int) -> list[str]:
                 lines = "".join(f"+    total += {n}  # {model}\n" for n in range(8))
                 head = "diff --git a/src/sum.py b/src/sum.py\n--- a/src/sum.py\n+++ b/src/sum.py\n@@ -1,2 +1,9 @@\n"
                 more["diff"] = f"{head} def f(x):\n-    pass\n{lines}"
-                    f"diff --git a/src/sum.py b/src/sum.py\n--- a/src/sum.py\n+++ b/src/sum.py\n@@ -1,2 +1,9 @@\n def f(x):\n-    pass\n{lines}"
-                )
             if kind == "data_visualization":
                 bars = "".join(
                     f'<rect x="{40 * n + 20}" y="{190 - 15 * n}" width="30" height="{15 * n}" fill="#2f6f9f"/>'

@@ -31,7 +31,7 @@ def serving(*arguments: str, cwd: Path = ROOT) -> Iterator[tuple[subprocess.Pope
     with subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            links = [line.split(": ")[1].strip() for line, _ in zip(server.stdout, range(3), strict=False)]
+            links = [line.split(": ")[1].strip() for _, line in zip(range(3), server.stdout, strict=False)]
             assert len(links) == 3
             yield server, links
         finally:
@@ -56,13 +56,14 @@ def test_the_commands_of_the_documentation_lead_to_the_first_rating(
     assert main(named[0][3:]) == 0
     with serving(*named[1][5:], *FREE, cwd=tmp_path) as (server, links):
         study = Study(tmp_path / "runs" / "study")
-        one = study.assignments["rater-1"][0]
+        seats = study.assignments["rater-1"]
+        number, one = next(row for row in enumerate(seats, 1) if not study.comparison_of(row[1]).expected)
         answers = {attempt: dict.fromkeys(study.questions(one), 4) for attempt in (one.left, one.right)}
         with httpx.Client() as browser:
             assert "Begin with comparison 1" in browser.get(links[0]).text
             form = form_of(answers, one, study.questions(one))
-            assert browser.post(f"{links[0]}/1/ratings", data=form).status_code == 303
-            assert browser.post(f"{links[0]}/1/preference", data={"preference": "5"}).status_code == 303
+            assert browser.post(f"{links[0]}/{number}/ratings", data=form).status_code == 303
+            assert browser.post(f"{links[0]}/{number}/preference", data={"preference": "5"}).status_code == 303
         server.send_signal(signal.SIGINT)
         assert server.wait(10) == 130
     assert [judgment.preference for judgment in Store(study.folder / RATINGS).judgments().values()] == [5]
