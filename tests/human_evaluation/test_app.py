@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from small_studies import form_of, prepare, write_attempt, write_sides
+from small_studies import KINDS, form_of, prepare, write_attempt, write_sides
 from starlette.testclient import TestClient
 
 from north_lightning.human_evaluation import app as app_module
@@ -289,6 +289,16 @@ def test_the_text_of_a_page_is_not_a_page(hostile: App) -> None:
     shown = hostile.frames.get(f"/text/{hostile.seats[0].left}/index.html")
     assert shown.headers["content-type"] == "text/plain; charset=utf-8"
     assert shown.text == HOSTILE["index.html"]
+
+
+@pytest.mark.parametrize("head", ["", "<!doctype html>", "\n<!DOCTYPE HTML PUBLIC 'x'>"])
+def test_a_page_stays_as_it_is_but_for_webrtc(head: str, tmp_path: Path) -> None:
+    for model in ("quokka", "wombat"):
+        write_attempt(tmp_path / model / "one", KINDS[3], model, files={"index.html": f"{head}<p>Hello"})
+    sides = [f"{model}={tmp_path / model}" for model in ("quokka", "wombat")]
+    app = App(prepare(sides, tmp_path / "study", "--attention_items", "0"))
+    shown = app.frames.get(f"/raw/{app.seats[0].left}/index.html").text
+    assert re.fullmatch(re.escape(head) + r"<script>[^<]*RTCPeerConnection[^<]*</script><p>Hello", shown)
 
 
 # ---- how it looks ----------------------------------------------------------------------------------------------------

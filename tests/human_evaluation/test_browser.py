@@ -143,8 +143,11 @@ def listener() -> Iterator[tuple[str, list[bytes]]]:
 
 
 def test_a_hostile_page_reaches_nobody_and_cannot_touch_the_pages(tmp_path: Path) -> None:
-    with listener() as (evil, heard):
-        study = make_study(tmp_path, **{"index.html": HOSTILE.format(evil=evil)})
+    with listener() as (evil, heard), socket.socket(type=socket.SOCK_DGRAM) as packets:
+        packets.bind(("127.0.0.2", 0))
+        packets.setblocking(False)
+        page_text = HOSTILE.format(evil=evil, port=packets.getsockname()[1])
+        study = make_study(tmp_path, **{"index.html": page_text})
         with serving("--study", str(study.folder), *FREE) as (_, links), chromium() as context:
             page, dialogs = context.new_page(), []
             context.on("dialog", lambda one: (dialogs.append(one.message), one.dismiss()))
@@ -157,5 +160,7 @@ def test_a_hostile_page_reaches_nobody_and_cannot_touch_the_pages(tmp_path: Path
             page.wait_for_function("document.querySelector('.status').textContent === 'Draft saved.'", timeout=5000)
             assert context.cookies() == []
         assert heard == []
+        with pytest.raises(BlockingIOError):
+            packets.recv(100)
         assert dialogs == []
     assert Store(study.folder / RATINGS).draft(study.assignments["rater-1"][0].id, "ratings") == {"left-0": "3"}
