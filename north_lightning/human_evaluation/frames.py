@@ -17,7 +17,6 @@ from north_lightning.human_evaluation.app import add_headers
 from north_lightning.human_evaluation.pages import HTML
 from north_lightning.human_evaluation.study import Study
 
-
 _NO_WEBRTC = (
     b"<script>for (const name of ['RTCPeerConnection', 'webkitRTCPeerConnection']) delete window[name]</script>"
 )
