@@ -138,6 +138,7 @@ def run(num_items: int, folder: Path, shots: Path) -> dict[str, Any]:
                 rate_by_keyboard(page, links[at], study, rater, said, until=stop)
                 page.goto(f"{links[at]}/{stop + 1}" if stop < len(study.assignments[rater]) else links[at])
                 page.keyboard.press("4")
+                page.wait_for_load_state("networkidle")  # or the console would tell of what the kill cut off
                 page.wait_for_timeout(300)
                 server.send_signal(signal.SIGKILL)
                 server.wait()

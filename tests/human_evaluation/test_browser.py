@@ -51,6 +51,7 @@ def test_a_rater_with_a_keyboard_only_and_a_server_that_is_killed(tmp_path: Path
             page.goto(f"{links[0]}/3")
             page.keyboard.press("5")
             page.locator(".status", has_text="Draft saved.").wait_for()
+            page.wait_for_load_state("networkidle")  # or the console would tell of what the kill cut off
         with serving("--study", str(study.folder), "--port", port, "--frame_port", "0") as (_, links):
             page.goto(f"{links[0]}/3")
             assert page.locator("input:checked").count() == 1
