@@ -136,8 +136,9 @@ def run(num_items: int, folder: Path, shots: Path) -> dict[str, Any]:
                     first_s = time.monotonic() - began
                     too_wide = take_screenshots(context, urls_of(study, links), shots)
                 rate_by_keyboard(page, links[at], study, rater, said, until=stop)
-                page.goto(f"{links[at]}/{stop + 1}" if stop < len(study.assignments[rater]) else links[at])
-                page.keyboard.press("4")
+                following = study.assignments[rater][stop]
+                page.goto(f"{links[at]}/{stop + 1}")
+                page.keyboard.press(str(said(following)[0][following.left][study.questions(following)[0]]))
                 page.wait_for_load_state("networkidle")  # or the console would tell of what the kill cut off
                 page.wait_for_timeout(300)
                 server.send_signal(signal.SIGKILL)

@@ -76,9 +76,9 @@ def rate_by_keyboard(page: Any, link: str, study: Study, rater: str, judge: Judg
         answers, preference = judge(one)
         _follow_link(page)
         if not page.url.endswith("/preference"):
-            for side in (one.left, one.right):
-                for question in study.questions(one):
-                    page.keyboard.press(str(answers[side][question]))
+            values = [answers[side][question] for side in (one.left, one.right) for question in study.questions(one)]
+            for value in values[page.locator("form input:checked").count() :]:  # a draft holds the first ones
+                page.keyboard.press(str(value))
             page.keyboard.press("Enter")
             page.wait_for_url("**/preference")
         page.keyboard.press(str(preference))
