@@ -69,7 +69,7 @@ class InfrastructureError(NorthError):
 
 class AttemptError(InfrastructureError):
     """What an attempt did could not be carried out, and no other error says why: its own making, or a bug. It repeats
-    with the seed. Not graded, and alone no reason to stop a run."""
+    with the seed. Where it does, the attempt scores 0 (``AttemptRunner.run``)."""
 
 
 class SandboxError(InfrastructureError):
@@ -97,7 +97,12 @@ class WeightPushError(InfrastructureError):
 
 
 class VerifierError(InfrastructureError):
-    """A verifier raised, hung or returned something that is not a finite number."""
+    """A verifier raised, hung or returned something that is not a number of its range."""
+
+
+class RewardFileError(VerifierError, AttemptError):
+    """A task's tests ended without a usable reward file: the attempt's making, or the task's, which its solution shows
+    (``tasks check --run``)."""
 
 
 class QueueError(NorthError):

@@ -343,6 +343,11 @@ class RewardVerifier(ABC):
         """Name and version of what decides the verdict on ``task``: recorded, shown, and graded again by another."""
         return type(self).__name__
 
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        """The least and the greatest value; any other is an error."""
+        return (0.0, 1.0)
+
     def limit_s(self, task: Task) -> float | None:
         """Seconds after which this verifier itself ends the grading of ``task``; None: not limited here."""
         return None

@@ -37,7 +37,7 @@ Grading = Literal["official", "strict"]
 """Whether a benchmark's verdict is its own grader's, or fails what no honest attempt does, too."""
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort"]
-StopReason = Literal["finished", "invalid_action", "max_turns", "length", "context", "loop", "timeout"]
+StopReason = Literal["finished", "invalid_action", "max_turns", "length", "context", "loop", "timeout", "model_error"]
 
 
 # ---- conversations -------------------------------------------------------------------------------------------------
@@ -319,12 +319,13 @@ class Rollout:
 
 @dataclass(slots=True)
 class RolloutGroup:
-    """All attempts at one task that share a baseline."""
+    """All attempts at one task that share a baseline; ``num_lost`` more failed by infrastructure."""
 
     group_id: int
     task_id: str
     environment: str
     rollouts: list[Rollout]
+    num_lost: int = 0
 
     @property
     def rewards(self) -> list[float]:

@@ -166,7 +166,7 @@ async def verdict(
     if not asyncio.iscoroutine(answer):
         raise Broken(f"verify: expected 'async def', got a function that returns {type(answer).__name__}")
     try:
-        return checked_reward(await answer, "verify")
+        return checked_reward(await answer, verifier, "verify")
     except InfrastructureError as error:
         if raw:
             raise

@@ -369,7 +369,7 @@ class AttemptLoop:
                 reward = await within(limit_s, VerifierError, f"verifier {name}", verifying, VERIFY)
         except InvalidActionError as error:
             raise VerifierError(f"verifier {name} raised InvalidActionError: {error}") from error
-        return checked_reward(reward, f"verifier {name}")
+        return checked_reward(reward, self.verifier, f"verifier {name}")
 
 
 async def record_scripted(

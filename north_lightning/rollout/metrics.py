@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from north_lightning.types import Rollout, RolloutGroup
+from north_lightning.verifiers.checked import TAMPERED
 from north_lightning.verifiers.loops import has_loop
 
 Metrics = dict[str, float]
@@ -21,6 +22,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> Metrics:
 
     ``pass@1`` share solved; ``invalid_call_rate`` turns that were no valid action over all turns,
     ``invalid_rollouts`` rollouts with one; ``truncated`` ended by a token limit; ``loop_rate`` see ``has_loop``;
+    ``tampered`` changed what judges them; ``model_error`` did what could not be carried out;
     ``concluded`` submitted or answered; ``false_success`` concluded but unsolved, over concluded; turns; lengths in
     tokens. Turns, seconds and lengths have their percentiles beside them (``turns/p90``).
     """
@@ -37,6 +39,8 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> Metrics:
         "truncated": _share(rollouts, lambda rollout: rollout.stop_reason in ("length", "context")),
         "max_turns_reached": _share(rollouts, lambda rollout: rollout.stop_reason == "max_turns"),
         "loop_rate": _share(rollouts, has_loop),
+        "tampered": _share(rollouts, is_tampered),
+        "model_error": _share(rollouts, lambda rollout: rollout.stop_reason == "model_error"),
         "concluded": len(concluded) / len(rollouts),
         "false_success": _share(concluded, lambda rollout: not is_solved(rollout)) if concluded else 0.0,
     }
@@ -54,13 +58,14 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> Metrics:
 
 def group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
     """``solve_all`` and ``solve_none``: shares of groups whose attempts all, or none, solved the task: no signal in
-    either."""
+    either. ``lost_rollouts``: attempts of a group that infrastructure lost."""
     if not groups:
         return {}
     solved = [[is_solved(rollout) for rollout in group.rollouts] for group in groups]
     return {
         "solve_all": sum(all(attempts) for attempts in solved) / len(groups),
         "solve_none": sum(not any(attempts) for attempts in solved) / len(groups),
+        "lost_rollouts": _mean([group.num_lost for group in groups]),
     }
 
 
@@ -77,6 +82,11 @@ def metrics_by_environment(groups: Sequence[RolloutGroup]) -> Metrics:
 def is_solved(rollout: Rollout) -> bool:
     """Whether the verifier says so; its reward may be scaled by more than that."""
     return rollout.reward is not None and bool(rollout.reward.solved)
+
+
+def is_tampered(rollout: Rollout) -> bool:
+    """Whether the verifier found that the attempt changed what judges it."""
+    return rollout.reward is not None and rollout.reward.details.get("reason") == TAMPERED
 
 
 def num_invalid_turns(rollout: Rollout) -> int:

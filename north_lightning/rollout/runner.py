@@ -232,14 +232,18 @@ class AttemptRunner(ABC):
     async def run(self, task: Task, group_id: int, index: int, seed: int) -> Rollout:
         """One attempt. The same (seed, group_id, index) asks the sampler with the same seeds.
 
+        What the attempt itself makes fail (``AttemptError``) comes again with its seed: then it scores 0, with the
+        reason ``model_error/...``.
+
         Raises:
             InfrastructureError: it failed ``max_attempts`` times; the last failure.
             ConfigError: no harness for the task's environment.
             PromptTooLongError: the prompt does not fit in the context.
         """
+        is_own = False
         for attempt in range(1, self.max_attempts + 1):
             try:
-                return await self._attempt(task, group_id, index, seed)
+                return await self._attempt(task, group_id, index, seed, is_own or attempt == self.max_attempts)
             except SandboxUnavailableError:
                 raise
             except InfrastructureError as error:
@@ -247,13 +251,14 @@ class AttemptRunner(ABC):
                     "group %d attempt %d at %r, try %d of %d: %s: %s",
                     group_id, index, task.id, attempt, self.max_attempts, type(error).__name__, error,
                 )  # fmt: skip
-                if attempt == self.max_attempts or (attempt > 1 and isinstance(error, AttemptError)):
-                    raise  # what an attempt causes comes again with its seed
+                if attempt == self.max_attempts:
+                    raise
+                is_own = isinstance(error, AttemptError)
                 self.retried[type(error).__name__] += 1
             await asyncio.sleep(self.retry_delay_s * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
 
-    async def _attempt(self, task: Task, group_id: int, index: int, seed: int) -> Rollout:
+    async def _attempt(self, task: Task, group_id: int, index: int, seed: int, is_last: bool) -> Rollout:
         harness = self.harnesses.get(task.environment)
         if harness is None:
             raise ConfigError(
@@ -265,7 +270,16 @@ class AttemptRunner(ABC):
         policy = self.make_policy(rollout)
         variation = derive_seed(seed, "variation", group_id) if self.vary_prompts else 0
         with one_attempt():
-            await self._loop.run(task, harness, policy, rollout, variation)
+            try:
+                await self._loop.run(task, harness, policy, rollout, variation)
+            except AttemptError as error:
+                if not is_last or not (
+                    rollout.turns or any(message.role == "assistant" for message in rollout.messages)
+                ):
+                    raise
+                log.warning("group %d attempt %d at %r scores 0: %s", group_id, index, task.id, error)
+                rollout.stop_reason = "model_error"
+                rollout.reward = Reward(0.0, {"reason": f"model_error/{type(error).__name__}: {error}"})
         return rollout
 
 
@@ -328,29 +342,45 @@ class RolloutRunner(AttemptRunner):
         await self.sampler.close()
 
     async def run_group(self, task: Task, group_id: int, group_size: int, seed: int) -> RolloutGroup:
-        """``group_size`` concurrent attempts with their advantages. One that fails cancels the others.
+        """``group_size`` concurrent attempts with their advantages, those of the ones that did not fail.
+
+        What fails by infrastructure does so whatever its reward would have been: each baseline is that of those left.
 
         Raises:
-            InfrastructureError: an attempt failed ``max_attempts`` times; the whole group is worthless, because a
-                missing reward would bias the others' baseline.
+            InfrastructureError: fewer than two are left; the first failure.
+            AttemptError: all of those left score 0 by what they themselves made fail.
         """
         if group_size < 2:
             raise ConfigError(
                 f"group_size: expected at least 2 (each attempt is the others' baseline), got {group_size}"
             )
-        attempts = [asyncio.ensure_future(self.run(task, group_id, index, seed)) for index in range(group_size)]
+        attempts = [asyncio.ensure_future(self._try(task, group_id, index, seed)) for index in range(group_size)]
         try:
-            rollouts = await asyncio.gather(*attempts)
+            ended = await asyncio.gather(*attempts)
         finally:
             for attempt in attempts:
                 attempt.cancel()
             await asyncio.gather(*attempts, return_exceptions=True)
+        rollouts = [one for one in ended if isinstance(one, Rollout)]
+        failures = [one for one in ended if not isinstance(one, Rollout)]
+        if len(rollouts) < 2:
+            raise failures[0]
+        if all(rollout.stop_reason == "model_error" for rollout in rollouts):  # no signal, and maybe a bug of ours
+            raise AttemptError(f"every attempt of group {group_id}: {rollouts[0].reward}")
         if missing := [rollout.index for rollout in rollouts if rollout.reward is None]:
             raise VerifierError(f"group {group_id} (task {task.id}): attempts {missing} have no reward")
-        group = RolloutGroup(group_id, task.id, task.environment, rollouts)
+        group = RolloutGroup(group_id, task.id, task.environment, rollouts, len(failures))
         for rollout, advantage in zip(rollouts, rloo_advantages(group.rewards), strict=True):
             rollout.advantage = advantage
         return group
+
+    async def _try(self, task: Task, group_id: int, index: int, seed: int) -> Rollout | InfrastructureError:
+        try:
+            return await self.run(task, group_id, index, seed)
+        except SandboxUnavailableError:
+            raise
+        except InfrastructureError as error:
+            return error
 
 
 def _check_sample(sample: Sample, max_tokens: int) -> None:

@@ -20,6 +20,8 @@ PACKAGES = "/grader/packages"
 FOR_AGENTS = "/opt/pytest"
 """Where an attempt finds pytest: ``PYTHONPATH=/opt/pytest python3 -m pytest``."""
 
+JUDGING = ("unittest_runner", "apart", "strict", "seal", "canaries")
+"""Modules that run where tests run."""
 UNITTEST, PYTEST = "unittest", "pytest"
 _HERE = Path(__file__).parent
 _PYTEST_PACKAGES = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py")
@@ -50,7 +52,7 @@ class Framework:
 def framework_of(task: Task) -> Framework:
     """``VerifierError`` for a name that is not known, or if pytest is not installed here."""
     name = task.metadata.get("framework", UNITTEST)
-    runners = {f"{GRADER}/unittest_runner.py": _HERE / "unittest_runner.py"}
+    runners = {f"{GRADER}/{name}.py": _HERE / f"{name}.py" for name in JUDGING}
     if name == UNITTEST:
         return Framework(name, runners)
     if name != PYTEST:

@@ -64,6 +64,13 @@ class RewardSum(RewardVerifier):
     def grader(self, task: Task) -> str:
         return self.judge.verifier.grader(task)
 
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        ends = [
+            [part.weight * end for end in part.verifier.reward_range] for part in (self.judge, *self.further.values())
+        ]
+        return sum(map(min, ends)), sum(map(max, ends))
+
     def limit_s(self, task: Task) -> float | None:
         """Of all parts, one after another; None if none is limited."""
         limits = []
@@ -101,10 +108,18 @@ async def _graded(
             reward = await part.verifier.verify(task, rollout, workdir, sandboxes)
     except TimeoutError as error:
         raise VerifierError(f"verifier part {name!r}: expected an end within {part.timeout_s} s, got none") from error
-    return checked_reward(reward, f"verifier part {name!r}")
+    return checked_reward(reward, part.verifier, f"verifier part {name!r}")
 
 
-class FormatPenalty(RewardVerifier):
+class Penalty(RewardVerifier):
+    """Takes up to 1 away."""
+
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        return (-1.0, 0.0)
+
+
+class FormatPenalty(Penalty):
     """Minus the share of turns that were no valid action."""
 
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:
@@ -112,7 +127,7 @@ class FormatPenalty(RewardVerifier):
         return Reward(-invalid / max(len(rollout.turns), 1))
 
 
-class LengthPenalty(RewardVerifier):
+class LengthPenalty(Penalty):
     """Nothing up to ``free_tokens`` generated tokens, then linearly down to -1 at ``max_tokens``.
 
     The soft overlong punishment of DAPO (https://arxiv.org/abs/2503.14476, eq. 13), over all turns of an attempt.
@@ -135,7 +150,7 @@ class LengthPenalty(RewardVerifier):
         return Reward(-min(max(excess, 0.0), 1.0))
 
 
-class LoopPenalty(RewardVerifier):
+class LoopPenalty(Penalty):
     """-1 for an attempt that went in circles (``loops.has_loop``), or was ended because it did."""
 
     async def verify(self, task: Task, rollout: Rollout, workdir: Path, sandboxes: SandboxProvider) -> Reward:

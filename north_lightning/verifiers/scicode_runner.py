@@ -1,7 +1,7 @@
 """Runs the tests of one SciCode problem against untrusted code, one process a step. It runs *inside* a sandbox.
 
-In: ``/tests/problem.json``, the answers in ``/work``, ``/logs/verifier/targets.h5``, and a secret for every step as for
-``unittest_runner``. Out: the secret of each step whose tests all passed, a note on every other.
+In: ``/tests/problem.json``, the answers in ``/work``, ``/logs/verifier/targets.h5``, and what ``apart`` reads, with a
+step for every id. Out: what ``apart`` writes; a step has passed if all of its tests have.
 
 A step is what the official script is: the dependencies, the code of the steps before it, its own, its tests, as one
 ``__main__``, ended after ``TIMEOUT_S``. The targets and the comparisons mean what the official ones mean. Started with
@@ -12,12 +12,9 @@ were there before the code.
 Beside the standard library it imports numpy, scipy, sympy and h5py, of ``PACKAGES`` if the sandbox has none.
 """
 
-import gc
 import json
 import os
-import signal
 import sys
-import time
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +25,7 @@ import h5py
 import numpy as np
 import scipy.sparse
 import sympy
-from unittest_runner import END, Channel, take_secrets  # type: ignore[import-not-found]
+from apart import Channel, Judge  # type: ignore[import-not-found]
 
 TIMEOUT_S = 1800
 TESTS, TARGETS, WORK = "/tests/problem.json", "/logs/verifier/targets.h5", "/work"
@@ -179,36 +176,12 @@ def provide(targets: Sequence[Any]) -> None:
     vars(sys.modules[compare]).update(COMPARISONS)
 
 
-def run_apart(channel: Channel, is_official: bool, step: str, *work: Any) -> None:
-    """``run_step`` in a process of its own; hands the step's secret back if nothing was wrong."""
-    sys.stdout.flush()
-    gc.freeze()  # a process that ends as a script does need not collect what was there before
-    child = os.fork()
-    if child == 0:
-        os.setpgid(0, 0)
-        if is_official:  # an exception, or the code's own exit, ends this process as it ends a script
-            run_step(True, step, *work)
-            sys.exit()
-        try:
-            run_step(False, step, *work)
-            channel.passed(step)
-        except BaseException as error:
-            channel.note(step, "failed", repr(error))
-        finally:
-            os._exit(0)
-    end = time.monotonic() + TIMEOUT_S
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > end:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            channel.note(step, "timeout", f"more than {TIMEOUT_S} s")
-            return
-        time.sleep(0.01)
-    code = os.waitstatus_to_exitcode(ended[1])
-    if is_official and code == 0:
+def try_step(channel: Channel, step: str, *work: Any) -> None:
+    try:
+        run_step(False, step, *work)
         channel.passed(step)
-    elif is_official:
-        channel.note(step, "failed", f"exit code {code}")
+    except BaseException as error:
+        channel.note(step, "failed", repr(error))
 
 
 def main() -> None:
@@ -218,7 +191,7 @@ def main() -> None:
     with h5py.File(TARGETS) as opened:
         targets = {step["number"]: read_targets(opened, step["number"], len(step["tests"])) for step in steps}
     os.unlink(TARGETS)
-    secrets, descriptor = take_secrets()
+    judge, is_official = Judge(), sys.argv[1:] == ["official"]
     codes: list[str] = []
     for step in steps:
         number = step["number"]
@@ -231,10 +204,12 @@ def main() -> None:
         except OSError:
             codes.append("")
             continue  # not answered
-        channel = Channel({number: secrets.pop(number)}, descriptor)
-        work = (problem["dependencies"], codes, step["tests"], targets[number])
-        run_apart(channel, sys.argv[1:] == ["official"], number, *work)
-    Channel(secrets, descriptor).passed(END)
+        work = (number, problem["dependencies"], tuple(codes), step["tests"], targets[number])
+        if is_official:
+            judge.run([number], {}, lambda _, work=work: run_step(True, *work), TIMEOUT_S, by_exit_code=True)
+        else:
+            judge.run([number], {}, lambda channel, work=work: try_step(channel, *work), TIMEOUT_S)
+    judge.end()
 
 
 if __name__ == "__main__":

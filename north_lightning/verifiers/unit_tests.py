@@ -84,6 +84,7 @@ from north_lightning.types import (
     VerifierEnvironment,
 )
 from north_lightning.verifiers import live_code_bench
+from north_lightning.verifiers.checked import TAMPERED
 from north_lightning.verifiers.frameworks import GRADER, PACKAGES, PYTEST, UNITTEST, Framework, framework_of
 from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
 from north_lightning.verifiers.official import check_official, grader_of, read_untrusted, verify_official
@@ -100,9 +101,7 @@ OWN_GRADERS = {
 }
 """Our program that grades, and the package whose verdicts official grading gives."""
 ANSWER_PACKAGES = {LIVE_CODE_BENCH: ("numpy",), "scicode": ("numpy", "scipy", "sympy", "h5py", "matplotlib")}
-SCICODE_MOUNTS = {
-    f"{GRADER}/{name}": Path(__file__).with_name(name) for name in ("scicode_runner.py", "unittest_runner.py")
-}
+SCICODE_MOUNTS = {f"{GRADER}/{name}": Path(__file__).with_name(name) for name in ("scicode_runner.py", "apart.py")}
 
 MAX_REPORT_BYTES = 1_000_000
 MAX_OUTPUT_CHARS = 2_000
@@ -287,10 +286,13 @@ class UnitTestVerifier(RewardVerifier):
             passed, ended, notes = exchange.read()
         details = _listed(result, expected, passed) | {"notes": notes}
         orderly = ended and result.exit_code == 0 and not result.timed_out
-        if not orderly:
+        if any(note.startswith(f"{END} tampered ") for note in notes):
+            details["reason"] = TAMPERED
+        elif not orderly:
             within = f" within {self.limit_s(task):g} s" if result.timed_out else ""
             details["reason"] = f"the tests did not run to their end{within}"
-        return Reward(float(orderly and not details["failed"]), details, unended=result.timed_out)
+        solved = orderly and not details["failed"] and "reason" not in details
+        return Reward(float(solved), details, unended=result.timed_out)
 
     # ---- single answers --------------------------------------------------------------------------------------------
 
@@ -402,20 +404,20 @@ def _digest(program: str) -> str:
 
 
 class Exchange:
-    """The two files between verifier and runner: a secret per expected test goes in, those of passed tests come back.
+    """The files between verifier and runner: ids of expected tests and a secret for each go in, secrets come back.
 
-    Both are read through file descriptors opened before the sandbox starts, so that removing, replacing or
+    All are read through file descriptors opened before the sandbox starts, so that removing, replacing or
     linking them inside changes nothing here.
     """
 
     def __init__(self, logs: Path, expected: Sequence[str]) -> None:
         self._secrets = {secrets.token_hex(16): test for test in (*expected, END)}
-        self._expected = self._create(logs / "expected")
+        self._expected = self._create(logs / "expected", "".join(f"{test}\n" for test in expected))
+        self._given = self._create(logs / "secrets", "".join(f"{secret}\n" for secret in self._secrets))
         self._results = self._create(logs / "results")
-        os.write(self._expected, "".join(f"{secret} {test}\n" for secret, test in self._secrets.items()).encode())
 
     def was_taken(self) -> bool:
-        """Whether the runner came so far as to read and remove the secrets."""
+        """Whether the runner came so far as to read and remove the ids."""
         return os.fstat(self._expected).st_nlink == 0
 
     def read(self) -> tuple[set[str], bool, list[str]]:
@@ -426,17 +428,18 @@ class Exchange:
         return handed_back - {END}, END in handed_back, notes
 
     @staticmethod
-    def _create(path: Path) -> int:
+    def _create(path: Path, text: str = "") -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC)
         os.fchmod(descriptor, 0o666)
+        os.write(descriptor, text.encode())
         return descriptor
 
     def __enter__(self) -> Exchange:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        os.close(self._expected)
-        os.close(self._results)
+        for descriptor in (self._expected, self._given, self._results):
+            os.close(descriptor)
 
 
 def tests_of(task: Task, scratch: Path) -> Path:

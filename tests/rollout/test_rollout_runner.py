@@ -43,6 +43,7 @@ from north_lightning.errors import (
 )
 from north_lightning.interfaces import Sampler
 from north_lightning.rollout import Timeouts, record_scripted, script_of_calls
+from north_lightning.rollout.metrics import group_metrics
 from north_lightning.types import (
     NOT_SAMPLED,
     AssistantAction,
@@ -338,9 +339,26 @@ def test_an_exception_that_an_attempt_causes_is_its_own(chat: ChatFormat, task: 
     if where != "act":
         monkeypatch.setattr(chat, where, break_down)
     runner = make_runner(chat, RecordingSampler(chat, [call("one"), answer()]), harness=harness, max_attempts=5)
-    with pytest.raises(AttemptError, match="RecursionError: maximum recursion depth"):
-        run(runner.run(task, 0, 0, 0))
+    rollout = run(runner.run(task, 0, 0, 0))
     assert runner.retried == {"AttemptError": 1}  # not all five: it would come again
+    assert (rollout.reward.value, rollout.stop_reason, len(rollout.turns)) == (0.0, "model_error", 1)
+    assert rollout.reward.details["reason"].startswith("model_error/AttemptError: ")
+    assert "RecursionError: maximum recursion depth" in rollout.reward.details["reason"]
+    with pytest.raises(AttemptError, match="every attempt of group 0"):
+        run(runner.run_group(task, 0, 2, seed=0))
+
+
+def test_what_an_attempt_makes_fail_once_is_no_verdict(chat: ChatFormat, task: Task) -> None:
+    failures = [RecursionError("once")]
+
+    async def fail_once() -> None:
+        if failures:
+            raise failures.pop()
+
+    runner = make_runner(
+        chat, RecordingSampler(chat, [call("one"), answer()]), harness=EchoHarness(on_act=fail_once), max_attempts=5
+    )
+    assert run(runner.run(task, 0, 0, 0)).reward.value == 1.0
 
 
 def test_a_group_of_one_is_refused_before_anything_is_sampled(chat: ChatFormat, task: Task) -> None:
@@ -522,17 +540,24 @@ def test_a_machine_that_cannot_isolate_is_not_tried_again(chat: ChatFormat, task
     assert sandboxes.num_opened == 1
 
 
-def test_one_failing_attempt_ends_the_group_and_its_sandboxes(chat: ChatFormat, task: Task) -> None:
+@pytest.mark.parametrize("num_failing", [1, 2, 3])
+def test_a_lost_attempt_does_not_cost_its_group(chat: ChatFormat, task: Task, num_failing: int) -> None:
     async def judge(rollout: Rollout) -> object:
-        if rollout.index == 2:
+        if rollout.index < num_failing:
             raise RuntimeError("broken")
-        await asyncio.sleep(0.2)
-        return Reward(1.0)
+        return Reward(float(rollout.index == 3))
 
     sandboxes = FakeSandboxes()
     runner = make_runner(chat, RecordingSampler(chat, [answer()]), sandboxes=sandboxes, verifier=FakeVerifier(judge))
-    with pytest.raises(VerifierError, match="broken"):
-        run(runner.run_group(task, 0, 4, seed=0))
+    if num_failing == 3:
+        with pytest.raises(VerifierError, match="broken"):
+            run(runner.run_group(task, 0, 4, seed=0))
+    else:
+        group = run(runner.run_group(task, 0, 4, seed=0))
+        assert [rollout.index for rollout in group.rollouts] == list(range(num_failing, 4))
+        baseline = 1 / (3 - num_failing)
+        assert [one.advantage for one in group.rollouts] == pytest.approx([-baseline] * (3 - num_failing) + [1.0])
+        assert group_metrics([group])["lost_rollouts"] == num_failing
     assert sandboxes.open_now == set()
 
 

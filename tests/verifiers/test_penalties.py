@@ -19,6 +19,10 @@ class Says(RewardVerifier):
     def __init__(self, reward: Any, after_s: float = 0.0, limit_s: float | None = None) -> None:
         self.reward, self.after_s, self.own_limit_s = reward, after_s, limit_s
 
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        return (-1.0, 2.0)
+
     def limit_s(self, task: Task) -> float | None:
         return self.own_limit_s
 
@@ -46,8 +50,16 @@ def test_the_sum_is_weighted_and_the_judge_alone_says_solved() -> None:
     assert score(RewardSum(Part(Says(Reward(0.0))), {"b": Part(Says(Reward(2.0)))})).solved is False
 
 
-@pytest.mark.parametrize("bad", [Reward(float("nan")), Reward(float("inf")), 1.0, None, Reward("1")])
-def test_a_part_that_is_no_finite_number_leaves_the_attempt_ungraded(bad: Any) -> None:
+def test_the_range_of_a_sum_is_that_of_its_parts() -> None:
+    total = RewardSum(Part(Says(Reward(1.0)), 0.5), {"loops": Part(LoopPenalty(), 2.0), "against": Part(Says(0), -1.0)})
+    assert total.reward_range == (-0.5 - 2.0 - 2.0, 1.0 + 0.0 + 1.0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [Reward(float("nan")), Reward(float("inf")), 1.0, None, Reward("1"), Reward(True), Reward(2.5), Reward(10**400)],
+)
+def test_a_part_that_is_no_number_of_its_range_leaves_the_attempt_ungraded(bad: Any) -> None:
     with pytest.raises(VerifierError, match="part 'b'"):
         score(RewardSum(Part(Says(Reward(1.0))), {"b": Part(Says(bad))}))
 

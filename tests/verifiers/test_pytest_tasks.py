@@ -113,7 +113,7 @@ def test_a_test_function_that_another_test_gives_another_body_is_noticed(task, s
     attempt = attempt_at(task, {"calc.py": BUGGY.replace("return a\n", f"{code}\n")})
     reward = score(replace(task, metadata=metadata), attempt, sandboxes)
     assert reward.value == 0.0
-    assert "Tampered" in "".join(reward.details["notes"])
+    assert reward.details["reason"] == "tampered"
 
 
 @pytest.mark.parametrize("name", sorted(SOFTWARE_CHEATS)[::3])
@@ -158,8 +158,7 @@ def test_no_assert_leaves_the_comparison_to_a_class_of_the_code_under_test(liar,
     ids = [f"test_more.py::test_{name}" for name in COMPARISONS]
     task = replace(task, metadata={"framework": "pytest", "fail_to_pass": ids, "pass_to_pass": []})
     reward = score(task, attempt_at(task, {"calc.py": f"{LIARS[liar]}\ndef value(): return Liar()\n"}), sandboxes)
-    honest = {"test_more.py::test_not_equal"} if liar == "hidden in a list" else set()
-    assert set(reward.details["passed"]) <= honest
+    assert set(reward.details["passed"]) <= {"test_more.py::test_not_equal"}  # as of any other wrong value
 
 
 def test_honest_comparisons_of_many_kinds_pass(task, sandboxes):

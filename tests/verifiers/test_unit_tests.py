@@ -414,8 +414,8 @@ METHODS = """
     def __eq__(self, other): return type(other) is not object
     def __ne__(self, other): return True
     __lt__ = __le__ = __gt__ = __ge__ = __eq__
-    def __hash__(self): return hash(9)
-    def __contains__(self, item): return item == 9
+    def __hash__(self): return hash(5)
+    def __contains__(self, item): return type(item) is not object
     def __sub__(self, other): return 0
     __rsub__ = __sub__
 """
@@ -426,7 +426,7 @@ LIARS = {
     "a dict": f"class Liar(dict):{METHODS}",
     "a list": f"class Liar(list):{METHODS}",
     "a named tuple": f"import collections\nclass Liar(collections.namedtuple('Liar', '')):{METHODS}",
-    "a borrowed slot": "class Liar(int):\n    __eq__, __lt__, __hash__ = int.__ne__, int.__ne__, lambda self: 9",
+    "a borrowed slot": "class Liar(int):\n    __eq__, __lt__, __hash__ = int.__ne__, int.__ne__, lambda self: 5",
     "a base with the lie": f"class Lie:{METHODS}\nclass Liar(Lie, int): pass",
     "a lying metaclass": "class Meta(type):\n    __mro__ = __dict__ = property(lambda cls: (object,))\n"
     "    __eq__ = lambda cls, other: True\n    __hash__ = lambda cls: hash(int)\n"
@@ -449,8 +449,7 @@ def test_no_assertion_leaves_the_comparison_to_a_class_of_the_code_under_test(li
         software, metadata={"fail_to_pass": [f"test_more.Test.test_{name}" for name in ASSERTIONS], "pass_to_pass": []}
     )
     reward = score(task, attempt_at(task, {"calc.py": f"{LIARS[liar]}\ndef value(): return Liar()\n"}), sandboxes)
-    honest = {"test_more.Test.test_NotEqual"} if liar == "hidden in a list" else set()
-    assert set(reward.details["passed"]) <= honest
+    assert set(reward.details["passed"]) <= {"test_more.Test.test_NotEqual"}  # as of any other wrong value
 
 
 def test_honest_values_of_many_classes_are_compared_as_ever(software, sandboxes):
