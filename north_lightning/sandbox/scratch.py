@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-from north_lightning.sandbox.trees import delete_tree
+from north_lightning.sandbox.trees import delete_tree, unmount
 from north_lightning.signals import NUMBERS
 
 LOCK = "lock"
@@ -36,7 +36,7 @@ class Scratch:
     def delete(self) -> None:
         """With all that is in it. May be called once."""
         try:
-            delete_tree(self.path)
+            _delete(self.path)
         finally:
             os.close(self._lock)
 
@@ -53,9 +53,15 @@ def delete_stale_scratch() -> None:
         for parent in {Path(tempfile.gettempdir()), Path("/tmp")}:
             for path, lock in ownerless(parent, f"north-{kind}-"):
                 try:
-                    delete_tree(path)
+                    _delete(path)
                 finally:
                     os.close(lock)
+
+
+def _delete(path: Path) -> None:
+    """With the file systems that are mounted in it."""
+    unmount(inner for inner in path.iterdir() if inner.is_mount())
+    delete_tree(path)
 
 
 def own(directory: Path) -> int:

@@ -10,6 +10,8 @@ process of the same user look into this one. A child has a token for each test, 
 for are canaries, which it must report as they are known to end.
 """
 
+from __future__ import annotations
+
 import gc
 import os
 import select
@@ -18,7 +20,10 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+
+TYPE_CHECKING = False  # typing takes longer to load than all of this
+if TYPE_CHECKING:
+    from typing import Any
 
 globals()["__builtins__"] = dict(vars(__import__("builtins")))  # of the functions below, whatever becomes of the module
 
@@ -96,7 +101,9 @@ class Judge:
         gc.freeze()  # a child need not collect what was there before
         child = os.fork()
         if child == 0:
-            self._be_child(Channel(dict(sorted(tokens.items(), key=lambda one: one[1])), theirs), ours, work, by_exit_code)
+            self._be_child(
+                Channel(dict(sorted(tokens.items(), key=lambda one: one[1])), theirs), ours, work, by_exit_code
+            )
         os.close(theirs)
         said, code = self._listen(ours, child, f"+ {tokens[END]}\n".encode(), limit_s)
         os.close(ours)

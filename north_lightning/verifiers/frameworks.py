@@ -7,12 +7,15 @@ the packages it needs are this machine's own, mounted read-only: nothing is inst
 from __future__ import annotations
 
 import importlib.util
+import py_compile
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from north_lightning.errors import ConfigError, VerifierError
+from north_lightning.sandbox.scratch import Scratch
 from north_lightning.types import Task
 
 GRADER = "/grader"
@@ -23,20 +26,22 @@ FOR_AGENTS = "/opt/pytest"
 JUDGING = ("unittest_runner", "apart", "strict", "seal", "canaries")
 """Modules that run where tests run."""
 UNITTEST, PYTEST = "unittest", "pytest"
+UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 _HERE = Path(__file__).parent
 _PYTEST_PACKAGES = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py")
 
 
 @dataclass(frozen=True)
 class Framework:
-    """``runner`` is the program that runs inside, ``mounts`` is what it needs there."""
+    """``program`` runs the tests inside, ``mounts`` is what it needs there."""
 
     name: str
     mounts: Mapping[str, Path]
 
     @property
-    def runner(self) -> str:
-        return f"{GRADER}/{self.name}_runner.py"
+    def program(self) -> str:
+        """Of Python."""
+        return f"import sys; sys.path.insert(0, '{GRADER}'); import {self.name}_runner as runner; runner.main()"
 
     def is_id(self, test: str, tests: Path) -> bool:
         """Whether ``test`` names a test of a file under ``tests``; for pytest it may be the file."""
@@ -52,16 +57,25 @@ class Framework:
 def framework_of(task: Task) -> Framework:
     """``VerifierError`` for a name that is not known, or if pytest is not installed here."""
     name = task.metadata.get("framework", UNITTEST)
-    runners = {f"{GRADER}/{name}.py": _HERE / f"{name}.py" for name in JUDGING}
     if name == UNITTEST:
-        return Framework(name, runners)
+        return Framework(name, _runners(JUDGING))
     if name != PYTEST:
         raise VerifierError(f"task {task.id}: expected framework {UNITTEST} or {PYTEST}, got {name!r}")
     try:
         packages = pytest_at(f"{GRADER}/packages")
     except ConfigError as error:
         raise VerifierError(f"task {task.id}: {error}") from error
-    return Framework(name, {**runners, f"{GRADER}/pytest_runner.py": _HERE / "pytest_runner.py", **packages})
+    return Framework(name, {**_runners((*JUDGING, "pytest_runner")), **packages})
+
+
+@cache
+def _runners(names: tuple[str, ...]) -> dict[str, Path]:
+    """Mounts of modules with their compiled code, for an interpreter like this one; any other compiles them itself."""
+    folder = Scratch("verify").path  # as long as this process lives
+    for name in names:
+        compiled = folder / f"{name}.{sys.implementation.cache_tag}.pyc"
+        py_compile.compile(str(_HERE / f"{name}.py"), str(compiled), invalidation_mode=UNCHECKED)
+    return {**{f"{GRADER}/{name}.py": _HERE / f"{name}.py" for name in names}, f"{GRADER}/__pycache__": folder}
 
 
 def mounts_of(task: Task) -> dict[str, Path]:

@@ -83,11 +83,7 @@ class Plugin:
         self.pytest_runtest_logfinish(item.nodeid)
         return True
 
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._check()
-
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self._check()
         whole = self._passed.get(report.nodeid, True) and report.outcome == "passed" and not hasattr(report, "wasxfail")
         self._passed[report.nodeid] = whole
         if report.outcome != "passed":
@@ -167,7 +163,7 @@ def main() -> None:
         if name in sys.path:
             sys.path.remove(name)
     sys.path[:0] = [f"{GRADER}/packages"]
-    sys.modules.pop("unittest_runner")
+    del sys.modules[__name__], sys.modules["unittest_runner"]
     for name in [name for name in os.environ if name.startswith("PYTEST")]:
         del os.environ[name]
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
@@ -175,7 +171,3 @@ def main() -> None:
     for path, tests in base.by_file(judge.expected, lambda test: test.split("::")[0]).items():
         run_file(path, tests, judge)
     judge.end()
-
-
-if __name__ == "__main__":
-    main()

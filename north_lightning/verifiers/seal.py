@@ -5,6 +5,8 @@ are the modules of the standard library that the tests, or what judges them, are
 constants of the test files; and that helpers of the tests were loaded from where the tests are.
 """
 
+from __future__ import annotations
+
 import ast
 import contextlib
 import functools
@@ -14,18 +16,24 @@ import os
 import sys
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from apart import Tampered  # type: ignore[import-not-found]
+
+TYPE_CHECKING = False  # typing takes longer to load than all of this
+if TYPE_CHECKING:
+    from typing import Any
+
+    Namespace = Mapping[str, Any]
+    Constant = tuple[Namespace, str, object]
 
 globals()["__builtins__"] = dict(vars(__import__("builtins")))  # of the functions below, whatever becomes of the module
 
 TESTS = "/tests"
 ALWAYS = (
-    "abc", "builtins", "collections", "contextlib", "copy", "dataclasses", "decimal", "enum", "fractions", "functools",
-    "genericpath", "io", "json", "math", "numbers", "operator", "os", "pathlib", "posixpath", "re", "sys", "types",
-    "pluggy", "_pytest", "unittest", "weakref", "_io", "_operator", "_functools", "_collections_abc", "_weakrefset",
-)  # fmt: skip
+    *("builtins", "collections", "contextlib", "functools", "operator", "re", "sys", "types", "unittest"),
+    *("_pytest", "pluggy", "pytest", "traceback"),
+)
+"""Packages that judge, whatever the tests import."""
 HOOKS = frozenset(
     ("showwarning", "formatwarning", "excepthook", "unraisablehook", "displayhook", "breakpointhook", "lastResort")
 ) | {"_create_default_https_context", "_logRecordFactory", "_loggerClass", "stdin", "stdout", "stderr", "path_hooks"}
@@ -35,8 +43,6 @@ DATA = (type(None), bool, int, float, str, bytes, tuple, list, dict, set, frozen
 HARMLESS = ("assert", "parametrize", "len", "sorted", "zip", "enumerate", "range", "list", "str", "repr", "sum")
 """Beginnings of names of functions that change nothing that they are given."""
 
-Namespace = Mapping[str, Any]
-Constant = tuple[Namespace, str, object]
 _body = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
 _flat = functools.partial(functools.reduce, operator.iadd)
 

@@ -10,6 +10,8 @@ define decides as ever.
 assertions of unittest, and for what mocks were called with.
 """
 
+from __future__ import annotations
+
 import ast
 import builtins
 import collections
@@ -22,7 +24,10 @@ import unittest
 import unittest.case
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+
+TYPE_CHECKING = False  # typing takes longer to load than all of this
+if TYPE_CHECKING:
+    from typing import Any
 
 globals()["__builtins__"] = dict(vars(__import__("builtins")))  # of the functions below, whatever becomes of the module
 
@@ -80,8 +85,8 @@ def trust_standard_library() -> None:
     for name, module in list(sys.modules.items()):
         is_standard = name.split(".")[0] in sys.stdlib_module_names and name != "unittest.mock"
         for cls in list(vars(module).values()) if is_standard else ():
-            if type(cls) is type or isinstance(cls, type):
-                found.update(base for base in mro_of(cls))
+            if isinstance(cls, type) and cls not in found:
+                found.update(mro_of(cls))
     if mock := sys.modules.get("unittest.mock"):
         found.add(vars(mock)["_Call"])
     trusted = frozenset(id(cls) for cls in found if cls not in DELEGATING)
@@ -283,7 +288,7 @@ class Shown(int):
 
     value: object
 
-    def __new__(cls, number: int, value: object) -> "Shown":
+    def __new__(cls, number: int, value: object) -> Shown:
         one = super().__new__(cls, number)
         one.value = value
         return one

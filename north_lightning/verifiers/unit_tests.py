@@ -55,6 +55,7 @@ task whose ``test.sh`` executes a program of the attempt lets that program write
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -67,9 +68,10 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from north_lightning.errors import ConfigError, UploadRefusedError, VerifierError
+from north_lightning.errors import ConfigError, RewardFileError, UploadRefusedError, VerifierError
 from north_lightning.interfaces import RewardVerifier, SandboxProvider
 from north_lightning.sandbox.scratch import Scratch
+from north_lightning.sandbox.trees import mount_tmpfs
 from north_lightning.sandbox.upload import upload
 from north_lightning.tasks import image_of
 from north_lightning.tasks.logs import PARSERS
@@ -87,7 +89,7 @@ from north_lightning.verifiers import live_code_bench
 from north_lightning.verifiers.checked import TAMPERED
 from north_lightning.verifiers.frameworks import GRADER, PACKAGES, PYTEST, UNITTEST, Framework, framework_of
 from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
-from north_lightning.verifiers.official import check_official, grader_of, read_untrusted, verify_official
+from north_lightning.verifiers.official import MAX_LOG_BYTES, check_official, grader_of, read_untrusted, verify_official
 
 END = "-"
 VARIABLES = ".variables"
@@ -110,14 +112,24 @@ MIN_FREE_BYTES = 1 << 20
 
 LEFT_RUNNING = 77
 RUN_TEST_SCRIPT = f"""cd /work || exit
+state() {{ stat -c '%n %i %s %z' /logs/verifier/* 2>/dev/null; }}
+trap 'stopped=1' CONT
 before=(/proc/[0-9]*)
 /bin/bash /tests/test.sh </dev/null
+kill -STOP -- -1 2>/dev/null
+found=$(state)
+kill -CONT -- -1 2>/dev/null
 for wait in 0 0.05 0.2; do
     [ $wait = 0 ] || /bin/sleep $wait
     after=(/proc/[0-9]*)
-    [ ${{#after[@]}} -gt ${{#before[@]}} ] || exit 0
+    [ ${{#after[@]}} -gt ${{#before[@]}} ] && continue
+    [ -z "$stopped" ] && [ "$found" = "$(state)" ] && exit 0
+    break
 done
 exit {LEFT_RUNNING}"""
+"""A process that is left may end, but what it writes from then on counts against it, as does stopping this one."""
+_NUMBER = re.compile(r"\s*[+-]?[0-9]{1,20}(\.[0-9]{0,40})?([eE][+-]?[0-9]{1,3})?\s*", re.ASCII)
+LOG_BYTES = 64 << 20
 RUN_LIKE_HARBOR = "cd /work || exit\n/bin/bash /tests/test.sh </dev/null\nexit 0"
 
 
@@ -221,6 +233,10 @@ class UnitTestVerifier(RewardVerifier):
                 secret += [given] if given else []
         return values, secret
 
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        return (0.0, 1.0) if self.grading == "strict" else (-math.inf, math.inf)
+
     def limit_s(self, task: Task) -> float:
         """Of one run of ``task``'s tests."""
         return self.timeout_s if task.verifier_timeout_s is None else task.verifier_timeout_s
@@ -243,7 +259,7 @@ class UnitTestVerifier(RewardVerifier):
         details = {"output": output[-MAX_OUTPUT_CHARS:]}
         if fault := self._fault(task, result, details):
             return fault
-        numbers = read_reward(logs, task.id)
+        numbers = read_reward(logs, task.id, self.grading == "strict")
         return Reward(only_reward(numbers, task.id), {**details, **numbers}, numbers=numbers)
 
     def _fault(self, task: Task, result: CommandResult, details: Mapping[str, Any]) -> Reward | None:
@@ -262,7 +278,7 @@ class UnitTestVerifier(RewardVerifier):
     async def _verify_officially(
         self, task: Task, tests: Path, workdir: Path, scratch: Path, sandboxes: SandboxProvider
     ) -> Reward:
-        logs = make_writable(scratch / "logs")
+        logs = make_writable(scratch / "logs", 2 * MAX_LOG_BYTES)
         return await verify_official(task, tests, workdir, logs, sandboxes, self.limit_s(task))
 
     # ---- software tasks: expected tests by name --------------------------------------------------------------------
@@ -276,7 +292,7 @@ class UnitTestVerifier(RewardVerifier):
         with Exchange(logs, expected) as exchange:
             result = await self._run(
                 task, sandboxes, graded, {"/tests": tests, **framework.mounts}, logs,
-                f"cd /work && exec {self.python} -I -S -E -B {framework.runner} </dev/null",
+                f"cd /work && exec {self.python} -I -S -E -B -c {shlex.quote(framework.program)} </dev/null",
             )  # fmt: skip
             if not exchange.was_taken():
                 raise VerifierError(
@@ -466,9 +482,12 @@ def declared(workdir: Path, path: str) -> Path | None:
     return found if found.is_symlink() or found.exists() else None
 
 
-def make_writable(path: Path) -> Path:
-    """A new directory that whoever the sandbox runs as may write in."""
+def make_writable(path: Path, size_bytes: int = LOG_BYTES) -> Path:
+    """A new directory that whoever the sandbox runs as may write in; where this process may mount, no more than so
+    many bytes. Deleting the ``Scratch`` around it unmounts it."""
     path.mkdir()
+    with contextlib.suppress(OSError):
+        mount_tmpfs(path, size_bytes, 1000)
     path.chmod(0o777)
     return path
 
@@ -490,35 +509,39 @@ def expected_tests(task: Task, tests: Path, framework: Framework) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def read_reward(logs: Path, task_id: str) -> dict[str, float]:
-    """The numbers of ``reward.json``, or else of ``reward.txt`` as ``{"reward": x}``; ``VerifierError`` without any."""
+def read_reward(logs: Path, task_id: str, is_strict: bool) -> dict[str, float]:
+    """The numbers of ``reward.json``, or else of ``reward.txt`` as ``{"reward": x}``; ``RewardFileError`` without any.
+
+    They are finite. Graded strictly, they are written as numbers: no ``true``, no ``1_000``.
+    """
     for name in ("reward.json", "reward.txt"):
         try:
             text = read_untrusted(logs / name).decode()
         except FileNotFoundError:
             continue
-        except UnicodeDecodeError as error:
-            raise VerifierError(f"task {task_id}: expected text in {name}: {error}") from error
+        except (VerifierError, UnicodeDecodeError) as error:
+            raise RewardFileError(f"task {task_id}: {name}: {error}") from error
         try:
+            if name == "reward.txt" and is_strict and not _NUMBER.fullmatch(text):
+                raise ValueError("as the tests of a task write it")
             numbers = json.loads(text) if name == "reward.json" else {"reward": float(text)}
-            if not all(isinstance(number, int | float) for number in numbers.values()):
+            kinds = {type(number) for number in numbers.values()}
+            if not kinds <= ({int, float} if is_strict else {int, float, bool}):
                 raise TypeError("numbers")
             numbers = {key: float(number) for key, number in numbers.items()}
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise VerifierError(f"task {task_id}: expected numbers by name in {name}, got {text[:80]!r}") from error
+            raise RewardFileError(f"task {task_id}: expected numbers by name in {name}, got {text[:80]!r}") from error
         if not numbers or not all(math.isfinite(number) for number in numbers.values()):
-            raise VerifierError(f"task {task_id}: expected finite numbers in {name}, got {text[:80]!r}")
+            raise RewardFileError(f"task {task_id}: expected finite numbers in {name}, got {text[:80]!r}")
         return numbers
-    raise VerifierError(f"task {task_id}: test.sh wrote neither reward.json nor reward.txt to /logs/verifier")
+    raise RewardFileError(f"task {task_id}: test.sh wrote neither reward.json nor reward.txt to /logs/verifier")
 
 
 def only_reward(numbers: Mapping[str, float], task_id: str) -> float:
     """The number named ``reward``, or the only one."""
-    if "reward" in numbers:
-        return numbers["reward"]
-    if len(numbers) == 1:
-        return next(iter(numbers.values()))
-    raise VerifierError(f"task {task_id}: expected a number named 'reward' in reward.json, got {sorted(numbers)}")
+    if "reward" not in numbers and len(numbers) != 1:
+        raise RewardFileError(f"task {task_id}: expected a number named 'reward' in reward.json, got {sorted(numbers)}")
+    return numbers.get("reward", next(iter(numbers.values())))
 
 
 def read_regular_file(path: Path) -> str:

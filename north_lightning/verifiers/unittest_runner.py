@@ -8,6 +8,8 @@ last on ``sys.path``, so that nothing in it shadows the standard library or the 
 process of its own, among canaries. Only the standard library is imported here.
 """
 
+from __future__ import annotations
+
 import builtins
 import os
 import sys
@@ -20,13 +22,16 @@ import traceback  # noqa: E402
 import unittest  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
 from importlib import machinery  # noqa: E402
-from typing import Any  # noqa: E402
 
 import apart  # type: ignore[import-not-found]  # noqa: E402
 import seal as sealing  # type: ignore[import-not-found]  # noqa: E402
 import strict  # type: ignore[import-not-found]  # noqa: E402
 from canaries import Canaries  # type: ignore[import-not-found]  # noqa: E402
 from seal import TESTS, TestFiles  # type: ignore[import-not-found]  # noqa: E402
+
+TYPE_CHECKING = False  # typing takes longer to load than all of this
+if TYPE_CHECKING:
+    from typing import Any
 
 globals()["__builtins__"] = dict(vars(__import__("builtins")))  # of the functions below, whatever becomes of the module
 
@@ -97,7 +102,7 @@ def find_beside_tests(watch: Watch) -> None:
 
 
 class Results(unittest.TestResult):
-    """Says of an expected test that it passed, with the seal unbroken before and after."""
+    """Says of an expected test that it passed, with the seal unbroken."""
 
     def __init__(self, channel: apart.Channel, watch: Watch, canary_module: str) -> None:
         super().__init__()
@@ -106,25 +111,25 @@ class Results(unittest.TestResult):
         self._watch = watch
         self._passed: set[str] = set()
 
-    def note(self, test: unittest.TestCase | str, outcome: str, message: str) -> None:
-        self._channel.note(test if isinstance(test, str) else self._name(test), outcome, message)
+    def note(self, test: Any, outcome: str, what: Any) -> None:
+        if isinstance(what, tuple):
+            what = "" if self._is_canary(test) else "".join(traceback.format_exception(*what))
+        self._channel.note(test if isinstance(test, str) else self._name(test), outcome, what)
+
+    def _is_canary(self, test: Any) -> bool:
+        return type(test).__module__ == self._canary_module
 
     def _name(self, test: unittest.TestCase) -> str:
-        is_canary = type(test).__module__ == self._canary_module
-        return test._testMethodName if is_canary else test.id()
-
-    def startTest(self, test: unittest.TestCase) -> None:
-        super().startTest(test)
-        self._watch.check()
+        return test._testMethodName if self._is_canary(test) else test.id()
 
     def addSuccess(self, test: unittest.TestCase) -> None:
         self._passed.add(self._name(test))
 
     def addError(self, test: unittest.TestCase, err: Any) -> None:
-        self.note(test, "error", traceback_of(err))
+        self.note(test, "error", err)
 
     def addFailure(self, test: unittest.TestCase, err: Any) -> None:
-        self.note(test, "failed", traceback_of(err))
+        self.note(test, "failed", err)
 
     def addSkip(self, test: unittest.TestCase, reason: str) -> None:
         self.note(test, "skipped", reason)
@@ -137,7 +142,7 @@ class Results(unittest.TestResult):
 
     def addSubTest(self, test: unittest.TestCase, subtest: unittest.TestCase, err: Any) -> None:
         if err is not None:
-            self.note(test, "failed", traceback_of(err))
+            self.note(test, "failed", err)
 
     def stopTest(self, test: unittest.TestCase) -> None:
         super().stopTest(test)
@@ -149,10 +154,6 @@ class Results(unittest.TestResult):
                 raise apart.Tampered(f"{test.id()} was given another way to compare")
         if self._name(test) in self._passed:
             self._channel.passed(self._name(test))
-
-
-def traceback_of(err: Any) -> str:
-    return "".join(traceback.format_exception(*err))
 
 
 def module_of(test_id: str) -> tuple[str, str]:
@@ -271,11 +272,8 @@ def run_tests(
 
 
 def main() -> None:
+    del sys.modules[__name__]
     judge = apart.Judge()
     for path, tests in by_file(judge.expected, lambda test: module_of(test)[1]).items():
         run_file(path, tests, judge)
     judge.end()
-
-
-if __name__ == "__main__":
-    main()
