@@ -89,7 +89,7 @@ from north_lightning.verifiers import live_code_bench
 from north_lightning.verifiers.checked import TAMPERED
 from north_lightning.verifiers.frameworks import GRADER, PACKAGES, PYTEST, UNITTEST, Framework, framework_of
 from north_lightning.verifiers.graded_tree import Allowance, UngradableTree, build_graded_tree
-from north_lightning.verifiers.official import MAX_LOG_BYTES, check_official, grader_of, read_untrusted, verify_official
+from north_lightning.verifiers.official import check_official, grader_of, read_untrusted, verify_official
 
 END = "-"
 VARIABLES = ".variables"
@@ -129,7 +129,7 @@ done
 exit {LEFT_RUNNING}"""
 """A process that is left may end, but what it writes from then on counts against it, as does stopping this one."""
 _NUMBER = re.compile(r"\s*[+-]?[0-9]{1,20}(\.[0-9]{0,40})?([eE][+-]?[0-9]{1,3})?\s*", re.ASCII)
-LOG_BYTES = 64 << 20
+LOG_BYTES, OFFICIAL_LOG_BYTES = 64 << 20, 1 << 30
 RUN_LIKE_HARBOR = "cd /work || exit\n/bin/bash /tests/test.sh </dev/null\nexit 0"
 
 
@@ -278,7 +278,7 @@ class UnitTestVerifier(RewardVerifier):
     async def _verify_officially(
         self, task: Task, tests: Path, workdir: Path, scratch: Path, sandboxes: SandboxProvider
     ) -> Reward:
-        logs = make_writable(scratch / "logs", 2 * MAX_LOG_BYTES)
+        logs = make_writable(scratch / "logs", OFFICIAL_LOG_BYTES)
         return await verify_official(task, tests, workdir, logs, sandboxes, self.limit_s(task))
 
     # ---- software tasks: expected tests by name --------------------------------------------------------------------
@@ -509,7 +509,7 @@ def expected_tests(task: Task, tests: Path, framework: Framework) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def read_reward(logs: Path, task_id: str, is_strict: bool) -> dict[str, float]:
+def read_reward(logs: Path, task_id: str, is_strict: bool = False) -> dict[str, float]:
     """The numbers of ``reward.json``, or else of ``reward.txt`` as ``{"reward": x}``; ``RewardFileError`` without any.
 
     They are finite. Graded strictly, they are written as numbers: no ``true``, no ``1_000``.

@@ -449,7 +449,9 @@ def test_no_assertion_leaves_the_comparison_to_a_class_of_the_code_under_test(li
         software, metadata={"fail_to_pass": [f"test_more.Test.test_{name}" for name in ASSERTIONS], "pass_to_pass": []}
     )
     reward = score(task, attempt_at(task, {"calc.py": f"{LIARS[liar]}\ndef value(): return Liar()\n"}), sandboxes)
-    assert set(reward.details["passed"]) <= {"test_more.Test.test_NotEqual"}  # as of any other wrong value
+    as_of_any_wrong_value = {"test_more.Test.test_NotEqual"}
+    as_of_any_wrong_value |= {"test_more.Test.test_Less"} if liar == "a borrowed slot" else set()
+    assert set(reward.details["passed"]) <= as_of_any_wrong_value
 
 
 def test_honest_values_of_many_classes_are_compared_as_ever(software, sandboxes):
