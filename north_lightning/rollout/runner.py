@@ -243,7 +243,7 @@ class AttemptRunner(ABC):
         is_own = False
         for attempt in range(1, self.max_attempts + 1):
             try:
-                return await self._attempt(task, group_id, index, seed, is_own or attempt == self.max_attempts)
+                return await self._attempt(task, group_id, index, seed, is_own)
             except SandboxUnavailableError:
                 raise
             except InfrastructureError as error:
@@ -258,7 +258,7 @@ class AttemptRunner(ABC):
             await asyncio.sleep(self.retry_delay_s * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
 
-    async def _attempt(self, task: Task, group_id: int, index: int, seed: int, is_last: bool) -> Rollout:
+    async def _attempt(self, task: Task, group_id: int, index: int, seed: int, has_failed: bool) -> Rollout:
         harness = self.harnesses.get(task.environment)
         if harness is None:
             raise ConfigError(
@@ -273,7 +273,7 @@ class AttemptRunner(ABC):
             try:
                 await self._loop.run(task, harness, policy, rollout, variation)
             except AttemptError as error:
-                if not is_last or not (
+                if not has_failed or not (
                     rollout.turns or any(message.role == "assistant" for message in rollout.messages)
                 ):
                     raise

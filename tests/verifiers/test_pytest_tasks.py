@@ -158,7 +158,9 @@ def test_no_assert_leaves_the_comparison_to_a_class_of_the_code_under_test(liar,
     ids = [f"test_more.py::test_{name}" for name in COMPARISONS]
     task = replace(task, metadata={"framework": "pytest", "fail_to_pass": ids, "pass_to_pass": []})
     reward = score(task, attempt_at(task, {"calc.py": f"{LIARS[liar]}\ndef value(): return Liar()\n"}), sandboxes)
-    assert set(reward.details["passed"]) <= {"test_more.py::test_not_equal"}  # as of any other wrong value
+    as_of_any_wrong_value = {"test_more.py::test_not_equal"}
+    as_of_any_wrong_value |= {"test_more.py::test_less"} if liar == "a borrowed slot" else set()
+    assert set(reward.details["passed"]) <= as_of_any_wrong_value
 
 
 def test_honest_comparisons_of_many_kinds_pass(task, sandboxes):
