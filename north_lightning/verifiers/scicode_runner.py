@@ -184,6 +184,14 @@ def try_step(channel: Channel, step: str, *work: Any) -> None:
         channel.note(step, "failed", repr(error))
 
 
+def run_apart(judge: Judge, is_official: bool, step: str, *work: Any) -> None:
+    """``run_step`` in a process of its own."""
+    if is_official:  # an exception, or the code's own exit, ends this process as it ends a script
+        judge.run([step], {}, lambda _: run_step(True, step, *work), TIMEOUT_S, by_exit_code=True)
+    else:
+        judge.run([step], {}, lambda channel: try_step(channel, step, *work), TIMEOUT_S)
+
+
 def main() -> None:
     with open(TESTS) as file:
         problem = json.load(file)
@@ -204,11 +212,7 @@ def main() -> None:
         except OSError:
             codes.append("")
             continue  # not answered
-        work = (number, problem["dependencies"], tuple(codes), step["tests"], targets[number])
-        if is_official:
-            judge.run([number], {}, lambda _, work=work: run_step(True, *work), TIMEOUT_S, by_exit_code=True)
-        else:
-            judge.run([number], {}, lambda channel, work=work: try_step(channel, *work), TIMEOUT_S)
+        run_apart(judge, is_official, number, problem["dependencies"], codes, step["tests"], targets[number])
     judge.end()
 
 

@@ -27,7 +27,7 @@ import apart  # type: ignore[import-not-found]  # noqa: E402
 import seal as sealing  # type: ignore[import-not-found]  # noqa: E402
 import strict  # type: ignore[import-not-found]  # noqa: E402
 from canaries import Canaries  # type: ignore[import-not-found]  # noqa: E402
-from seal import TESTS, TestFiles  # type: ignore[import-not-found]  # noqa: E402
+from seal import TESTS, TestFiles  # noqa: E402
 
 TYPE_CHECKING = False  # typing takes longer to load than all of this
 if TYPE_CHECKING:
