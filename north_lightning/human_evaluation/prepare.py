@@ -84,21 +84,28 @@ def prepare_study(
         overwrite: Move an earlier study in `output_dir` aside.
     """
     tasks = {task.id: task for task in (load_task_sets(task_sets) if task_sets else [])}
-    read, hidden = {}, list(hide or [])
-    for word in sides:
-        name, folder, checkpoint = _side(str(word))
+    statements = _rubrics(rubrics or {})
+    words = _own_words(statements)
+    read, hidden, checkpoints = {}, list(hide or []), []
+    for side in sides:
+        name, folder, checkpoint = _side(str(side))
         if name in read:
             raise ConfigError(f"sides: expected names that differ, got {name!r} twice")
         read[name] = read_side(folder, checkpoint, tasks, functionality or {})
-        hidden += [name, *([checkpoint] if len(checkpoint) >= MIN_NAME else [])]
+        hidden.append(name)
+        checkpoints += [checkpoint] if len(checkpoint) >= MIN_NAME and not Names([checkpoint]).is_in(words) else []
     if len(read) < 2:
         raise ConfigError(f"sides: expected NAME=FOLDER of two models or more, got {len(read)}")
     if double_rated and raters < 2:
         raise ConfigError(
             f"raters: expected 2 or more where comparisons are judged twice, got {raters}: --double_rated 0"
         )
-    names, statements = Names(hidden), _rubrics(rubrics or {})
-    _check_names(names, statements)
+    for name in hidden:
+        if Names([name]).is_in(words):  # it could not be told from a leak
+            raise ConfigError(
+                f"sides, hide: expected names that are no words of the pages, got {name!r}: choose a distinctive one"
+            )
+    names = Names([*hidden, *checkpoints])
     study = _StudyMaker(read, names, secrets.token_hex(32))
     people = [f"rater-{number}" for number in range(1, raters + 1)]
     study.compare(attention_items * raters)
@@ -149,15 +156,11 @@ def _rubrics(own: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return {**RUBRICS, **{name: list(statements) for name, statements in own.items()}}
 
 
-def _check_names(names: Names, rubrics: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a name that is a word of the pages themselves: it could not be told from a leak."""
+def _own_words(rubrics: Mapping[str, Sequence[str]]) -> str:
+    """What the pages themselves say."""
     own = [*rubrics, *(text for texts in rubrics.values() for text in texts)]
     own += [path.read_text() for kind in ("templates", "static") for path in (Path(__file__).parent / kind).iterdir()]
-    for name in names.names:
-        if Names([name]).is_in("\n".join(own)):
-            raise ConfigError(
-                f"sides, hide: expected names that are no words of the pages, got {name!r}: choose a distinctive one"
-            )
+    return "\n".join(own)
 
 
 class _StudyMaker:

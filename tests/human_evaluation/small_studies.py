@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,3 @@ def form_of(
         for side, attempt in (("left", one.left), ("right", one.right))
         for number, question in enumerate(questions)
     }
-
-
-Judge = Callable[[Study, Assignment], tuple[dict[str, dict[str, int]], int]]

@@ -277,6 +277,15 @@ def test_attempts_of_our_own_evaluations_are_read(tmp_path: Path, capsys: pytest
     assert "stage-one, stage-two" in capsys.readouterr().err
 
 
+def test_a_checkpoint_with_an_ordinary_name_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    """``base`` is a word of the pages; names of sides can be chosen, those of checkpoints are what they are."""
+    for name, answer in (("base", "I am base."), ("stage-two", "I am stage-two.")):
+        write_evaluation(tmp_path / "eval", name, answer)
+    sides = [f"quokka={tmp_path / 'eval'}:base", f"wombat={tmp_path / 'eval'}:stage-two"]
+    study = prepare(sides, tmp_path / "study", "--functionality.copies", "code_editing", "--attention_items", "0")
+    assert "stage-two" not in public_text(study.folder)
+
+
 def test_a_session_that_the_real_opencode_exported_is_read() -> None:
     """``fixtures/human_evaluation/session.json`` is what OpenCode 1.18.33 exported."""
     session = json.loads((FIXTURES / "session.json").read_text())
