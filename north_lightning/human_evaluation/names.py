@@ -55,7 +55,6 @@ def _texts(content: bytes) -> Iterator[str]:
     """What a file says to one who reads it as text, as HTML, as an address, as a program."""
     text = content.decode(errors="replace")
     yield text
-    yield html.unescape(text)
     yield re.sub(r"<[^<>]{0,2000}>", "", html.unescape(text))
     yield unquote(text)
     yield re.sub(r"\\(?:u\{?([0-9a-fA-F]{4})\}?|x([0-9a-fA-F]{2}))", _character, text)

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from north_lightning.human_evaluation import app as app_module
 from north_lightning.human_evaluation.app import make_app
 from north_lightning.human_evaluation.frames import make_frames
-from north_lightning.human_evaluation.store import Store
+from north_lightning.human_evaluation.store import RefusedError, Store
 from north_lightning.human_evaluation.study import RATINGS, Study
 
 URL, FRAME_URL = "http://127.0.0.1:8600", "http://localhost:8601"
@@ -73,6 +73,8 @@ def test_step_2_is_refused_until_step_1_is_saved(app: App) -> None:
 def test_the_database_itself_refuses_a_preference_without_ratings(app: App) -> None:
     database = sqlite3.connect(app.store.path, isolation_level=None)
     database.execute("PRAGMA foreign_keys = ON")
+    with pytest.raises(RefusedError, match="Rate both attempts first"):
+        app.store.save_preference(app.seats[0].id, 1, "")
     with pytest.raises(sqlite3.IntegrityError):
         database.execute("INSERT INTO preferences VALUES ('x', 1, '', '')")
     database.close()
