@@ -14,7 +14,8 @@ FOLDER = Path(__file__).parents[1] / "fixtures" / "trajectories"
 spec = importlib.util.spec_from_file_location("make_trajectories", FOLDER / "make.py")
 make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)
-FILES = sorted(path for path in FOLDER.iterdir() if path.suffix != ".py" and not path.name.endswith(".replies.json"))
+NO_TRAJECTORIES = (".py", ".replies.json", "_events.jsonl")
+FILES = sorted(path for path in FOLDER.iterdir() if path.is_file() and not path.name.endswith(NO_TRAJECTORIES))
 FORMATS = {"mini": "mini_swe_agent", "swe": "swe_agent", "swesmith": "messages", "llamafactory": "messages"}
 
 
