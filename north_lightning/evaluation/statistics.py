@@ -108,7 +108,8 @@ def rate_interval(runs: Runs, clusters: Sequence[Hashable] | None = None) -> Int
 
     It is too short where few clusters hold what is solved, or unsolved if that is rarer: 12 repositories of a rate of
     3% and a correlation of 0.2 within them are covered in 84% of studies; in 78% of those with fewer than
-    ``MIN_EVENT_CLUSTERS`` ``event_clusters``, and in 94% of the others.
+    ``MIN_EVENT_CLUSTERS`` ``event_clusters``, and in 94% of the others. It is a little too short where three training
+    runs lie far apart: with a standard deviation of 9 points between runs, 89 tasks are covered in about 93%.
     """
     data = _matrix("rates", runs)
     if data.min() < 0 or data.max() > 1:
@@ -253,20 +254,25 @@ def _score_interval(mean: float, z2: float) -> Interval:
 def _crossed(sides: Sequence[np.ndarray], clusters: Sequence[Hashable] | None) -> Estimate:
     """Mean of one side, or of the second minus the first, [runs, tasks] each.
 
-    The variance is that over tasks of the difference of the runs' means; to it, each side adds the variance over
-    training seeds of its runs' means, less what attempts and seeds' favorite tasks put there, which the tasks' variance
-    holds already (two-way random effects; with clusters, Cameron, Gelbach and Miller 2011).
+    The variance is that over tasks of the difference of the runs' means; to it, the sides add the variance over
+    training seeds of their runs' means, less what attempts and seeds' favorite tasks put there, which the tasks'
+    variance holds already (two-way random effects; with clusters, Cameron, Gelbach and Miller 2011). Where nothing is
+    left, the seeds have no part in the degrees of freedom either.
     """
     means = [side.mean(axis=0) for side in sides]
     values = means[-1] - means[0] if len(sides) == 2 else means[0]
     tasks = _variance_of_mean(values, clusters)
     _, sizes = _units(values, clusters)
     parts = [(tasks, tasks, float(sizes.sum() ** 2 / np.sum(sizes**2)) - 0.5)]
+    excess = uncertainty = 0.0
     for side, mean in zip(sides, means, strict=True):
         if (num := len(side)) > 1:
             over_seeds = float(side.mean(axis=1).var(ddof=1)) / num
             within = sum(_variance_of_mean(run - mean, clusters) for run in side) / (num - 1) / num
-            parts.append((max(0.0, over_seeds - within), over_seeds, num - 1))
+            excess += over_seeds - within
+            uncertainty += over_seeds**2 / (num - 1)
+    if excess > 0:
+        parts.append((excess, math.sqrt(uncertainty), 1))
     return _welch(float(values.mean()), parts)
 
 
