@@ -100,6 +100,8 @@ UTILITIES: dict[str, tuple[str, str]] = {  # name, of one word or two: (module:f
         "ratings from Label Studio into a study",
     ),
     "report": ("north_lightning.views.report:write_report", "numbers and curves of a finished run"),
+    "figures": ("north_lightning.views.figures:write_figures", "pictures of a run: benchmarks, training, preferences"),
+    "card": ("north_lightning.views.card:write_card", "a release's model card, from the files of its run"),
     "estimate": ("north_lightning.planning.command:estimate", "memory and speed of a training config, in advance"),
     "doctor": ("north_lightning.doctor:doctor", "check that this machine can run everything"),
     "recipe": ("north_lightning.recipe:run_recipe", "run a list of these commands, one after another"),

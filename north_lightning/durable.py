@@ -33,9 +33,14 @@ def flush(path: Path) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file, in place of one that may be there."""
+    replace_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file, in place of one that may be there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(path)
-    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+    unfinished.write_bytes(content)
     flush(unfinished)
     unfinished.replace(path)
 

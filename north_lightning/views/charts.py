@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 
@@ -20,8 +21,10 @@ from matplotlib.figure import Figure
 from north_lightning.errors import printable
 
 matplotlib.rcParams["text.parse_math"] = False  # a name with two dollars is no formula
+matplotlib.rcParams["svg.hashsalt"] = "north_lightning"  # the same picture, the same bytes
 
-COLOURS = ("#2f6f9f", "#d1603d", "#3c8d5a", "#8a5aa8", "#b08a2e", "#5b6770")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#5b6770")
+"""Told apart by color-blind eyes too: five after Okabe and Ito (2008), whose yellow is darker here, and a gray."""
 SHADES = (*COLOURS, "#b3567c", "#4a9c9c", "#8f6b4a", "#9aa5ad", "#6b7fc0", "#7d8c3a", "#c27f5c", "#444c55")
 """For more parts than a chart should have curves."""
 
@@ -38,6 +41,14 @@ class Series:
     band: tuple[Sequence[float], Sequence[float]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """A model's bars: for each label its value, and the ends of its interval."""
+
+    name: str
+    values: Mapping[str, tuple[float, float, float]]
+
+
 def running_mean(values: Sequence[float], width: int) -> list[float]:
     """Mean of the last ``width`` values at every point (fewer at the start)."""
     means = []
@@ -47,16 +58,17 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
     return means
 
 
-def line_chart(
+def line_figure(
     series: Sequence[Series],
     *,
     xlabel: str,
     ylabel: str,
     ylim: tuple[float | None, float | None] = (None, None),
     level: tuple[str, float] | None = None,
-) -> str:
-    """SVG of the curves; ``level`` is a named horizontal line, such as a bound."""
-    figure = Figure(figsize=(5.4, 3.0), layout="constrained")
+    size: tuple[float, float] = (5.4, 3.0),
+) -> Figure:
+    """The curves; ``level`` is a named horizontal line, such as a bound; ``size`` in inches."""
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     for number, one in enumerate(series):
         colour = COLOURS[number % len(COLOURS)]
@@ -76,7 +88,35 @@ def line_chart(
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1 or level is not None:
         _legend_above(axes)
-    return _svg(figure)
+    return figure
+
+
+def line_chart(series: Sequence[Series], **labels: Any) -> str:
+    """SVG of ``line_figure``."""
+    return _svg(line_figure(series, **labels))
+
+
+def interval_bars(groups: Sequence[Bars], *, ylabel: str) -> Figure:
+    """Upright bars of shares, a group of them a label (as wide as they all need), each with its value and interval."""
+    labels = list(dict.fromkeys(label for group in groups for label in group.values))
+    width = 0.84 / len(groups)
+    figure = Figure(figsize=(1.6 + max(0.62 * len(groups), 1.2) * len(labels), 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for number, group in enumerate(groups):
+        colour = COLOURS[number % len(COLOURS)]
+        places = [labels.index(label) + (number - (len(groups) - 1) / 2) * width for label in group.values]
+        values = [value for value, _, _ in group.values.values()]
+        below, above = ([abs(value - ends[side]) for value, *ends in group.values.values()] for side in (0, 1))
+        axes.bar(places, values, 0.92 * width, color=colour, label=_shown(group.name))
+        axes.errorbar(places, values, (below, above), fmt="none", ecolor="#333333", elinewidth=1.0, capsize=2.5)
+        for place, (value, _, high) in zip(places, group.values.values(), strict=True):
+            axes.text(place, high + 0.015, f"{100 * value:.1f}", ha="center", fontsize=8)
+    axes.set_xticks(range(len(labels)), [_shown(label) for label in labels], fontsize=9)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel(ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    _legend_above(axes)
+    return figure
 
 
 def bar_chart(labels: Sequence[str], groups: Sequence[tuple[str, Sequence[float]]], *, xlabel: str) -> str:
@@ -168,8 +208,13 @@ def _legend_above(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
 
 
+def drawn(figure: Figure, form: str) -> bytes:
+    """A file of format ``svg`` or ``png``, without the date and the program's version."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, dpi=160, metadata={"Date" if form == "svg" else "Software": None})
+    return buffer.getvalue()
+
+
 def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
+    text = drawn(figure, "svg").decode()
     return text[text.index("<svg") :]

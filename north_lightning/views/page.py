@@ -128,8 +128,13 @@ def render_page(
     histories: Mapping[str, History],
     rows: Sequence[tuple[str, list[str]]],
     caption: str,
+    figures: Sequence[str],
 ) -> str:
-    """The whole page; ``rows`` of the table on held-out tasks; charts of numbers that were not logged are left out."""
+    """The whole page; charts of numbers that were not logged are left out.
+
+    Args:
+        rows: the table on held-out tasks, with ``caption`` below it and ``figures`` (SVG) of the same.
+    """
     environment = Environment(
         loader=PackageLoader("north_lightning.views"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -138,6 +143,7 @@ def render_page(
         report=report,
         rows=rows,
         caption=caption,
+        figures=figures,
         gain=report["paired_gain"],
         charts=[(title, svg) for title, svg in charts if svg],
         breakdown=_draw_families(evaluation["checkpoints"]),
