@@ -23,8 +23,9 @@ from north_lightning.errors import printable
 matplotlib.rcParams["text.parse_math"] = False  # a name with two dollars is no formula
 matplotlib.rcParams["svg.hashsalt"] = "north_lightning"  # the same picture, the same bytes
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#5b6770")
-"""Told apart by color-blind eyes too: five after Okabe and Ito (2008), whose yellow is darker here, and a gray."""
+COLOURS = ("#0072b2", "#d55e00", "#44aa99", "#882255", "#56b4e9", "#332288")
+"""Told apart by color-blind eyes too."""
+GRAY = "#5b6770"
 SHADES = (*COLOURS, "#b3567c", "#4a9c9c", "#8f6b4a", "#9aa5ad", "#6b7fc0", "#7d8c3a", "#c27f5c", "#444c55")
 """For more parts than a chart should have curves."""
 
@@ -164,7 +165,7 @@ def forest(rows: Sequence[tuple[str, float, tuple[float, float], bool]], *, xlab
     figure = Figure(figsize=(7.6, 0.9 + 0.3 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for row, (_, value, (low, high), told) in enumerate(rows):
-        colour = COLOURS[1] if told else COLOURS[5]
+        colour = COLOURS[1] if told else GRAY
         axes.plot([low, high], [row, row], color=colour, linewidth=2.0, solid_capstyle="butt")
         axes.plot([value], [row], color=colour, marker="o", markersize=5)
     axes.axvline(0, color="#999999", linewidth=1.0)

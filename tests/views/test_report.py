@@ -58,7 +58,7 @@ def test_every_number_on_held_out_tasks_has_its_interval_and_its_protocol_as_com
 def test_the_page_is_self_contained_and_draws_every_chart(run_dir: Path) -> None:
     write_report(run_dir)
     page = (run_dir / "report.html").read_text()
-    assert page.count("<svg") == len(CHARTS) + 1  # and the families
+    assert page.count("<svg") == len(CHARTS) + 2  # and the task sets, and the families
     for chart in CHARTS:
         assert chart.title.split(",")[0].replace("'", "&#39;") in page
     assert "+25.0" in page
@@ -83,7 +83,7 @@ def test_without_points_during_rl_the_page_has_the_other_charts(run_dir: Path) -
     (run_dir / "rl" / "eval" / "points.jsonl").unlink()
     write_report(run_dir)
     assert json.loads((run_dir / "report.json").read_text())["rl_heldout"] == []
-    assert (run_dir / "report.html").read_text().count("<svg") == len(CHARTS) - 2 + 1
+    assert (run_dir / "report.html").read_text().count("<svg") == len(CHARTS) - 2 + 2
 
 
 def test_the_accounts_of_time_are_drawn_as_bars_of_one_hundred_percent(run_dir: Path) -> None:
@@ -98,7 +98,7 @@ def test_the_accounts_of_time_are_drawn_as_bars_of_one_hundred_percent(run_dir: 
     write_report(run_dir)
     assert json.loads((run_dir / "report.json").read_text())["rl_time"] == accounts
     page = (run_dir / "report.html").read_text()
-    assert page.count("<svg") == len(CHARTS) + 2
+    assert page.count("<svg") == len(CHARTS) + 3
     words = re.findall(r"<!-- (.*?) -->", page)  # matplotlib names each text that it draws as glyphs
     bars = ["75%", "25%", "48%", "12%", "20%", "10%", "6%", "4%"]
     assert {*bars, "generating: trained", "generating: discarded", "idle: verifier", "paused"} <= set(words)
