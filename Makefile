@@ -43,8 +43,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two tests at a time, a process each; then, one by one, those that need the machine for themselves.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone and not long"
+	$(BIN)/python -m pytest -m "alone and not long"
 
 # Also the trials marked `long`: hundreds of kills, thousands of generated cases.
 test-full: lint

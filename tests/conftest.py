@@ -31,11 +31,21 @@ settings.register_profile("same_examples", derandomize=True)
 settings.load_profile("same_examples")
 
 
+ALONE = ("callbacks", "faults", "parallel", "recipes", "rollout", "sampling", "sandbox")
+"""Folders of tests about processes, their times and what they leave on the machine."""
+ALONE_FILES = ("test_interruptions", "test_listeners", "test_threads")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever needs the server is marked ``vllm``, so that ``-m "not vllm"`` runs without it."""
+    """What needs the server is marked ``vllm``, so that ``-m "not vllm"`` runs without it; what needs the machine for
+    itself is marked ``alone``: the other tests run two at a time (see the Makefile)."""
+    here = Path(__file__).parent
     for item in items:
         if "vllm_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.vllm)
+        place = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else ""
+        if place in ALONE or item.path.stem in ALONE_FILES or item.get_closest_marker("vllm"):
+            item.add_marker(pytest.mark.alone)
 
 
 @pytest.fixture(autouse=True)
