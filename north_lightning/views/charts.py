@@ -26,6 +26,9 @@ matplotlib.rcParams["svg.hashsalt"] = "north_lightning"  # the same picture, the
 COLOURS = ("#0072b2", "#d55e00", "#44aa99", "#882255", "#56b4e9", "#332288")
 """Told apart by color-blind eyes too."""
 GRAY = "#5b6770"
+PREFERENCES = ("much better", "better", "about the same", "worse", "much worse")
+PREFERENCE_COLOURS = ("#5e3c99", "#b2abd2", "#d9d9d9", "#fdb863", "#e66101")
+"""ColorBrewer's PuOr."""
 SHADES = (*COLOURS, "#b3567c", "#4a9c9c", "#8f6b4a", "#9aa5ad", "#6b7fc0", "#7d8c3a", "#c27f5c", "#444c55")
 """For more parts than a chart should have curves."""
 
@@ -175,6 +178,44 @@ def forest(rows: Sequence[tuple[str, float, tuple[float, float], bool]], *, xlab
     axes.grid(axis="x", alpha=0.2)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return _svg(figure)
+
+
+def preference_bars(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
+    """Shares of the five preferences as bars laid end to end; beside them the win rate with its 95% interval. A row is
+    a name, and the counts of ``preferences``, ``win_rate`` and ``clustered_ci95`` of a pair of models."""
+    figure = Figure(figsize=(10.0, 1.5 + 0.42 * len(rows)), layout="constrained")
+    shares, rates = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for at, (_, one) in enumerate(rows):
+        end, total = 0.0, sum(one["preferences"])
+        for number, count in enumerate(one["preferences"]):
+            width = count / total
+            colour, label = PREFERENCE_COLOURS[number], PREFERENCES[number] if at == 0 else None
+            shares.barh(at, width, left=end, height=0.7, color=colour, edgecolor="white", linewidth=0.8, label=label)
+            if width >= 0.06:
+                color = "white" if number in (0, 4) else "#222222"
+                shares.text(
+                    end + width / 2, at, f"{100 * width:.0f}%", ha="center", va="center", fontsize=8, color=color
+                )
+            end += width
+        low, high = one["clustered_ci95"]
+        rates.plot([low, high], [at, at], color="#444444", linewidth=2, solid_capstyle="butt")
+        rates.plot([one["win_rate"]], [at], "o", color=PREFERENCE_COLOURS[0], markersize=6)
+        label = f"{100 * one['win_rate']:.1f}%  [{100 * low:.0f}, {100 * high:.0f}]"
+        rates.annotate(label, (1.03, at), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    shares.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=9)
+    for label, (name, _) in zip(shares.get_yticklabels(), rows, strict=True):
+        label.set_fontweight("bold" if " against " in name else "normal")
+    shares.set_ylim(len(rows) - 0.5, -0.5)
+    shares.set_xlim(0, 1)
+    shares.set_xlabel("share of judgments: the first model is ...")
+    shares.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5)
+    rates.axvline(0.5, color="#999999", linewidth=1, linestyle="--")
+    rates.set_xlim(0, 1)
+    rates.set_xlabel("win rate (a tie is half a win), 95% interval by item")
+    rates.tick_params(left=False)
+    for axes in (shares, rates):
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
 
 
 def histogram(groups: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, xlabel: str, ylabel: str) -> str:

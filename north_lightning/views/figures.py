@@ -16,11 +16,10 @@ from typing import Any
 from rich.console import Console
 
 from north_lightning.durable import replace_bytes
-from north_lightning.errors import DataError
+from north_lightning.errors import DataError, printable
 from north_lightning.evaluation.compare import describe_sides, read_all
 from north_lightning.history import HISTORY, History, read_history
-from north_lightning.human_evaluation.report import chart_rows, draw_preferences
-from north_lightning.views.charts import Bars, Series, drawn, interval_bars, line_figure
+from north_lightning.views.charts import Bars, Series, drawn, interval_bars, line_figure, preference_bars
 from north_lightning.views.page import column
 
 FORMATS = ("svg", "png")
@@ -70,9 +69,9 @@ def draw_figures(
     else:
         yield "training", f"{history} not found; `python -m north_lightning fit` writes it (JSONLHistory)"
     report = (study or run_dir / "study") / "report" / "report.json"
-    rows = chart_rows(json.loads(report.read_text())) if report.is_file() else []
+    rows = preference_rows(json.loads(report.read_text())) if report.is_file() else []
     if rows:
-        yield "preferences", {form: draw_preferences(rows, form) for form in FORMATS}
+        yield "preferences", {form: drawn(preference_bars(rows), form) for form in FORMATS}
     else:
         yield "preferences", f"{report} names no models; `human-eval report --unseal true` does"
 
@@ -101,3 +100,14 @@ def _curves(history: History, points: History) -> Iterator[Series]:
     steps, values = column(history, "rollout/pass@1")
     if values:
         yield Series("training", steps, values, 10)
+
+
+def preference_rows(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The chart's lines: every pair of models, as a whole and by functionality."""
+    rows = []
+    for pair in results["pairs"] or []:
+        first, second = (printable(model)[:40] for model in pair["models"])
+        if pair["overall"]:
+            rows.append((f"{first} against {second}", pair["overall"]))
+            rows += [(f"{kind.replace('_', ' ')}", one) for kind, one in pair["by_functionality"].items() if one]
+    return rows

@@ -204,7 +204,7 @@ def test_an_unrated_study_has_a_report_too(tmp_path: Path) -> None:
 def test_the_chart_is_told_apart_by_color_blind_eyes(study: Path) -> None:
     """Simulated by the matrices of Machado, Oliveira and Fernandes (2009), severity 1: neighbors differ in lightness
     or hue by more than a just noticeable amount for every kind of color blindness."""
-    from north_lightning.human_evaluation.report import COLORS
+    from north_lightning.views.charts import PREFERENCE_COLOURS as COLORS
 
     kinds = {
         "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
