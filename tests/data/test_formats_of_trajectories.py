@@ -550,6 +550,18 @@ def test_tools_are_read_in_every_shape(tool, parameters):
     assert (read.name, dict(read.parameters)) == ("bash", parameters)
 
 
+def test_an_error_of_a_tool_reads_as_inspect_showed_it():
+    failed = {
+        "role": "tool",
+        "content": "",
+        "tool_call_id": "call_1",
+        "error": {"type": "timeout", "message": "too slow"},
+    }
+    messages = [*RECORDS["Inspect"]["messages"][:3], failed, RECORDS["Inspect"]["messages"][4]]
+    sample = Trajectories().convert({**RECORDS["Inspect"], "messages": messages})
+    assert sample.messages[3].content == "Error: too slow"
+
+
 # ---- ATIF ----------------------------------------------------------------------------------------------------------
 
 
