@@ -47,7 +47,8 @@ _METADATA = words(
     "traj_id session_id run_id trial_name episode patch model_patch generated_patch test_patch gold_patch cost "
     "usage metrics num_tokens num_turns length language lang category version split exit_status stop_reason "
     "eval_logs hints_text base_commit problem_statement instruction verifier_output trace_source notes "
-    "final_metrics continued_trajectory_ref info loss_weight weight train trainable original_id conversation_id image_name"
+    "final_metrics continued_trajectory_ref info loss_weight weight train trainable original_id conversation_id "
+    "image_name"
 )
 COLUMNS = _VERDICTS | frozenset([*(key for keys in _LABELS.values() for key in keys), *_METADATA, *TOOL_KEYS])
 """Columns that are read, or that hold nothing for a model. Verdicts are counted where they could not be read."""

@@ -48,8 +48,8 @@ class InspectSamples(Format):
 
 
 def _resolved(value: Any, attachments: Mapping[str, Any]) -> Any:
-    """``value`` with what the log keeps beside it put in its place, and a tool's error as the model saw it; ``source`` of
-    a message is no role."""
+    """``value`` with what the log keeps beside it put in its place, and a tool's error as the model saw it; ``source``
+    of a message is no role."""
     if isinstance(value, dict) and value.get("role") == "tool" and below(value, "error"):
         value = value | {"content": f"Error: {value['error'].get('message')}", "error": None}
     if isinstance(value, str) and value.startswith(_ATTACHMENT):
