@@ -141,6 +141,7 @@ def run_file(path: str, tests: Sequence[str], judge: Any) -> None:
 
 def run_tests(files: Any, path: str, tests: Sequence[str], canaries: Any, channel: Any) -> None:
     sys.path += [base.TESTS, base.WORK]
+    base.loaders.add(rewrite.AssertionRewritingHook)
     make_asserts_strict()
     strict.trust_standard_library()
     strict.seal_assertions()

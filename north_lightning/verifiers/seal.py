@@ -15,7 +15,7 @@ import operator
 import os
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from apart import Tampered  # type: ignore[import-not-found]
 
@@ -35,8 +35,12 @@ ALWAYS = (
 )
 """Packages that judge, whatever the tests import."""
 HOOKS = frozenset(
-    ("showwarning", "formatwarning", "excepthook", "unraisablehook", "displayhook", "breakpointhook", "lastResort")
-) | {"_create_default_https_context", "_logRecordFactory", "_loggerClass", "stdin", "stdout", "stderr", "path_hooks"}
+    (
+        *("showwarning", "formatwarning", "_showwarnmsg_impl", "excepthook", "unraisablehook", "displayhook"),
+        *("breakpointhook", "lastResort", "_create_default_https_context", "_logRecordFactory", "_loggerClass"),
+        *("stdin", "stdout", "stderr", "path_hooks", "__loader__", "__spec__"),
+    )
+)
 """Names that honest code gives other values."""
 DATA = (type(None), bool, int, float, str, bytes, tuple, list, dict, set, frozenset)
 
@@ -61,7 +65,9 @@ class Seal:
     def add(self, namespace: Namespace, but: Iterable[str] = (), skipped: tuple[type, ...] = DATA) -> None:
         """Watch the values that are no data, without the names ``but``."""
         kept = {
-            name: value for name, value in list(namespace.items()) if type(value) not in skipped and name not in but
+            name: value
+            for name, value in list(namespace.items())
+            if type(value) not in skipped and name not in but and name not in HOOKS
         }
         self._held.append((namespace, tuple(kept), tuple(kept.values())))
         for value in kept.values():
@@ -86,7 +92,7 @@ class Seal:
     def add_module(self, module: types.ModuleType, skipped: tuple[type, ...] = DATA) -> None:
         """Watch it with its classes."""
         names = vars(module)
-        self.add(names, HOOKS, skipped)
+        self.add(names, skipped=skipped)
         for cls in list(names.values()):
             if isinstance(cls, type) and cls.__module__ == module.__name__:
                 self.add_class(cls)
@@ -136,8 +142,11 @@ class TestFiles:
                 continue
             self.words += source.decode(errors="replace")
             _find_changes(tree, self.rebound, self._changed)
-            for name in _imported(tree, os.path.dirname(path)):
-                for place in (f"{TESTS}/{name.replace('.', '/')}", f"{os.path.dirname(path)}/{name}"):
+            directory = os.path.dirname(path)
+            places = [TESTS] if os.path.exists(f"{directory}/__init__.py") else [TESTS, directory]
+            for name in _imported(tree, directory):
+                is_own = name.split(".")[0] not in sys.stdlib_module_names
+                for place in [f"{place}/{name.replace('.', '/')}" for place in places if is_own]:
                     for file_name in (f"{place}.py", f"{place}/__init__.py"):
                         if os.path.isfile(file_name):
                             self.imports[name] = file_name
@@ -162,16 +171,22 @@ class TestFiles:
         seal.add(sys.modules)
         return seal
 
-    def seal_loaded(self, seal: Seal, loaded: Mapping[str, types.ModuleType]) -> list[Constant]:
-        """Watch what the test files that are ``loaded`` define; returns what their constants are."""
+    def seal_loaded(self, seal: Seal, loaded: Mapping[str, types.ModuleType], loaders: set[type]) -> list[Constant]:
+        """Watch what the test files that are ``loaded`` define; returns what their constants are. ``loaders`` load from
+        where the tests are."""
+
+        def is_of_tests(module: types.ModuleType) -> bool:
+            by_loader = type(vars(module).get("__loader__")) in loaders and module.__file__ in self.trees
+            return by_loader or any(module is one for one in loaded.values())
+
         for name, path in self.imports.items():
-            if path and name in sys.modules and sys.modules[name] is not loaded.get(path):
+            if path and name in sys.modules and not is_of_tests(sys.modules[name]):
                 raise Tampered(f"{name} was not loaded from the tests")
         rebound, changed = self.rebound, self._changed
         constants: list[Constant] = []
         for path, module in loaded.items():
             body, names = self.trees[path].body if path in self.trees else [], vars(module)
-            self._check_imports(body, names, rebound)
+            self._check_imports(body, names, rebound, is_of_tests)
             constants += _constants(body, names, rebound, changed)
             seal.add(names, rebound)
             for node in body:
@@ -180,14 +195,21 @@ class TestFiles:
                     seal.add(vars(cls), rebound)
         return constants
 
-    def _check_imports(self, body: list[ast.stmt], names: Namespace, rebound: set[str]) -> None:
+    def _check_imports(
+        self,
+        body: list[ast.stmt],
+        names: Namespace,
+        rebound: set[str],
+        is_of_tests: Callable[[types.ModuleType], bool],
+    ) -> None:
         bound: dict[str, list[object]] = {}
         for node in body:
             if isinstance(node, ast.Import):
                 for one in node.names:
                     module = one.name if one.asname else one.name.split(".")[0]
-                    bound.setdefault(one.asname or module, []).append(sys.modules.get(module))
-            elif isinstance(node, ast.ImportFrom) and not node.level and self._is_known(node.module or ""):
+                    value = sys.modules.get(module) if self._is_standard(module) else None
+                    bound.setdefault(one.asname or module, []).append(value)
+            elif isinstance(node, ast.ImportFrom) and not node.level and self._is_standard(node.module or ""):
                 for one in node.names:
                     value = vars(sys.modules[node.module or ""]).get(one.name)
                     bound.setdefault(one.asname or one.name, []).append(value)
@@ -195,11 +217,14 @@ class TestFiles:
                 bound.setdefault(node.name, []).append(None)
         for name, values in bound.items():
             is_watched = len(values) == 1 and name not in rebound and type(values[0]) not in DATA
-            if is_watched and names.get(name) is not values[0]:
+            found = names.get(name)
+            is_own = isinstance(found, types.ModuleType) and is_of_tests(found)  # a package's part of that name
+            if is_watched and found is not values[0] and not is_own:
                 raise Tampered(f"{name} of the tests is not what they import")
 
-    def _is_known(self, name: str) -> bool:
-        return name in sys.modules and (name.split(".")[0] in sys.stdlib_module_names or bool(self.imports.get(name)))
+    @staticmethod
+    def _is_standard(name: str) -> bool:
+        return name in sys.modules and name.split(".")[0] in (*sys.stdlib_module_names, "pytest")
 
 
 def check_constants(constants: Iterable[Constant]) -> None:

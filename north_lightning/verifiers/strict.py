@@ -195,9 +195,12 @@ def decoy(value: Any, number: int) -> Any:
     return (object(), None, "none", 0, (), os.urandom(4).hex())[number]
 
 
-def confirmed(ask: Callable[[Any], Any], value: object) -> bool:
-    """Whether ``ask`` says yes to ``value`` each time, and no to most decoys; the last two may be the same."""
+def confirmed(ask: Callable[[Any], Any], value: Any, far: bool = False) -> bool:
+    """Whether ``ask`` says yes to ``value`` each time, and no to at least half of the decoys; ``far``: to numbers that
+    are nowhere near."""
     others = [other for other in (decoy(value, number) for number in range(NUM_DECOYS)) if other is not value]
+    if far and type(value) in (int, float):
+        others = [value + sign * int.from_bytes(os.urandom(7), "big") for sign in (1, -1) for _ in range(REPEATS)]
     asked = sorted([(value, True)] * REPEATS + [(other, False) for other in others], key=lambda _: os.urandom(4))
     num_denied = 0
     for one, expected in asked:
@@ -245,7 +248,7 @@ def check(name: str, left: Any, right: Any, odd: tuple[bool, bool], answer: obje
         good = are_believable((left, one) for one in right if left is not one and left == one)
     else:
         fits = (lambda one: one in right) if name == "In" else (lambda one: not function(one, right))
-        good = confirmed(fits, left)
+        good = confirmed(fits, left, far=True)
     if not good:
         raise AssertionError(
             f"the comparison was left to {_name(left, right, odd)}, which calls other values equal too"

@@ -38,18 +38,22 @@ SWE-bench and SWE-bench Pro are graded by what these grade with (``official``).
 **Single answers** (``tasks.live_code_bench``, ``tasks.scicode``) are graded as their benchmark's own grader does; a
 step of SciCode is what a software test is.
 
-**Software tasks** are judged here, not in the sandbox: every expected test id gets a secret, the runner inside hands
-back the secret of each test that passed, and a missing one is a failure. ``unittest_runner`` and ``pytest_runner`` say
-how they keep them, ``graded_tree`` what of the attempt is graded at all.
+**Software tasks** are judged by a parent process that the code under test never enters (``apart``): it alone has the
+secret of each expected test, and hands it back for what its children, one for each file of tests, say has passed. In
+each child the tests stand among canaries (``canaries``), of which half expect what is wrong. Where one of those passes,
+or one of the others fails, the reason is ``tampered`` and the reward 0, as it is where what judges, what the tests
+import from the standard library, or the tests' own functions and constants have changed (``seal``). A class that the
+code under test brings along cannot claim to equal what it does not (``strict``). ``graded_tree`` says what of the
+attempt is graded at all.
 
-Not defended: the code under test shares an interpreter with the tests. Code that walks stack frames or the garbage
-collector's objects, reads its own memory, or replaces an assertion and puts it back before the test ends, can find a
-secret or fake a pass; so can code that follows the globals of the runner's functions. A comparison that a test makes
-itself (``assertTrue(f() == 3)``, ``assert``) is decided by what ``f`` returns; an assertion that compares leaves it to
-a class of the code under test only where both sides hold that class (two of its dataclasses), and so do other standard
-classes that hold values (``SimpleNamespace``). The code can also read ``/tests`` while it is being graded. A terminal
-task whose ``test.sh`` executes a program of the attempt lets that program write the reward, if it ends before
-``test.sh`` does.
+Not defended: in a child, the code under test shares an interpreter with its tests. Code that is made for this grader
+can tell canaries from tests by their sources, write a child's memory, change a caller's local variables or an
+instance's attributes through its frame, replace an assertion and put it back before the test ends, or stand between a
+child and its parent. Two objects of one class of the code under test are equal if that class says so, and what a test
+lets the standard library compare (``operator.eq``, ``list.index``) is decided by what is compared. The code can also
+read ``/tests`` while it is being graded. A terminal task whose ``test.sh`` executes a program of the attempt lets that
+program write the reward before ``test.sh`` ends, or in the microseconds until what is left is stopped. Where this
+process may not mount, only the size of each file in the logs is bounded.
 """
 
 from __future__ import annotations
@@ -260,7 +264,10 @@ class UnitTestVerifier(RewardVerifier):
         if fault := self._fault(task, result, details):
             return fault
         numbers = read_reward(logs, task.id, self.grading == "strict")
-        return Reward(only_reward(numbers, task.id), {**details, **numbers}, numbers=numbers)
+        value = only_reward(numbers, task.id)
+        if self.grading == "strict" and not 0 <= value <= 1:
+            raise RewardFileError(f"task {task.id}: expected a reward from 0 to 1, got {value:g}")
+        return Reward(value, {**details, **numbers}, numbers=numbers)
 
     def _fault(self, task: Task, result: CommandResult, details: Mapping[str, Any]) -> Reward | None:
         """The verdict on tests that did not end as they should; ``VerifierError`` if they were killed."""

@@ -42,6 +42,8 @@ for _name in ("apart", "strict", "canaries", "seal"):
 WORK = "/work"
 loaded: dict[str, types.ModuleType] = {}
 """Files of the tests -> modules."""
+loaders: set[type] = set()
+"""Load from where the tests are."""
 
 
 class Watch:
@@ -64,7 +66,7 @@ class Watch:
         if len(sys._current_frames()) > 1:
             raise apart.Tampered("a thread was started while the tests were loaded")
         self.check()
-        self._constants = self._files.seal_loaded(self._seal, loaded)
+        self._constants = self._files.seal_loaded(self._seal, loaded, loaders)
         self.check()
 
     def check(self) -> None:
@@ -90,6 +92,7 @@ class TestLoader(machinery.SourceFileLoader):
 
 def find_beside_tests(watch: Watch) -> None:
     finder = machinery.FileFinder.path_hook((TestLoader, [".py"]))
+    loaders.add(TestLoader)
     TestLoader.watch = watch.add_helper  # type: ignore[method-assign]
 
     def hook(path: str) -> Any:

@@ -169,12 +169,12 @@ def pytest_module(body: str) -> str:
     )
 
 
-def tests_of(framework: str, kind: str) -> dict[str, str]:
+def files_of(framework: str, kind: str) -> dict[str, str]:
     module = unittest_module(UNITTEST[kind]) if framework == "unittest" else pytest_module(PYTEST[kind])
     return {**HELPERS, f"{NAME}.py": module}
 
 
-def test_ids(framework: str, kind: str) -> list[str]:
+def ids_of(framework: str, kind: str) -> list[str]:
     if framework == "unittest":
         return [f"{NAME}.Test.test_add", f"{NAME}.Test.test_same"]
     return [f"{NAME}.py::test_add{'[7-9]' if kind == 'parametrize' else ''}", f"{NAME}.py::test_same"]
