@@ -104,7 +104,7 @@ class Editor:
             return await self._list(path)
         if view_range is None:
             return numbered(lines)
-        first, last = view_range
+        first, last = map(int, view_range)  # a JSON integer may be 1.0
         last = len(lines) if last == -1 else last
         if not 1 <= first <= last <= len(lines):
             raise EditError(f"view_range {view_range} is not within lines 1 to {len(lines)} of {path}")

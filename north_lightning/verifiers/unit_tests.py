@@ -264,10 +264,10 @@ class UnitTestVerifier(RewardVerifier):
         if fault := self._fault(task, result, details):
             return fault
         numbers = read_reward(logs, task.id, self.grading == "strict")
-        value = only_reward(numbers, task.id)
-        if self.grading == "strict" and not 0 <= value <= 1:
-            raise RewardFileError(f"task {task.id}: expected a reward from 0 to 1, got {value:g}")
-        return Reward(value, {**details, **numbers}, numbers=numbers)
+        number = only_reward(numbers, task.id)
+        if self.grading == "strict" and not 0 <= number <= 1:
+            raise RewardFileError(f"task {task.id}: expected a reward from 0 to 1, got {number:g}")
+        return Reward(number, {**details, **numbers}, numbers=numbers)
 
     def _fault(self, task: Task, result: CommandResult, details: Mapping[str, Any]) -> Reward | None:
         """The verdict on tests that did not end as they should; ``VerifierError`` if they were killed."""
