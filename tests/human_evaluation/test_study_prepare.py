@@ -22,6 +22,8 @@ from north_lightning.human_evaluation.assignments import Assignment, Comparison,
 from north_lightning.human_evaluation.names import PLACEHOLDER, Names, plain
 from north_lightning.human_evaluation.pages import diff_files, make_markdown
 from north_lightning.human_evaluation.submissions import opencode_messages, read_side
+from north_lightning.tasks import load_task, write_task
+from north_lightning.tasks.harbor import TaskSource
 from north_lightning.types import Message, Reward, Rollout, ToolCall, Turn
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "human_evaluation"
@@ -275,6 +277,40 @@ def test_attempts_of_our_own_evaluations_are_read(tmp_path: Path, capsys: pytest
     sides[0] = f"wombat={tmp_path / 'eval'}"
     assert main(["human-eval", "prepare", *sides, "--output_dir", str(tmp_path / "other")]) == 1
     assert "stage-one, stage-two" in capsys.readouterr().err
+
+
+def test_changes_to_the_files_of_a_task_are_shown(tmp_path: Path) -> None:
+    source = TaskSource(
+        name="owner__repo-1", environment="terminal", family="repair", instruction="Change it.",
+        files={"a.py": "one\ntwo\n"}, tests={"test.sh": ""}, solve_script="", steps=(("bash", {"command": ""}),),
+        max_turns=3, git=True,
+    )  # fmt: skip
+    task = load_task(write_task(source, tmp_path / "tasks"))
+    for model, text in (("quokka", "one\nthree\n"), ("wombat", "two\n")):
+        rollout = Rollout(task.id, "terminal", "repair", 1, 0, 0, reward=Reward(1.0))
+        rollout.messages = [Message("user", "In other words: change it."), Message("assistant", f"Done by {model}.")]
+        works, work = Works(tmp_path / model / "works"), tmp_path / f"work-{model}"
+        work.mkdir()
+        (work / "a.py").write_text(text)
+        works.keep_work("kept", task, work)
+        works.keep_rollout("kept", rollout)
+        attempt = Attempt("rl", "w", task.id, "t", "terminal", "repair", "opencode-1", 0, 1.0, kept="kept")
+        append_attempts(tmp_path / model / "attempts.jsonl", [attempt])
+    sides = [f"{model}={tmp_path / model}" for model in ("quokka", "wombat")]
+    more = [
+        "--task_sets",
+        f"[{tmp_path / 'tasks'}]",
+        "--functionality",
+        '{"*": "code_editing"}',
+        "--attention_items",
+        "0",
+    ]
+    study = prepare(sides, tmp_path / "study", *more)
+    assert list(study.instructions.values()) == ["<p>Change it.</p>\n"]
+    diffs = [study.page(one)["diff"] for one in study.lengths]
+    changed = [[line for kind, line in diff[0]["lines"] if kind in ("added", "removed")] for diff in diffs]
+    assert changed == [["-two", "+three"], ["-one"]]
+    assert {diff[0]["title"] for diff in diffs} == {"a.py"}
 
 
 def test_a_checkpoint_with_an_ordinary_name_is_no_reason_to_refuse(tmp_path: Path) -> None:
