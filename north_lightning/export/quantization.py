@@ -25,7 +25,7 @@ from north_lightning.model.shards import Entry
 
 FP8 = Literal["fp8", "fp8_block"]
 PRESETS = {"fp8": "FP8_DYNAMIC", "fp8_block": "FP8_BLOCK"}
-BLOCK = 128
+BLOCK, FP8_MAX = 128, 448.0
 _EXPERT = re.compile(r".*\.mlp\.experts\.\d+\.(gate|up|down)_proj\.weight")
 
 
@@ -36,14 +36,12 @@ class Quantization:
         """``ConfigError`` if compressed-tensors is not installed, or the experts are not made of whole blocks."""
         try:
             library = import_module("compressed_tensors.quantization")
-            compressors = import_module("compressed_tensors.compressors")
         except ImportError as error:
             raise ConfigError(f"format: {form} needs compressed-tensors: pip install compressed-tensors") from error
         widths = (config.hidden_size, config.intermediate_size)
         if form == "fp8_block" and any(width % BLOCK for width in widths):
             raise ConfigError(f"format: fp8_block needs experts in multiples of {BLOCK}, got {widths}: take fp8")
         self._library, self._model_config = library, config
-        self._compressor = compressors.FloatQuantizationCompressor
         self._scheme = library.preset_name_to_scheme(PRESETS[form], ["Linear"])
         self._scheme.format = "float-quantized"
         self._is_blocks = form == "fp8_block"
@@ -65,11 +63,14 @@ class Quantization:
 
     @torch.no_grad()
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Float8 matrix, and scales in the weight's dtype."""
-        low, high = (self._extreme(weight, extreme) for extreme in (torch.amin, torch.amax))
+        """Float8 matrix, and scales in the weight's dtype: bit for bit what the library's compressor gives, which takes
+        three times as long because it rounds twice."""
+        blocks = weight.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK)) if self._is_blocks else weight
+        dims = (1, 3) if self._is_blocks else (1,)
+        low, high = (extreme(blocks, dim=dims, keepdim=True) for extreme in (torch.amin, torch.amax))
         scale, _ = self._library.utils.calculate_qparams(low, high, self._scheme.weights)
-        compressed = self._compressor.compress({"weight": weight, "weight_scale": scale}, self._scheme)
-        return compressed["weight"], scale
+        rounded = (blocks / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        return rounded.view_as(weight), scale.squeeze(dims) if self._is_blocks else scale
 
     def dequantize(self, quantized: Tensor, scale: Tensor) -> Tensor:
         """The matrix that the server computes with, in float32."""
@@ -93,12 +94,6 @@ class Quantization:
             ignore=[*ignored, "lm_head"],
         )
         return dict(written.model_dump(mode="json"))
-
-    def _extreme(self, weight: Tensor, extreme: Any) -> Tensor:
-        """Of every row, or of every block."""
-        if not self._is_blocks:
-            return extreme(weight, dim=1, keepdim=True)
-        return extreme(weight.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK)), dim=(1, 3))
 
     def _mix(self, moe: MoE, x_TD: Tensor, weights_TK: Tensor, expert_ids_TK: Tensor) -> Tensor:
         out = torch.zeros_like(x_TD)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,6 +26,7 @@ from north_lightning.model.files import open_shard, read_weight_map
 from north_lightning.model.lora import update_of
 from north_lightning.parallel.checkpoints import load_shards
 
+READ_AHEAD_BYTES = 64 << 20
 PREFIX = "model."  # of the model's parameters among a module's
 
 NamedTensors = Iterator[tuple[str, Tensor]]
@@ -40,11 +42,8 @@ class Weights:
 
     def forget(self, tensor: Tensor) -> None:
         """Take a tensor, or a part of one, that was only read out of this process's memory."""
-        start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        size = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
-        madvise = getattr(ctypes.CDLL(None), "madvise", None)
-        if self.is_mapped and madvise is not None and size > 0:
-            madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+        if self.is_mapped:
+            _advise(tensor, mmap.MADV_DONTNEED)
 
 
 def weights_of_folder(directory: Path, config: NorthConfig, quantization: Quantization | None = None) -> Weights:
@@ -76,7 +75,9 @@ def weights_of_folder(directory: Path, config: NorthConfig, quantization: Quanti
                 tensor = quantization.dequantize(tensor, read(f"{name}_scale"))
             yield name, tensor
 
-    return Weights(config, tensors, is_mapped=quantization is None)
+    if quantization is not None:
+        return Weights(config, tensors)
+    return Weights(config, lambda: _read_ahead(tensors()), is_mapped=True)
 
 
 def weights_of_file(config: NorthConfig, stored: Mapping[str, Tensor], path: Path) -> Weights:
@@ -87,7 +88,7 @@ def weights_of_file(config: NorthConfig, stored: Mapping[str, Tensor], path: Pat
     """
     with torch.device("meta"):
         own = _checked(stored, NorthModel(config).state_dict(), path)
-    return Weights(config, lambda: hf_tensors(config, own.__getitem__), is_mapped=True)
+    return Weights(config, lambda: _read_ahead(hf_tensors(config, own.__getitem__)), is_mapped=True)
 
 
 def weights_of_shards(config: NorthConfig, folder: Path) -> Weights:
@@ -136,6 +137,29 @@ def merged_weights(
             yield from ((name, whole[index]) for (name, _, index), _ in held)
 
     return Weights(base.config, tensors), model
+
+
+def _read_ahead(tensors: NamedTensors) -> NamedTensors:
+    """The same of tensors that are mapped from files, while the disk reads those that are next."""
+    window: deque[tuple[str, Tensor]] = deque()
+    num_bytes = 0
+    for name, tensor in tensors:
+        _advise(tensor, mmap.MADV_WILLNEED)
+        window.append((name, tensor))
+        num_bytes += tensor.nbytes
+        while num_bytes > READ_AHEAD_BYTES:
+            num_bytes -= window[0][1].nbytes
+            yield window.popleft()
+    yield from window
+
+
+def _advise(tensor: Tensor, advice: int) -> None:
+    """Tell the kernel about the pages that lie within a tensor's memory."""
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    if madvise is not None and size > 0:
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)
 
 
 def _checked(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
