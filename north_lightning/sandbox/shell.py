@@ -8,6 +8,7 @@ written by a process inside the sandbox: the host never opens a path that the mo
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from asyncio.subprocess import Process
 
@@ -172,8 +173,10 @@ class Shell:
                     words, end, rest = held[1:].partition(b"\x1e")
                     if end:
                         held, self._rest = b"", rest
-                        _, code, directory = words.split(b":", 2)
-                        return int(code), directory.decode(errors="surrogateescape")
+                        said = re.fullmatch(rb"[^:]*:([0-9]{1,3}):(.*)", words, re.DOTALL)
+                        if said is None:  # the command gave the shell another printf, or another builtin
+                            raise _ShellEndedError(_FLOODED, "the shell no longer says how commands end")
+                        return int(said[1]), said[2].decode(errors="surrogateescape")
                 else:
                     cut = max(len(held) - len(start) + 1, 0)
                     output.add(held[:cut])

@@ -210,3 +210,27 @@ def test_cancelled_command_leaves_nothing_behind(in_shell):
         assert (await shell.run("ps -eo args | grep -c '^sleep 883'", 60)).output == "0\n"
 
     in_shell(scenario)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        r"builtin() { command printf '\036%s:x:/work\036' \"${3#*036}\" >&9; }",
+        "builtin() { :; }",
+        "alias builtin=false; shopt -s expand_aliases",
+        "printf() { echo no; }; echo() { :; }",
+        "eval() { :; }; exec 9>&-",
+        "kill -STOP $$",
+        "trap 'echo x >&9' DEBUG",
+        "cd() { return 5; }; PWD=$'a:b\\036c'",
+    ],
+)
+def test_a_hostile_shell_costs_a_command_and_no_more(in_shell, hostile):
+    async def scenario(shell):
+        first = await shell.run(hostile, 0.7)
+        second = await shell.run("true", 0.7)
+        assert {type(one.exit_code) for one in (first, second)} == {int}
+        await shell.close()
+        assert (await shell.run("/bin/echo back", 60)).output == "back\n"
+
+    in_shell(scenario)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from red_team import BUGGY, CHEATS, FIXED, PYTEST, UNITTEST, ids_of, files_of
+from red_team import BUGGY, CHEATS, FIXED, PYTEST, UNITTEST, files_of, ids_of
 from test_unit_tests import attempt_at, score, write
 
 from north_lightning.errors import RewardFileError
