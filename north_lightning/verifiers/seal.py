@@ -191,7 +191,8 @@ class TestFiles:
             seal.add(names, rebound)
             for node in body:
                 if isinstance(node, ast.ClassDef) and isinstance(cls := names.get(node.name), type):
-                    constants += _constants(node.body, vars(cls), rebound, changed)
+                    found = _constants(node.body, vars(cls), rebound, changed)
+                    constants += [one for one in found if type(vars(cls)[one[1]]) is type(one[2])]  # no enumeration
                     seal.add(vars(cls), rebound)
         return constants
 

@@ -333,13 +333,15 @@ class Strict(ast.NodeTransformer):
         self._is_asserted = False
         self._num_names = 0
 
-    def visit_Assert(self, node: ast.Assert) -> ast.Assert:
+    def visit_Assert(self, node: ast.Assert) -> list[ast.stmt]:
+        before = self._num_names
         self._is_asserted = self._shows_sides
         node.test = self.visit(node.test)
         self._is_asserted = False
         if node.msg is not None:
             node.msg = self.visit(node.msg)
-        return node
+        names: list[ast.expr] = [ast.Name(f"{PREFIX}{n}", ast.Store()) for n in range(before, self._num_names)]
+        return [node, ast.Assign(names, ast.Constant(None))] if names else [node]  # nothing lives longer for it
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         is_asserted = self._is_asserted

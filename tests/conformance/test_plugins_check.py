@@ -186,7 +186,8 @@ def test_the_command_prints_a_line_per_check_and_the_exit_code_tells(tmp_path: P
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert lines[:10] == [f"{good}: {name}: ok" for name in ("loads", *rewards.CHECKS)]
-    problem = "a solved attempt: verify: expected a finite number as value, got inf"
+    problem = "a solved attempt: verify: expected a finite number from 0 to 1 as value, got inf; "
+    problem += "reward_range declares another range"
     assert f"{bad}: returns a finite reward: {problem}" in lines
     assert "checks failed" in done.stderr
 
