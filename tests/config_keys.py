@@ -33,7 +33,7 @@ PACKAGE = Path(north_lightning.__file__).parent
 ROOTS = (Callback, LightningModule, LightningDataModule, Logger, Strategy, Optimizer, LRScheduler)
 """What Lightning takes from a config; subclasses in the package are chosen there."""
 OWN = ("north_lightning", "dead_keys")
-PROGRAMS = ("__main__", "_plugin", "vllm_engine", "_runner")
+PROGRAMS = ("__main__", "_plugin", "vllm_engine", "_runner", "verifiers.seal")
 """Modules that run in processes of others, and are not imported here."""
 NOT_CHOSEN = ("north_lightning.conformance",)
 COPIES = ("__getstate__", "__setstate__", "__reduce__", "__repr__", "__eq__", "__hash__")

@@ -164,7 +164,7 @@ def test_test_evaluates_a_server_from_the_command_line(tmp_path, tasks, capfd):
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
     assert summary["checkpoints"]["other"]["pass@1"] == 0.75
     assert len(lines(tmp_path / "eval" / "attempts.jsonl")) == 8
-    assert "0.750" in capfd.readouterr().out
+    assert "75.0%" in capfd.readouterr().out
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """One evaluation with planted faults, by the command itself: none of them is scored, as wrong or as right.
 
-Beside honest attempts: a server that answers 429, a disk that runs full while an attempt is graded, a machine that
+Beside honest attempts: a server that answers 429, a disk that is full when an attempt is graded, a machine that
 kills a process of an attempt and one of a grader for want of memory, and tests that never end. Each is retried,
 recorded as an error, and graded or attempted again by the same command once the fault is gone.
 """
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,11 @@ from north_lightning.evaluation.attempts import Attempt, read_attempts
 
 REWARD = "if [ -e /work/done ]; then echo 1; else echo 0; fi >/logs/verifier/reward.txt\n"
 ALLOCATE = "python3 -c \"x = b'x' * (1200 << 20)\""
-FILL = "head -c 60000000 /dev/zero >/logs/verifier/noise; "
 TASKS = {  # commands of the attempt, tests/test.sh
     "solved": ("touch done", REWARD),
     "unsolved": ("true", REWARD),
     "hangs its own tests": ("ln -s /dev/zero answer", "[ ! -L answer ] || cat answer >/dev/null\n" + REWARD),
     "limited": ("touch done", REWARD),
-    "full disk": ("touch done", f"{FILL}[ -e /work/done ] && echo 1 >/logs/verifier/reward.txt\n"),
-    "full disk, reward before": ("true", f"echo 0 >/logs/verifier/reward.txt; {FILL}true\n"),
     "attempt killed": (f"{ALLOCATE} && touch done", REWARD),
     "tests killed": ("touch done", f"{ALLOCATE} || rm -f /work/done\n{REWARD}"),
     "grader hangs": ("touch done", "sleep 1000\n"),
@@ -40,8 +37,6 @@ TASKS = {  # commands of the attempt, tests/test.sh
 SCORED = {"solved": 1.0, "unsolved": 0.0, "hangs its own tests": 0.0}
 ERRORS = {
     "limited": "SamplerError: .*status 429",
-    "full disk": "VerifierError: .*(expected numbers|the disk is full|wrote neither)",
-    "full disk, reward before": "VerifierError: .*the disk is full",
     "attempt killed": "SandboxError: the machine ran out of memory",
     "tests killed": "SandboxError: the machine ran out of memory",
     "grader hangs": "VerifierError: .*its tests do not end on what its solution/solve.sh makes either",
@@ -52,6 +47,8 @@ class Server(ThreadingHTTPServer):
     """A chat server that runs each task's commands, hands in, and is busy at times."""
 
     is_busy = True
+    fills: Path | None = None
+    """A folder whose disk is full once an attempt has ended."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -77,6 +74,10 @@ class Handler(BaseHTTPRequestHandler):
         if turn == 0:
             message = {"role": "assistant", "tool_calls": [{"id": "0", "type": "function", "function": call}]}
         body = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"total_tokens": 9}}
+        if turn and self.server.fills is not None:
+            with suppress(OSError), (self.server.fills / "filler").open("ab", buffering=0) as filler:
+                while filler.write(b"x" * 65536):
+                    pass
         is_refused = self.server.is_busy and name == "limited"
         self.send_response(429 if is_refused else 200)
         answer = json.dumps(body).encode()
@@ -175,8 +176,8 @@ def test_no_planted_fault_is_scored(tmp_path: Path) -> None:
             assert found[name].reward is None
             assert re.match(error, str(found[name].error), re.S), (name, found[name].error)
         summary = json.loads((tmp_path / "out" / "summary.json").read_text())["checkpoints"]["model"]
-        assert (summary["num_tasks"], summary["num_attempts"], summary["num_errors"]) == (3, 3, 6)
-        assert "66.7% of the attempts failed outside the model, above 2%" in done.stdout
+        assert (summary["num_tasks"], summary["num_attempts"], summary["num_errors"]) == (3, 3, 4)
+        assert "57.1% of the attempts failed outside the model, above 2%" in done.stdout
 
         server.is_busy = False
         write_task(tmp_path / "tasks", "grader hangs", REWARD)
@@ -184,8 +185,27 @@ def test_no_planted_fault_is_scored(tmp_path: Path) -> None:
         assert "REUSE 3 attempts at 3 tasks" in printed
         rewards = {one.task_id: one.reward for one in recorded(tmp_path).values()}
         assert None not in rewards.values()
-        assert sum(rewards.values()) == 6  # all but those of SCORED that fail, and of the disk that says 0
+        assert sum(rewards.values()) == 5  # all but those of SCORED that fail
         assert "of the attempts failed outside the model" not in printed
+
+
+@needs_a_small_machine
+def test_a_full_disk_makes_no_attempt_a_failed_one_and_it_is_graded_once_there_is_room(tmp_path: Path) -> None:
+    names = ("solved", "unsolved")
+    for name in names:
+        write_task(tmp_path / "tasks", name, TASKS[name][1])
+    with Server() as server, small_machine() as machine:
+        server.fills = Path(machine["env"]["TMPDIR"])
+        done = evaluate(tmp_path, server, **machine)
+        assert "Traceback" not in done.stderr
+        found = recorded(tmp_path)
+        assert found["solved"].reward in (None, 1.0)  # what solved it is no doubt
+        assert found["unsolved"].reward is None
+        assert re.search("No space left on device|the disk is full", done.stderr + str(found))
+        (server.fills / "filler").unlink()
+        server.fills = None
+        assert evaluate(tmp_path, server, **machine).returncode == 0
+    assert {name: recorded(tmp_path)[name].reward for name in names} == {name: SCORED[name] for name in names}
 
 
 @needs_a_small_machine
