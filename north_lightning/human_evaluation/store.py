@@ -11,7 +11,6 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from north_lightning.errors import DataError
@@ -19,6 +18,7 @@ from north_lightning.errors import DataError
 Answers = Mapping[str, Mapping[str, int | None]]
 """Attempt -> statement -> 1 to 5, or None for "cannot judge"."""
 
+NOW = "strftime('%Y-%m-%dT%H:%M:%S+00:00', 'now')"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS ratings (assignment TEXT PRIMARY KEY, answers TEXT NOT NULL, saved_at TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS preferences (assignment TEXT PRIMARY KEY REFERENCES ratings, preference INTEGER
@@ -95,7 +95,7 @@ class Store:
             if found and found[0] != text:
                 raise RefusedError("These ratings are saved already. They cannot be changed once step 2 is open.")
             if not found:
-                database.execute("INSERT INTO ratings VALUES (?, ?, ?)", (assignment, text, _now()))
+                database.execute(f"INSERT INTO ratings VALUES (?, ?, {NOW})", (assignment, text))
 
     def save_preference(self, assignment: str, preference: int | None, comment: str) -> None:
         with self._changing() as database:
@@ -103,9 +103,9 @@ class Store:
             if not database.execute("SELECT 1 FROM ratings WHERE assignment = ?", (assignment,)).fetchone():
                 raise RefusedError("Rate both attempts first (step 1). The preference comes after that.")
             database.execute(
-                "INSERT INTO preferences VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET preference = "
+                f"INSERT INTO preferences VALUES (?, ?, ?, {NOW}) ON CONFLICT DO UPDATE SET preference = "
                 "excluded.preference, comment = excluded.comment, saved_at = excluded.saved_at",
-                (assignment, preference, comment, _now()),
+                (assignment, preference, comment),
             )
 
     def save_draft(self, assignment: str, step: str, answers: Mapping[str, str]) -> None:
@@ -124,7 +124,7 @@ class Store:
         """From now on nothing can be saved: who knows the models is not blind."""
         with self._changing() as database:
             if not database.execute("SELECT 1 FROM unsealed").fetchone():
-                database.execute("INSERT INTO unsealed VALUES (?)", (_now(),))
+                database.execute(f"INSERT INTO unsealed VALUES ({NOW})")
 
     @property
     def is_unsealed(self) -> bool:
@@ -135,7 +135,3 @@ class Store:
     def _check_open(database: sqlite3.Connection) -> None:
         if database.execute("SELECT 1 FROM unsealed").fetchone():
             raise RefusedError("The study is over: nothing can be saved any more.")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

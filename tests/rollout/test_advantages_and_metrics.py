@@ -106,7 +106,7 @@ def test_groups_without_signal_are_counted_per_environment() -> None:
         return RolloutGroup(0, "task", environment, [rollout(reward, environment=environment) for reward in rewards])
 
     groups = [group("terminal", [1, 1]), group("terminal", [0, 0]), group("terminal", [0, 1]), group("swe", [0, 0])]
-    assert group_metrics(groups) == {"solve_all": 0.25, "solve_none": 0.5}
+    assert group_metrics(groups) == {"solve_all": 0.25, "solve_none": 0.5, "lost_rollouts": 0.0}
     metrics = metrics_by_environment(groups)
     assert metrics["pass@1"] == 3 / 8
     assert (metrics["terminal/pass@1"], metrics["swe/pass@1"]) == (0.5, 0.0)
