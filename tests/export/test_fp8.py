@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,12 +133,26 @@ def test_the_report_names_how_far_fp8_is_from_the_checkpoint(release: Path) -> N
 # ---- vLLM's loader ---------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def vllm_in_this_process() -> Iterator[None]:
+    """Takes back what vLLM does to the process: its process groups, and variables of the environment."""
+    pytest.importorskip("vllm")
+    before = dict(os.environ)
+    yield
+    from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
+
+    destroy_model_parallel()
+    destroy_distributed_environment()
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.mark.vllm
+@pytest.mark.usefixtures("vllm_in_this_process")
 def test_vllm_loads_every_tensor_of_an_fp8_release(
     form: str, release: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real model class and loader; only the choice of a kernel, of which this machine has none, is left out."""
-    pytest.importorskip("vllm")
     model, loaded = load_with_vllm(release, monkeypatch)
     assert loaded >= {name for name, _ in model.named_parameters() if ".self_attn.attn." not in name}  # of the cache
     written = tensors_of(release)
@@ -176,9 +192,8 @@ def load_with_vllm(release: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any,
     monkeypatch.setattr(moe, "select_fp8_moe_backend", lambda **_: (SimpleNamespace(value="none"), None))
     config = EngineArgs(model=str(release), skip_tokenizer_init=True, enforce_eager=True).create_engine_config()
     with set_current_vllm_config(config), set_default_torch_dtype(torch.bfloat16):
-        if not torch.distributed.is_initialized():
-            init_distributed_environment(1, 0, "tcp://127.0.0.1:0", 0, "gloo")
-            initialize_model_parallel(1, 1)
+        init_distributed_environment(1, 0, "tcp://127.0.0.1:0", 0, "gloo")
+        initialize_model_parallel(1, 1)
         model: Any = initialize_model(config)
         tensors = [
             (name, file.get_tensor(name))
