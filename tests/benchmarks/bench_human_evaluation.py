@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,8 @@ def run(num_items: int, folder: Path, shots: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if find_spec("playwright") is None:
+        sys.exit(print("left out: it needs Playwright (pip install playwright) and chromium"))
     scratch = ROOT / "runs" / "bench" / "human_evaluation"
     shutil.rmtree(scratch, ignore_errors=True)
     (scratch / "shots").mkdir(parents=True)
