@@ -18,6 +18,7 @@ from north_lightning.model import NorthConfig, NorthModel, save_checkpoint
 from north_lightning.tasks import load_task, solution_steps, write_task
 from north_lightning.tasks.terminal import terminal_task
 from north_lightning.types import AssistantAction, ToolCall
+from north_lightning.views.report import markdown_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,3 +89,14 @@ def test_the_readmes_reward_goes_from_an_empty_file_to_fit_with_one_changed_line
     assert {len(rollout["turns"]) for rollout in rollouts if rollout not in solved} == {1}
     for rollout in solved:
         assert rollout["reward"] == pytest.approx(0.99 ** len(rollout["turns"]))
+
+
+def test_the_table_of_results_is_what_report_printed() -> None:
+    report = json.loads((ROOT / "tests" / "benchmarks" / "results" / "quickstart_cpu.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert markdown_table(report["heldout"]) in readme
+    low, high = (100 * end for end in report["paired_gain"]["ci95"])
+    gain = (
+        f"{100 * report['paired_gain']['pass@1']:+.1f} points of pass@1, paired 95% interval [{low:+.1f}, {high:+.1f}]"
+    )
+    assert gain in " ".join(readme.split())

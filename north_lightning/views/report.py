@@ -57,8 +57,10 @@ def write_report(run_dir: Path) -> None:
     histories[HELDOUT] = read_history(points) if points.exists() else []
     accounted = run_dir / RL_STAGE / "time.json"  # where TimeAccounts is among the callbacks
     sides = describe_sides(*read_all([run_dir / "eval"]), notes=[])
+    in_order = [name for name in (*SFT_STAGES, RL_STAGE) if name in sides]
+    in_order += [name for name in sides if name not in in_order]
     report = build_report(stages, evaluation, histories) | {
-        "heldout": {name: {"protocol": protocol_line(side), **side["sets"][ALL]} for name, side in sides.items()},
+        "heldout": {name: {"protocol": protocol_line(sides[name]), **sides[name]["sets"][ALL]} for name in in_order},
         "rl_time": json.loads(accounted.read_text()) if accounted.exists() else None,
     }
     write_result(run_dir / "report.json", json.dumps(report, indent=2) + "\n")
