@@ -73,9 +73,13 @@ def test_a_kill_at_any_moment_leaves_a_folder_whole_or_no_folder(tmp_path: Path)
             replace_folder(write(unfinished_name(folder), "content"), folder)
             remove_folder(folder)
 
+    started = time.monotonic()
+    replace_folder(write(unfinished_name(folder), "content"), folder)
+    remove_folder(folder)
+    cycle_s = time.monotonic() - started
     num_kills = 0
     while num_kills < 20 or len(found) < 2:  # a slow machine may need more to be hit both ways
-        kill_after(noise.uniform(0.0, 0.02), write_and_remove)
+        kill_after(noise.uniform(0.0, 2 * cycle_s), write_and_remove)
         num_kills += 1
         found.add(folder.exists())
         if folder.exists():
