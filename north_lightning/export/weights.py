@@ -47,7 +47,7 @@ class Weights:
 
 
 def weights_of_folder(directory: Path, config: NorthConfig, quantization: Quantization | None = None) -> Weights:
-    """Of a Hugging Face folder; quantized matrices come out dequantized, in float32.
+    """The weights of a Hugging Face folder; quantized matrices come out dequantized, in float32.
 
     Raises:
         CheckpointError: the folder's tensors are not those of ``config``.
@@ -81,7 +81,7 @@ def weights_of_folder(directory: Path, config: NorthConfig, quantization: Quanti
 
 
 def weights_of_file(config: NorthConfig, stored: Mapping[str, Tensor], path: Path) -> Weights:
-    """Of a training checkpoint of one process: ``stored``, mapped from ``path``.
+    """The weights of a training checkpoint of one process: ``stored``, mapped from ``path``.
 
     Raises:
         CheckpointError: ``stored`` is not the state of a module of ``config``.
@@ -92,7 +92,7 @@ def weights_of_file(config: NorthConfig, stored: Mapping[str, Tensor], path: Pat
 
 
 def weights_of_shards(config: NorthConfig, folder: Path) -> Weights:
-    """Of a training checkpoint of ``NorthStrategy``, in float32."""
+    """The weights of a training checkpoint of ``NorthStrategy``, in float32."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in NorthModel(config).state_dict().items()}
 

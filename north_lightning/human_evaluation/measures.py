@@ -15,7 +15,7 @@ from north_lightning.evaluation.statistics import Estimate, Interval
 
 NUM_DRAWS = 4000
 PRIOR_PRECISION = 0.01
-"""Of strengths and effects: a normal prior of standard deviation 10 keeps those of a model that always wins finite."""
+"""A normal prior with standard deviation 10 keeps the strength of a model that always wins finite."""
 
 
 def bootstrap_interval(values: Sequence[float]) -> Interval:

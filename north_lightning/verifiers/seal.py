@@ -162,7 +162,7 @@ class TestFiles:
                     continue  # an attribute, or what this machine lacks
 
     def seal(self) -> Seal:
-        """Of what tests are judged with; nothing of the task or the attempt may be loaded."""
+        """Seal what tests are judged with; nothing of the task or the attempt may be loaded."""
         seal = Seal()
         tops = {name.split(".")[0] for name in self.imports}.union(ALWAYS)
         for name, module in list(sys.modules.items()):

@@ -26,7 +26,8 @@ from north_lightning.durable import replace_bytes, replace_text
 from north_lightning.errors import ConfigError, DataError
 from north_lightning.evaluation.attempts import ATTEMPTS, read_attempts
 from north_lightning.evaluation.interchange import hub_results, latest
-from north_lightning.views.figures import draw_figures
+from north_lightning.views.charts import drawn
+from north_lightning.views.figures import FORMATS, draw_figures
 from north_lightning.views.report import RL_STAGE, SFT_STAGES, heldout_caption, markdown_table
 
 
@@ -73,11 +74,11 @@ def write_card(
         ended = json.loads(text_of(run_dir / stage / "summary.json", "fit"))
         stages.append({"name": stage, **ended, **_describe(settings)})
     figures = {}
-    for title, forms in draw_figures(run_dir):
-        if not isinstance(forms, str):
+    for title, figure in draw_figures(run_dir):
+        if not isinstance(figure, str):
             figures[title] = f"figures/{title}.png"
-            for form, picture in forms.items():
-                replace_bytes(release / "figures" / f"{title}.{form}", picture)
+            for form in FORMATS:
+                replace_bytes(release / "figures" / f"{title}.{form}", drawn(figure, form))
     if dataset is not None:
         path = run_dir / "eval" / ATTEMPTS
         own = [one for one in latest(read_attempts(path)) if one.checkpoint == checkpoint]

@@ -97,7 +97,7 @@ def line_figure(
 
 def line_chart(series: Sequence[Series], **labels: Any) -> str:
     """SVG of ``line_figure``."""
-    return _svg(line_figure(series, **labels))
+    return inline_svg(line_figure(series, **labels))
 
 
 def interval_bars(groups: Sequence[Bars], *, ylabel: str) -> Figure:
@@ -138,7 +138,7 @@ def bar_chart(labels: Sequence[str], groups: Sequence[tuple[str, Sequence[float]
     axes.set_xlabel(xlabel)
     axes.spines[["top", "right"]].set_visible(False)
     _legend_above(axes)
-    return _svg(figure)
+    return inline_svg(figure)
 
 
 def share_bars(rows: Sequence[tuple[str, Mapping[str, float]]], *, xlabel: str) -> str:
@@ -160,7 +160,7 @@ def share_bars(rows: Sequence[tuple[str, Mapping[str, float]]], *, xlabel: str) 
     axes.set_xlabel(xlabel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=8)
-    return _svg(figure)
+    return inline_svg(figure)
 
 
 def forest(rows: Sequence[tuple[str, float, tuple[float, float], bool]], *, xlabel: str) -> str:
@@ -177,7 +177,7 @@ def forest(rows: Sequence[tuple[str, float, tuple[float, float], bool]], *, xlab
     axes.set_xlabel(xlabel)
     axes.grid(axis="x", alpha=0.2)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    return _svg(figure)
+    return inline_svg(figure)
 
 
 def preference_bars(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
@@ -238,7 +238,7 @@ def histogram(groups: Sequence[tuple[str, Sequence[float], Sequence[float]]], *,
     axes.set_ylabel(ylabel)
     axes.spines[["top", "right"]].set_visible(False)
     _legend_above(axes)
-    return _svg(figure)
+    return inline_svg(figure)
 
 
 def _shown(name: str) -> str:
@@ -257,6 +257,7 @@ def drawn(figure: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def _svg(figure: Figure) -> str:
+def inline_svg(figure: Figure) -> str:
+    """SVG as a page holds it, without the head of a file."""
     text = drawn(figure, "svg").decode()
     return text[text.index("<svg") :]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from north_lightning.durable import replace_bytes
@@ -42,36 +43,36 @@ def write_figures(
     folder = output_dir or run_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, soft_wrap=True)
-    for name, forms in draw_figures(run_dir, evaluations, study):
-        if isinstance(forms, str):
-            console.print(f"{name}: left out: {forms}", markup=False)
+    for name, figure in draw_figures(run_dir, evaluations, study):
+        if isinstance(figure, str):
+            console.print(f"{name}: left out: {figure}", markup=False)
             continue
-        for form, picture in forms.items():
-            replace_bytes(folder / f"{name}.{form}", picture)
+        for form in FORMATS:
+            replace_bytes(folder / f"{name}.{form}", drawn(figure, form))
         console.print(f"{folder / name}.svg and .png", markup=False)
 
 
 def draw_figures(
     run_dir: Path, evaluations: list[str] | None = None, study: Path | None = None
-) -> Iterator[tuple[str, dict[str, bytes] | str]]:
-    """Name and bytes by format of every figure, or why it is left out."""
+) -> Iterator[tuple[str, Figure | str]]:
+    """Every figure with its name, or why it is left out."""
     summary = run_dir / "eval" / "summary.json"
     if evaluations or summary.is_file():
         sides = describe_sides(*read_all(evaluations or [run_dir / "eval"]), notes=[])
-        yield "benchmarks", {form: drawn(interval_bars(_bars(sides), ylabel="pass@1"), form) for form in FORMATS}
+        yield "benchmarks", interval_bars(_bars(sides), ylabel="pass@1")
     else:
         yield "benchmarks", f"{summary} not found; `python -m north_lightning test` writes it"
     history, points = run_dir / "rl" / HISTORY, run_dir / "rl" / "eval" / "points.jsonl"
     if history.is_file():
         curves = list(_curves(read_history(history), read_history(points) if points.is_file() else []))
-        figure = line_figure(curves, xlabel="optimizer step of RL", ylabel="pass@1", ylim=(0, 1), size=(7.6, 4.2))
-        yield "training", {form: drawn(figure, form) for form in FORMATS}
+        step = "optimizer step of RL"
+        yield "training", line_figure(curves, xlabel=step, ylabel="pass@1", ylim=(0, 1), size=(7.6, 4.2))
     else:
         yield "training", f"{history} not found; `python -m north_lightning fit` writes it (JSONLHistory)"
     report = (study or run_dir / "study") / "report" / "report.json"
     rows = preference_rows(json.loads(report.read_text())) if report.is_file() else []
     if rows:
-        yield "preferences", {form: drawn(preference_bars(rows), form) for form in FORMATS}
+        yield "preferences", preference_bars(rows)
     else:
         yield "preferences", f"{report} names no models; `human-eval report --unseal true` does"
 

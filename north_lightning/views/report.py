@@ -19,6 +19,7 @@ from north_lightning.errors import DataError
 from north_lightning.evaluation.compare import ALL, describe_sides, protocol_line, read_all, shown
 from north_lightning.history import HISTORY, History, read_history
 from north_lightning.run_folders import write_result
+from north_lightning.views.charts import inline_svg
 from north_lightning.views.figures import draw_figures
 from north_lightning.views.page import HELDOUT, column, render_page
 
@@ -65,10 +66,8 @@ def write_report(run_dir: Path) -> None:
     }
     write_result(run_dir / "report.json", json.dumps(report, indent=2) + "\n")
     rows = list(heldout_rows(report["heldout"]))
-    pictures = {name: forms["svg"].decode() for name, forms in draw_figures(run_dir) if not isinstance(forms, str)}
-    figures = [
-        pictures[name][pictures[name].index("<svg") :] for name in ("benchmarks", "preferences") if name in pictures
-    ]
+    drawings = {name: figure for name, figure in draw_figures(run_dir) if not isinstance(figure, str)}
+    figures = [inline_svg(drawings[name]) for name in ("benchmarks", "preferences") if name in drawings]
     replace_text(
         run_dir / "report.html",
         render_page(report, evaluation, histories, rows, heldout_caption(report["heldout"]), figures),
